@@ -1,0 +1,5 @@
+"""``python -m flower_proxy`` is ``flower-proxy``."""
+
+from flower_proxy.command import main
+
+main()

@@ -1,0 +1,226 @@
+"""Who is asking? By a password, by a session of an OAuth provider, or by the word of a trusted proxy."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from http import HTTPStatus
+
+from prometheus_client import Counter
+
+from flower_proxy.browser_proof import host_refusal
+from flower_proxy.credentials import CredentialsError, read_authorization
+from flower_proxy.forwarded import Headers
+from flower_proxy.location import Location
+from flower_proxy.throttle import Throttle
+from flower_proxy.verifier import Busy, Verifier
+
+# Not registered here: `flower_proxy.self_metrics` has it
+REFUSED_LOGINS = Counter("flower_proxy_refused_logins", "Tries to log in that were refused.", ["reason"], registry=None)
+
+_LONGEST_NAME = 200  # characters
+_SECONDS_WHEN_BUSY = 1
+
+
+@dataclass(frozen=True)
+class Person:
+    """Who is asking.
+
+    :ivar name: empty for nobody in particular.
+    :ivar password_of: the user whose password has been shown; empty if none has.
+    """
+
+    name: str
+    password_of: str = ""
+
+
+class Denied(Exception):  # noqa: N818  an answer, not a mistake
+    """The request is not to be answered.
+
+    :ivar status: the status to answer with.
+    :ivar reason: a line for the one who asks; it holds nothing that is not theirs.
+    :ivar retry_after: seconds, None where waiting does not help.
+    :ivar user: who it was said to be, where somebody tried to log in; else None.
+    :ivar may_log_in: whether the OAuth provider's page is the way in.
+    """
+
+    def __init__(
+        self,
+        status: HTTPStatus,
+        reason: str,
+        *,
+        retry_after: int | None = None,
+        user: str | None = None,
+        may_log_in: bool = False,
+    ) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+        self.retry_after = retry_after
+        self.user = user
+        self.may_log_in = may_log_in
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """What a request brings along to show who is asking.
+
+    :ivar location: where it was sent to, and by whom.
+    :ivar headers: its headers.
+    :ivar session: returns the address that an OAuth provider has vouched for, None without a session.
+    :ivar known_browser: returns what tells this browser from others that share its address, for a user who has logged
+        in with it before; None for others.
+    """
+
+    location: Location
+    headers: Headers
+    session: Callable[[], str | None]
+    known_browser: Callable[[str], str | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PasswordCheck:
+    """Finds out whose password a request brings along (RFC 7617).
+
+    :ivar passwords: the right ones.
+    :ivar throttle: slows down wrong tries.
+    """
+
+    passwords: Verifier
+    throttle: Throttle
+
+    async def identify(self, attempt: Attempt) -> Person:
+        """Tell who is asking.
+
+        :raises Denied: the password is missing, wrong, or was wrong too often.
+        """
+        try:
+            credentials = read_authorization(attempt.headers.get_list("Authorization"))
+        except CredentialsError as error:
+            raise _refused("malformed", str(error), user="") from None
+        if credentials is None:
+            raise Denied(HTTPStatus.UNAUTHORIZED, "log in first")
+        user = credentials.user
+        tries = attempt.location.client
+        wait = self.throttle.wait(tries, user)
+        if not wait and self.passwords.knows(credentials):
+            return Person(user, password_of=user)
+        # An address may be shared with somebody who tries: a browser that was let in before is counted by itself
+        if known := attempt.known_browser(user):
+            tries, wait = known, self.throttle.wait(known, user)
+            if not wait and self.passwords.knows(credentials):
+                return Person(user, password_of=user)
+        # Those who wait for the same answer have one try together
+        counts = not self.passwords.is_checking(credentials)
+        if not wait and counts:
+            wait = self.throttle.reserve(tries, user)
+        if wait:
+            raise _throttled(user, math.ceil(wait))
+        try:
+            right = await self.passwords.verify(credentials)
+        except Busy:
+            right = None
+        if counts and right is not False:
+            self.throttle.give_back(tries, user)
+        if right is None:
+            status, reason = HTTPStatus.SERVICE_UNAVAILABLE, "too many logins at once: try again"
+            raise Denied(status, reason, retry_after=_SECONDS_WHEN_BUSY)
+        if not right:
+            raise _refused("wrong", "wrong user or password", user=user)
+        return Person(user, password_of=user)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Authenticator:
+    """Finds out who is asking.
+
+    :ivar by_password: None where a password is no way in.
+    :ivar may_enter: tells whether an address that an OAuth provider vouches for may enter; None where that is no way
+        in.
+    :ivar user_header: in which a trusted proxy names the user; None where that is no way in.
+    :ivar allowed_hosts: names that are ours, as `browser_proof.parse_allowed_host` returns them.
+
+    A trusted proxy's word is enough. Else, where both password and OAuth are ways in, both are asked for, as in Flower.
+    Where nothing is a way in, whoever asks may enter.
+    """
+
+    by_password: PasswordCheck | None = None
+    may_enter: Callable[[str], bool] | None = None
+    user_header: str | None = None
+    allowed_hosts: Collection[str] = ()
+
+    @property
+    def asks(self) -> bool:
+        """Whether anything is asked for."""
+        return bool(self.by_password or self.may_enter or self.user_header)
+
+    async def identify(self, attempt: Attempt) -> Person:
+        """Tell who is asking.
+
+        :raises Denied: nobody who may enter.
+        """
+        name = self._named_by_proxy(attempt)
+        if name is not None or not self.asks:
+            # A password or a session is shown by a browser where it believes to be; here nothing but the host's name is
+            if reason := host_refusal(attempt.headers, attempt.location, self.allowed_hosts):
+                raise Denied(HTTPStatus.FORBIDDEN, reason)
+            return Person(name or "")
+        person = await self.by_password.identify(attempt) if self.by_password else None
+        if self.may_enter is not None:
+            address = attempt.session()
+            if address is None or not self.may_enter(address):
+                raise Denied(HTTPStatus.FORBIDDEN, "log in first", may_log_in=True)
+            return Person(address, password_of=person.password_of if person else "")
+        if person is None:
+            raise Denied(HTTPStatus.FORBIDDEN, f"no proxy that is trusted has said who you are ({self.user_header})")
+        return person
+
+    def _named_by_proxy(self, attempt: Attempt) -> str | None:
+        if self.user_header is None or not attempt.location.trusted:
+            return None
+        names = [name for line in attempt.headers.get_list(self.user_header) if (name := _decode(line))]
+        if len(names) > 1 or any(not name.isprintable() or len(name) > _LONGEST_NAME for name in names):
+            # One line from the proxy, one from the client: nobody knows which is whose
+            raise Denied(HTTPStatus.FORBIDDEN, f"{self.user_header} does not name one user", user="")
+        return names[0] if names else None
+
+
+def _throttled(user: str, seconds: int) -> Denied:
+    REFUSED_LOGINS.labels("throttled").inc()
+    reason = f"too many wrong tries: wait {seconds} s"
+    return Denied(HTTPStatus.TOO_MANY_REQUESTS, reason, retry_after=seconds, user=user)
+
+
+def _refused(label: str, reason: str, *, user: str) -> Denied:
+    REFUSED_LOGINS.labels(label).inc()
+    return Denied(HTTPStatus.UNAUTHORIZED, reason, user=user)
+
+
+def _decode(line: str) -> str:
+    # Tornado reads headers as latin-1; a name that is not ASCII was sent in UTF-8, or is taken as it is
+    try:
+        return line.encode("latin-1").decode().strip()
+    except UnicodeError:
+        return line.strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roles:
+    """Who may act, and who may only look.
+
+    :ivar viewers: the names of those who may only look, as `fold` returns them.
+    :ivar read_only: whether nobody may act.
+    """
+
+    viewers: Collection[str] = ()
+    read_only: bool = False
+
+    def may_act(self, person: Person) -> bool:
+        return not self.read_only and fold(person.name) not in self.viewers
+
+
+def fold(name: str) -> str:
+    """Return a name in the form in which names are compared: providers do not care for the case of an address."""
+    return unicodedata.normalize("NFKC", name).strip().casefold()

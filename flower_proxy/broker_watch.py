@@ -1,0 +1,218 @@
+"""The thread that asks the broker about its queues, and the workers about themselves (P4)."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any
+
+from celery import Celery
+from kombu import Connection
+
+from flower_proxy.broker import NO_ANSWER, SECONDS_TO_ANSWER, back_off, connected, mailbox_of, problem_of
+from flower_proxy.queues import Counted, count
+
+logger = logging.getLogger(__name__)
+
+MOST_QUEUES = 1000
+"""How many queues are asked for at most, each by itself."""
+
+_NOT_YET = "the broker has not answered yet"
+_SECONDS_FOR_WORKERS = 1.0
+# Beyond what a question may take where it is given up in time, the workers' seconds included
+_PATIENCE = 2 * SECONDS_TO_ANSWER
+# A task moves from left to right, so that whoever asks in this order misses none
+_HOLDS = ("scheduled", "reserved", "active")
+
+
+@dataclass(frozen=True)
+class QueueFigures:
+    """What is known about queues.
+
+    :ivar lengths: messages that wait, by queue; empty while the broker does not answer.
+    :ivar consumers: how many consume a queue, by queue, as the broker says; where it does not say, the workers that
+        consume it. Empty while the broker does not answer.
+    :ivar workers: how many workers consume a queue, by queue.
+    :ivar processes: how many processes, or threads, these have, by queue.
+    :ivar queues_of: the queues that a worker consumes, by worker.
+    """
+
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    consumers: Mapping[str, int] = field(default_factory=dict)
+    workers: Mapping[str, int] = field(default_factory=dict)
+    processes: Mapping[str, int] = field(default_factory=dict)
+    queues_of: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Worker:
+    queues: tuple[str, ...]
+    processes: int
+
+
+class BrokerWatch(threading.Thread):
+    """Keeps figures about the queues, and tells whether the broker answers. A broker that hangs holds up nothing else.
+
+    The queues are those given, those configured, and those that workers consume.
+
+    :param capp: the Celery application whose broker is asked.
+    :param queues: names of queues beside those that are found.
+    :param workers: called in this thread, returns the names of the workers that are alive.
+    :param on_held: called in this thread with a worker, the ids of all the tasks it has been given and not finished,
+        and when it was asked, by `time.time`.
+    :param interval: seconds between two looks at the broker.
+    :param inspect_every: seconds between two questions to the workers; one that is new is asked at the next look.
+    :ivar figures: the latest; replaced as a whole, never changed.
+    :ivar answered_at: when the broker last answered, by `time.monotonic`; None before the first time.
+    """
+
+    def __init__(
+        self,
+        capp: Celery,
+        *,
+        queues: Sequence[str] = (),
+        workers: Callable[[], Collection[str]],
+        on_held: Callable[[str, set[str], float], None],
+        interval: float = 5.0,
+        inspect_every: float = 15.0,
+    ) -> None:
+        super().__init__(name="broker-watch", daemon=True)
+        self.figures = QueueFigures()
+        self.answered_at: float | None = None
+        self._capp = capp
+        self._given = tuple(queues)
+        self._alive = workers
+        self._on_held = on_held
+        self._interval = interval
+        self._inspect_every = inspect_every
+        self._stopping = threading.Event()
+        self._problem: str | None = _NOT_YET
+        self._asking_since: float | None = None
+        self._workers: dict[str, _Worker] = {}
+        self._asked: set[str] = set()
+        self._queues: dict[str, None] = {}
+        self._inspect_at = 0.0
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with the broker, as one of a few phrases without any part of its URL; None if it answers."""
+        since = self._asking_since
+        if since is not None and time.monotonic() - since > _PATIENCE:
+            return NO_ANSWER
+        return self._problem
+
+    def stop(self) -> None:
+        """End the thread, at once unless the broker keeps it waiting; does not wait for that."""
+        self._stopping.set()
+
+    def run(self) -> None:
+        pauses = back_off()
+        while not self._stopping.is_set():
+            self._asking_since = time.monotonic()
+            try:
+                with connected(self._capp) as connection:
+                    try:
+                        self._watch(connection)
+                    except Exception as error:
+                        pauses = back_off()
+                        # Now, as to close the connection may take as long again
+                        self._fail(error)
+                        raise
+            except Exception as error:
+                self._fail(error)
+                self._stopping.wait(next(pauses))
+
+    def _fail(self, error: Exception) -> None:
+        problem = problem_of(error)
+        if problem != self._problem:
+            logger.warning("No queue lengths: %s; trying again and again", problem)
+        logger.debug("No queue lengths", exc_info=True)
+        self._asking_since, self._problem = None, problem
+        self.figures = _sum_up({}, self._known_workers(self._alive()), told=False)
+
+    def _watch(self, connection: Connection) -> None:
+        told = connection.transport.driver_type == "amqp"
+        while not self._stopping.is_set():
+            self._asking_since = time.monotonic()
+            alive = self._alive()
+            self._inspect(connection, alive)
+            workers = self._known_workers(alive)
+            self.figures = _sum_up(self._count(connection, workers), workers, told=told)
+            self.answered_at = time.monotonic()
+            if self._problem not in (None, _NOT_YET):
+                logger.info("The broker answers again")
+            self._asking_since = self._problem = None
+            self._stopping.wait(self._interval)
+
+    # Queues
+
+    def _count(self, connection: Connection, workers: Mapping[str, _Worker]) -> dict[str, Counted]:
+        found = chain(self._given, list(self._capp.amqp.queues), *(worker.queues for worker in workers.values()))
+        # Also those that nobody consumes any more: there it is that messages pile up
+        self._queues = dict.fromkeys(islice(dict.fromkeys(chain(found, self._queues)), MOST_QUEUES))
+        counted = {name: count(connection, name) for name in self._queues}
+        return {name: counted for name, counted in counted.items() if counted is not None}
+
+    # Workers
+
+    def _known_workers(self, alive: Collection[str]) -> dict[str, _Worker]:
+        # One that is too busy to answer still consumes what it said before
+        self._workers = {name: self._workers[name] for name in alive if name in self._workers}
+        return self._workers
+
+    def _inspect(self, connection: Connection, alive: Collection[str]) -> None:
+        now = time.monotonic()
+        # One that is back under its name is a new one
+        self._asked &= set(alive)
+        if now < self._inspect_at and self._asked.issuperset(alive):
+            return
+        self._inspect_at, self._asked = now + self._inspect_every, set(alive)
+        queues = _ask(self._capp, connection, "active_queues", alive)
+        # Who did not answer the first question is not waited for again
+        stats = _ask(self._capp, connection, "stats", queues)
+        for name, told in stats.items():
+            self._workers[name] = _Worker(tuple(queue["name"] for queue in queues[name]), _processes(told))
+        asked_at = time.time()
+        held = [_ask(self._capp, connection, command, queues) for command in _HOLDS]
+        for name in queues:
+            if all(name in answers for answers in held):
+                requests = chain.from_iterable(answers[name] for answers in held)
+                self._on_held(name, {request.get("request", request)["id"] for request in requests}, asked_at)
+
+
+def _ask(capp: Celery, connection: Connection, command: str, workers: Collection[str]) -> dict[str, Any]:
+    """Ask workers, and return what those said that answered in time and without an error."""
+    if not workers:
+        # A question to nobody goes to everybody, and waits
+        return {}
+    answers = mailbox_of(capp, connection).call(list(workers), command, timeout=_SECONDS_FOR_WORKERS)
+    said = chain.from_iterable(answer.items() for answer in answers)
+    return {name: told for name, told in said if name in workers and "error" not in told}
+
+
+def _processes(stats: Mapping[str, Any]) -> int:
+    pool = stats.get("pool") or {}
+    processes = pool.get("processes", pool.get("max-concurrency", 0))
+    return len(processes) if isinstance(processes, list) else int(processes)
+
+
+def _sum_up(counted: Mapping[str, Counted], workers: Mapping[str, _Worker], *, told: bool) -> QueueFigures:
+    """Sum up what is known; `told` is whether the broker knows the consumers."""
+    consuming: Counter[str] = Counter()
+    processes: Counter[str] = Counter()
+    for worker in workers.values():
+        consuming.update(worker.queues)
+        processes.update(dict.fromkeys(worker.queues, worker.processes))
+    names = dict.fromkeys(chain(counted, consuming))
+    return QueueFigures(
+        lengths={name: found.messages for name, found in counted.items()},
+        consumers={name: found.consumers if told else consuming[name] for name, found in counted.items()},
+        workers={name: consuming[name] for name in names},
+        processes={name: processes[name] for name in names},
+        queues_of={name: worker.queues for name, worker in workers.items()},
+    )

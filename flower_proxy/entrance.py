@@ -1,0 +1,112 @@
+"""From the options to the gate: who may enter, and by which way in."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from flower_proxy.authentication import Authenticator, PasswordCheck, Roles, fold
+from flower_proxy.browser_proof import parse_allowed_host, parse_origin
+from flower_proxy.credentials import parse_entries
+from flower_proxy.gate import Gate
+from flower_proxy.internals import authenticate
+from flower_proxy.throttle import Throttle
+from flower_proxy.users import Users
+from flower_proxy.verifier import Verifier
+
+_MADE_UP_USER = "flower"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entrance:
+    """The ways in.
+
+    :ivar gate: in front of everything.
+    :ivar metrics_gate: in front of the metrics' own listener.
+    :ivar users: who may enter by password.
+    :ivar made_up: user and password made for this run, since nobody was named who may enter; else None.
+    """
+
+    gate: Gate
+    metrics_gate: Gate
+    users: Users
+    made_up: tuple[str, str] | None
+
+    def close(self) -> None:
+        """Let go of the threads that check passwords."""
+        for check in (self.gate.authenticator.by_password, self.gate.scrapers):
+            if check is not None:
+                check.passwords.close()
+
+
+def build_entrance(options: Any) -> Entrance:
+    """Make the gate that the options describe.
+
+    :param options: Flower's options and ours.
+    :raises ValueError: they contradict each other, or a file cannot be used; the message is one line.
+    """
+    _refuse_contradictions(options)
+    made_up = None
+    if not (options.no_auth or any(getattr(options, name) for name in _WAYS_IN)):
+        made_up = (_MADE_UP_USER, secrets.token_urlsafe(12))
+    entries = [":".join(made_up)] if made_up else options.basic_auth
+    users = Users(entries, options.basic_auth_file, options.auth_file)
+    _refuse_unknown_viewers(options, users)
+    throttle = Throttle()
+    scraper, scrapers = None, None
+    if options.metrics_auth:
+        passwords = parse_entries([options.metrics_auth])
+        (scraper,) = passwords
+        if scraper in users.names():
+            raise ValueError(
+                f"--metrics_auth: {scraper!r} is a user of the pages too; take another name for the metrics"
+            )
+        scrapers = PasswordCheck(passwords=Verifier(lambda: passwords), throttle=throttle)
+    gate = Gate(
+        authenticator=Authenticator(
+            by_password=PasswordCheck(passwords=Verifier(users.current), throttle=throttle) if users else None,
+            may_enter=partial(_may_enter, options.auth) if options.auth else None,
+            user_header=options.auth_header or None,
+            allowed_hosts=tuple(map(parse_allowed_host, options.allowed_hosts)),
+        ),
+        scrapers=scrapers,
+        scraper=scraper,
+        roles=Roles(viewers=frozenset(map(fold, options.viewers)), read_only=options.read_only),
+        cors_origins=frozenset(map(parse_origin, options.cors_origins)),
+    )
+    opened = replace(gate, metrics_open=options.metrics_open)
+    own_listener = options.metrics_port is not None
+    return Entrance(gate=gate if own_listener else opened, metrics_gate=opened, users=users, made_up=made_up)
+
+
+_WAYS_IN = ("basic_auth", "basic_auth_file", "auth_file", "auth", "auth_header")
+
+
+def _may_enter(pattern: str, address: str) -> bool:
+    return bool(authenticate(pattern, address))
+
+
+def _refuse_contradictions(options: Any) -> None:
+    if options.no_auth:
+        for name in (*_WAYS_IN, "viewers"):
+            if getattr(options, name):
+                raise ValueError(f"--no_auth: nobody is asked who they are, but --{name} is given")
+    if bool(options.auth) != bool(options.auth_provider):
+        given, missing = ("auth", "auth_provider") if options.auth else ("auth_provider", "auth")
+        raise ValueError(f"--{given}: it needs --{missing}")
+    if options.metrics_open and options.metrics_auth:
+        raise ValueError("--metrics_open: nobody is asked for a password, but --metrics_auth is given")
+    if options.metrics_address and options.metrics_port is None:
+        raise ValueError("--metrics_address: it needs --metrics_port")
+
+
+def _refuse_unknown_viewers(options: Any, users: Users) -> None:
+    if options.basic_auth_file or options.auth_file or options.auth or options.auth_header:
+        # Names that are not known yet may come
+        return
+    known = set(map(fold, users.names()))
+    for name in options.viewers:
+        if fold(name) not in known:
+            raise ValueError(f"--viewers: {name!r} is not one of the users of --basic_auth")

@@ -1,0 +1,218 @@
+"""Who speaks? The peers that are trusted, and what their headers say."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+from flower_proxy.paths import join_segments
+
+UNIX = "unix"
+"""What stands for the peer of a unix socket, which has no address."""
+
+HEADERS = (
+    "X-Forwarded-For",
+    "X-Forwarded-Proto",
+    "X-Forwarded-Host",
+    "X-Forwarded-Port",
+    "X-Forwarded-Prefix",
+    "X-Script-Name",
+    "Forwarded",
+)
+"""The headers that count from a trusted peer."""
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?P<port>:\d{1,5})?")
+_FORWARDED_PAIR = re.compile(r'\s*(?P<name>[\w-]+)\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<token>[^\s;,"]*))\s*')
+_ADDRESS_AND_PORT = re.compile(r"(?P<v4>[0-9.]+):\d+|\[(?P<v6>[^\]]*)\](?::\d+)?")
+
+
+class Headers(Protocol):
+    """The request's headers, as `tornado.httputil.HTTPHeaders` has them."""
+
+    def get_list(self, name: str, /) -> list[str]:
+        """Return the values of all lines of that name, in order; an empty list if there is none."""
+
+
+class ForwardedHeaderError(ValueError):
+    """A trusted proxy sent a forwarded header that is not what it should be; to be answered with 400."""
+
+    def __init__(self, header: str, value: str, expected: str) -> None:
+        super().__init__(f"{header}: {value[:100]!a} is not {expected}")
+        # For the one who asks, whose value is not repeated
+        self.answer = f"{header} is not {expected}"
+
+
+class TrustedProxies:
+    """The peers whose forwarded headers count.
+
+    :param entries: IP addresses, networks in CIDR notation, and the word ``unix`` for every peer of a unix socket.
+    :raises ValueError: an entry is none of these; the message says which, and what was probably meant.
+
+    Membership is asked with an address as text, or `UNIX`: ``peer in trusted``.
+    """
+
+    def __init__(self, entries: Iterable[str]) -> None:
+        self.entries = tuple(entry.strip() for entry in entries if entry.strip())
+        self._networks = [_parse_network(entry) for entry in self.entries if entry != UNIX]
+        # Bounded, because the addresses of X-Forwarded-For are the client's to choose
+        self._holds = lru_cache(maxsize=1024)(self._look_up)
+
+    def __contains__(self, peer: str) -> bool:
+        return self._holds(peer)
+
+    def __str__(self) -> str:
+        return ", ".join(self.entries) or "none"
+
+    def _look_up(self, peer: str) -> bool:
+        if peer == UNIX:
+            return UNIX in self.entries
+        address = parse_address(peer)
+        return address is not None and any(address in network for network in self._networks)
+
+
+def _parse_network(entry: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    if "%" in entry or entry.lower().startswith("::ffff:"):
+        raise ValueError(f"{entry!r}: write it without the interface behind %, and IPv4 as IPv4")
+    try:
+        return ipaddress.ip_network(entry)
+    except ValueError:
+        pass
+    try:
+        meant = ipaddress.ip_network(entry, strict=False)
+    except ValueError:
+        raise ValueError(f"{entry!r} is not an IP address, a network such as 10.0.0.0/8, or unix") from None
+    raise ValueError(f"{entry!r} is an address with a network's length: write {meant} for the network")
+
+
+def parse_address(text: str) -> Address | None:
+    """Read one element of ``X-Forwarded-For`` or of ``for=`` (RFC 7239, section 6).
+
+    :param text: an IPv4 or IPv6 address, with or without brackets and port.
+    :returns: the address, an IPv4 one where it came mapped into IPv6, or None if it is no address.
+    """
+    text = text.strip()
+    if match := _ADDRESS_AND_PORT.fullmatch(text):
+        text = match["v4"] or match["v6"]
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+@dataclass(frozen=True)
+class Forwarded:
+    """What the headers of a trusted peer say.
+
+    :ivar addresses: of the hops, the client's first; not checked, since a client can write there what it likes.
+    :ivar scheme: ``http``, ``https``, or empty.
+    :ivar host: host and perhaps a port, or empty.
+    :ivar port: the port, or empty.
+    :ivar prefix: the prefix, None if there is none; empty if it is the root.
+    """
+
+    addresses: list[str]
+    scheme: str
+    host: str
+    port: str
+    prefix: str | None
+
+
+def read_forwarded(headers: Headers, *, xheaders: bool = False) -> Forwarded:
+    """Read the headers of a trusted peer; `flower_proxy.location.Locator` has the table of them.
+
+    :param xheaders: read ``X-Real-Ip`` and ``X-Scheme`` too, where their ``X-Forwarded-`` twin is missing.
+    :raises ForwardedHeaderError: one is malformed.
+    """
+    addresses = _values(headers, "X-Forwarded-For")
+    proto_header, host_header = "X-Forwarded-Proto", "X-Forwarded-Host"
+    scheme, host = _first(headers, proto_header), _first(headers, host_header)
+    port = _first(headers, "X-Forwarded-Port")
+    prefix = _read_prefix(headers, "X-Forwarded-Prefix")
+    if prefix is None:
+        prefix = _read_prefix(headers, "X-Script-Name")
+    if xheaders:
+        addresses = addresses or _values(headers, "X-Real-Ip")
+        if not scheme:
+            proto_header, scheme = "X-Scheme", _first(headers, "X-Scheme")
+    # All or nothing: a proxy that writes the X- headers passes on whatever `Forwarded` the client made up
+    if not (addresses or scheme or host or port or prefix is not None):
+        elements = _parse_forwarded(headers)
+        addresses = [element["for"] for element in elements if "for" in element]
+        if elements:
+            proto_header = host_header = "Forwarded"
+            scheme, host = elements[0].get("proto", ""), elements[0].get("host", "")
+    scheme = scheme.lower()
+    if scheme not in ("", "http", "https"):
+        raise ForwardedHeaderError(proto_header, scheme, "one with the scheme http or https")
+    if host and not _is_host(host):
+        raise ForwardedHeaderError(host_header, host, "a host name with an optional port")
+    if port and not _is_port(port):
+        raise ForwardedHeaderError("X-Forwarded-Port", port, "a port from 1 to 65535")
+    return Forwarded(addresses, scheme, host, port, prefix)
+
+
+def _values(headers: Headers, name: str) -> list[str]:
+    lines = headers.get_list(name)
+    return [value for line in lines for part in line.split(",") if (value := part.strip())] if lines else []
+
+
+def _first(headers: Headers, name: str) -> str:
+    return next(iter(_values(headers, name)), "")
+
+
+def _read_prefix(headers: Headers, name: str) -> str | None:
+    values = _values(headers, name)
+    if not values:
+        return None
+    prefix = ""
+    for value in values:
+        try:
+            if "//" in value:
+                raise ValueError
+            prefix += join_segments(segment for segment in value.split("/") if segment)
+        except ValueError:
+            raise ForwardedHeaderError(name, value, "a path such as /flower") from None
+    return prefix
+
+
+def _parse_forwarded(headers: Headers) -> list[dict[str, str]]:
+    elements: list[dict[str, str]] = []
+    for line in headers.get_list("Forwarded"):
+        element: dict[str, str] = {}
+        position = 0
+        while position < len(line):
+            if match := _FORWARDED_PAIR.match(line, position):
+                value = match["token"] if match["quoted"] is None else re.sub(r"\\(.)", r"\1", match["quoted"])
+                element.setdefault(match["name"].lower(), value)
+                position = match.end()
+            separator = line[position : position + 1]
+            if separator not in ("", ";", ",", " ", "\t"):
+                raise ForwardedHeaderError("Forwarded", line, "pairs such as for=192.0.2.1;proto=https (RFC 7239)")
+            if separator == ",":
+                elements.append(element)
+                element = {}
+            position += 1
+        elements.append(element)
+    return [element for element in elements if element]
+
+
+def _is_host(text: str) -> bool:
+    match = _HOST.fullmatch(text)
+    return match is not None and (match["port"] is None or _is_port(match["port"][1:]))
+
+
+def has_no_port(host: str) -> bool:
+    """Tell whether this is the name or address of a host, and no more."""
+    match = _HOST.fullmatch(host)
+    return match is not None and match["port"] is None
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 5 and 1 <= int(text) <= 65535

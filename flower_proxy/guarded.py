@@ -1,0 +1,221 @@
+"""What is mixed into each handler so that the gate is asked before anything is answered."""
+
+from __future__ import annotations
+
+import secrets
+from asyncio import Future
+from collections.abc import Awaitable
+from functools import cached_property
+from http import HTTPStatus
+from types import TracebackType
+from typing import Any, cast
+from urllib.parse import unquote, urlencode
+
+from tornado.auth import AuthError
+from tornado.httputil import HTTPServerRequest
+from tornado.web import HTTPError, RequestHandler, StaticFileHandler
+
+from flower_proxy import audit
+from flower_proxy.authentication import Attempt, Denied, Person
+from flower_proxy.browser_policy import OTHER_HEADERS, content_security_policy
+from flower_proxy.browser_proof import refusal
+from flower_proxy.gate import SAFE_METHODS, Access, Gate, access
+from flower_proxy.location import Location
+
+# The cookie by which a browser is known that somebody has logged in with
+_BROWSER = "browser"
+_ANYBODY = "anybody"
+
+
+def set_location(request: HTTPServerRequest, location: Location, gate: Gate) -> None:
+    """Let a request appear to Flower's handlers as one that was sent to them directly, without any prefix."""
+    query = request.uri.partition("?")[2] if request.uri else ""
+    request.path = location.path
+    request.uri = f"{location.path}?{query}" if query else location.path
+    request.protocol = location.scheme
+    request.host = location.host
+    request.remote_ip = location.client
+    vars(request).update(location=location, gate=gate)
+
+
+class Bare(RequestHandler):
+    """Any handler of ours: tells browsers what not to do with what it answers, and nobody which version it is.
+
+    :cvar route: what it is called in the metrics.
+    """
+
+    route = "other"
+
+    def set_default_headers(self) -> None:
+        super().set_default_headers()
+        self.clear_header("Server")
+        for name, value in OTHER_HEADERS.items():
+            self.set_header(name, value)
+
+
+class Guarded(Bare):
+    """Any handler behind the gate, which `set_location` has put into the request with the location."""
+
+    application: Any
+    is_login = False
+
+    person = Person("")
+
+    @property
+    def location(self) -> Location:
+        return cast(Location, vars(self.request)["location"])
+
+    @property
+    def gate(self) -> Gate:
+        return cast(Gate, vars(self.request)["gate"])
+
+    def set_default_headers(self) -> None:
+        super().set_default_headers()
+        for name in ("Origin", "Headers", "Methods"):
+            self.clear_header(f"Access-Control-Allow-{name}")
+        if issubclass(type(self), StaticFileHandler):
+            self.clear_header("Cache-Control")
+        else:
+            ancestors = self.application.frame_ancestors
+            self.set_header("Content-Security-Policy", content_security_policy(self.csp_nonce, ancestors))
+        if self.gate.cors_origins:
+            self._set_cors_headers()
+
+    def _set_cors_headers(self) -> None:
+        self.set_header("Vary", "Origin")
+        if self._is_from_cors_origin():
+            self.set_header("Access-Control-Allow-Origin", self.request.headers["Origin"])
+            self.set_header("Access-Control-Allow-Credentials", "true")
+
+    def _is_from_cors_origin(self) -> bool:
+        return self.request.headers.get("Origin", "").lower() in self.gate.cors_origins
+
+    # Who may ask
+
+    def prepare(self) -> Awaitable[None] | None:
+        return super().prepare() if self.wanted is Access.OPEN else self._enter()
+
+    @cached_property
+    def wanted(self) -> Access:
+        return access(type(self), self.request.method or "", is_login=self.is_login)
+
+    async def _enter(self) -> None:
+        if self._is_preflight():
+            self.set_header("Access-Control-Allow-Methods", "GET, HEAD")
+            self.set_header("Access-Control-Allow-Headers", "Authorization")
+            self.set_status(HTTPStatus.NO_CONTENT)
+            self.finish()
+            return
+        reads = self.request.method in SAFE_METHODS
+        attempt = Attempt(
+            location=self.location,
+            headers=self.request.headers,
+            session=self._session,
+            known_browser=self._known_browser,
+        )
+        try:
+            self.person = await self.gate.admit(self.wanted, attempt, reads=reads)
+        except Denied as denied:
+            self._deny(denied)
+            return
+        if self.wanted is not Access.LOG_IN:
+            self.current_user = self.person.name or _ANYBODY
+        if not reads and (reason := refusal(self.request.headers, self.location, self._has_page_token)):
+            raise HTTPError(HTTPStatus.FORBIDDEN, f"Refused: {reason}")
+        if self.wanted is Access.ACT and not self.may_act:
+            raise HTTPError(HTTPStatus.FORBIDDEN, "Refused: you may look, not act")
+        if (prepared := super().prepare()) is not None:
+            await prepared
+
+    @property
+    def _asked(self) -> dict[str, str]:
+        # For the log
+        return {"client": self.location.client, "method": self.request.method or "", "path": self.location.path}
+
+    def _is_preflight(self) -> bool:
+        # A browser asks without credentials whether it may ask (Fetch, CORS-preflight request)
+        wanted = self.request.headers.get("Access-Control-Request-Method")
+        return self.request.method == "OPTIONS" and wanted in ("GET", "HEAD") and self._is_from_cors_origin()
+
+    def _deny(self, denied: Denied) -> None:
+        if denied.user is not None:
+            audit.refused_login(**self._asked, user=denied.user, reason=denied.reason, status=denied.status)
+        elif denied.status is HTTPStatus.FORBIDDEN and not denied.may_log_in:
+            audit.refused_request(**self._asked, reason=denied.reason)
+        if denied.may_log_in and self.request.method in ("GET", "HEAD"):
+            self.redirect(self.get_login_url() + "?" + urlencode({"next": self.request.uri}))
+            return
+        self.set_status(denied.status)
+        if denied.status is HTTPStatus.UNAUTHORIZED:
+            self.set_header("WWW-Authenticate", 'Basic realm="flower", charset="UTF-8"')
+        if denied.retry_after is not None:
+            self.set_header("Retry-After", str(denied.retry_after))
+        self.set_header("Content-Type", "text/plain; charset=UTF-8")
+        self.finish(f"{denied.reason}\n")
+
+    def _session(self) -> str | None:
+        address = self.get_signed_cookie("user")
+        return address.decode() if address else None
+
+    def _known_browser(self, user: str) -> str | None:
+        known = (self.get_signed_cookie(_BROWSER) or b"").decode()
+        return known if known.partition(" ")[2] == user else None
+
+    @property
+    def may_act(self) -> bool:
+        return self.gate.roles.may_act(self.person)
+
+    @property
+    def who(self) -> str | None:
+        return self.person.name or None
+
+    def on_finish(self) -> None:
+        super().on_finish()
+        if self.wanted is Access.ACT and self.current_user:
+            arguments = self.request.arguments.items()
+            audit.control_action(
+                user=self.person.name,
+                client=self.location.client,
+                path=unquote(self.location.path),
+                arguments={name: values[-1].decode(errors="replace") for name, values in arguments},
+                status=self.get_status(),
+            )
+
+    def log_exception(
+        self,
+        typ: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        # Not Tornado's: it writes the query down, where a provider's answer to a login stands
+        if not isinstance(value, (HTTPError, AuthError)):
+            audit.failed_request(**self._asked, error=value)
+        elif not isinstance(value, HTTPError):
+            audit.refused_request(**self._asked, reason=f"authentication error: {value}")
+        elif value.log_message:
+            message = value.log_message % value.args if value.args else value.log_message
+            audit.refused_request(**self._asked, reason=message)
+
+    @cached_property
+    def csp_nonce(self) -> str:
+        return secrets.token_urlsafe(16)
+
+    def render(self, template_name: str, **kwargs: Any) -> Future[None]:
+        user = self.person.password_of
+        if user and not self._known_browser(user):
+            known = f"{secrets.token_urlsafe(12)} {user}"
+            self.set_signed_cookie(_BROWSER, known, httponly=True, samesite="Lax")
+        return super().render(template_name, **kwargs)
+
+    # Control actions
+
+    @cached_property
+    def xsrf_token(self) -> bytes:
+        return self.create_signed_value("page", str(self.current_user))
+
+    def check_xsrf_cookie(self) -> None:
+        """Tornado asks too early: who is asking is not known yet."""
+
+    def _has_page_token(self) -> bool:
+        token = self.request.headers.get("X-XSRFToken")
+        return bool(token) and self.get_signed_cookie("page", token) == str(self.current_user).encode()

@@ -1,0 +1,54 @@
+"""``flower-proxy hash-password``: a line for the file of ``--auth_file``."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import click
+
+from flower_proxy.credentials import COSTS, CredentialsError, check_user
+from flower_proxy.credentials import hash_password as make_hash
+
+
+class _InputError(click.ClickException):
+    exit_code = 2
+
+
+@click.command("hash-password")
+@click.argument("user", required=False)
+@click.option(
+    "--cost",
+    type=click.IntRange(COSTS[0], COSTS[-1]),
+    default=12,
+    show_default=True,
+    help="how slow a guess is to be; one more doubles the time",
+)
+def hash_password(user: str | None, cost: int) -> None:
+    """Print a line for --auth_file: USER and the bcrypt hash of a password, or only the hash.
+
+    The password is asked for, or read from standard input if that is no terminal.
+    """
+    try:
+        if user is not None:
+            check_user(user)
+        hashed = make_hash(_ask() if sys.stdin.isatty() else _read(), cost)
+    except CredentialsError as error:
+        raise _InputError(str(error)) from None
+    click.echo(hashed if user is None else f"{user}:{hashed}")
+
+
+def _ask() -> str:
+    # Standard output is for the line only, so that it can be appended to a file
+    return str(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+
+
+def _read() -> str:
+    try:
+        text = sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError:
+        raise CredentialsError("the password is not UTF-8") from None
+    password = re.sub(r"\r?\n\Z", "", text)
+    if "\n" in password:
+        raise CredentialsError("standard input has several lines, a password has one")
+    return password

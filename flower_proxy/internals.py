@@ -1,0 +1,117 @@
+"""Every private detail of Flower that flower-proxy leans on, in one place.
+
+Checked on Flower 2.2.0. `tests/test_contract.py` has a test for each, so that a release which moves one tells at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from celery.utils.imports import symbol_by_name
+from flower import __version__ as flower_version
+from flower.app import Flower
+from flower.options import DEFAULT_CONFIG_FILE, default_options
+from flower.urls import settings as flower_settings
+from flower.utils import strtobool
+from flower.utils.authentication import authenticate, validate_auth_option
+from flower.utils.broker import validate_broker_api
+from flower.views import BaseHandler
+from flower.views.auth import LoginHandler
+from flower.views.error import NotFoundErrorHandler
+from flower.views.monitor import Healthcheck, Metrics
+from flower.views.tasks import TASK_COLUMNS, TasksDataTable
+from tornado.options import OptionParser
+from tornado.web import RequestHandler
+
+__all__ = [
+    "CHECKED_ON",
+    "DEFAULT_CONFIG_FILE",
+    "FLOWER_JS",
+    "FLOWER_VARIABLES",
+    "STOCK_FAMILIES",
+    "TASK_COLUMNS",
+    "UNAUTHENTICATED_API",
+    "BaseHandler",
+    "Flower",
+    "Healthcheck",
+    "LoginHandler",
+    "Metrics",
+    "NotFoundErrorHandler",
+    "TasksDataTable",
+    "UnproxiedOptions",
+    "authenticate",
+    "concrete_handler",
+    "default_options",
+    "definitions",
+    "flower_settings",
+    "flower_version",
+    "strtobool",
+    "validate_auth_option",
+    "validate_broker_api",
+]
+
+CHECKED_ON = "2.2.0"
+"""The newest Flower that the contract tests have seen."""
+
+FLOWER_JS = "js/flower.js"
+"""Flower's script, below its static folder."""
+
+STOCK_FAMILIES = {
+    "flower_events",
+    "flower_task_runtime_seconds",
+    "flower_task_prefetch_time_seconds",
+    "flower_worker_prefetched_tasks",
+    "flower_worker_online",
+    "flower_worker_number_of_currently_executing_tasks",
+}
+"""The metrics that Flower registers with prometheus_client."""
+
+UNAUTHENTICATED_API = "FLOWER_UNAUTHENTICATED_API"
+"""The environment variable by which stock Flower opens its API to everybody, and to every web site (P8)."""
+
+FLOWER_VARIABLES = {
+    UNAUTHENTICATED_API,
+    "FLOWER_GITHUB_OAUTH_DOMAIN",
+    "FLOWER_GITLAB_AUTH_ALLOWED_GROUPS",
+    "FLOWER_GITLAB_MIN_ACCESS_LEVEL",
+    "FLOWER_GITLAB_OAUTH_DOMAIN",
+    "FLOWER_OAUTH2_OKTA_BASE_URL",
+}
+"""What Flower reads from the environment beside its options."""
+
+
+class UnproxiedOptions:
+    """Flower's options, but for those by which Flower would handle prefix, forwarded headers and passwords itself.
+
+    Flower's handlers, routes and server stay unaware of any prefix: they are mounted at the root. Nor do they ask who
+    is asking: that has been done before.
+    """
+
+    url_prefix = ""
+    xheaders = False
+    # Flower takes it that somebody asks, and neither refuses its API nor opens it to other sites
+    basic_auth = ("asked before",)
+
+    def __init__(self, options: OptionParser) -> None:
+        self._options = options
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._options, name)
+
+
+def concrete_handler(handler_class: type[RequestHandler], options: UnproxiedOptions) -> type[RequestHandler]:
+    """Return the class that Flower really answers with: for the login page the one of ``--auth_provider``."""
+    if handler_class is not LoginHandler:
+        return handler_class
+    provider: type[RequestHandler] = (
+        symbol_by_name(options.auth_provider) if options.auth_provider else NotFoundErrorHandler
+    )
+    return provider
+
+
+def definitions(options: OptionParser) -> dict[str, Any]:
+    """Return what Flower and Tornado have defined, by name with underscores.
+
+    Each definition has ``type``, ``default``, ``multiple`` and ``help``. Tornado has no public way to ask.
+    """
+    return {option.name.replace("-", "_"): option for option in options._options.values() if option.name != "help"}

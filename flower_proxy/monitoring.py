@@ -1,0 +1,178 @@
+"""What monitoring asks for: ``/metrics`` and ``/ready``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from celery import Celery
+from prometheus_client.exposition import choose_encoder
+
+from flower_proxy.broker_watch import BrokerWatch
+from flower_proxy.exposition import Family, render
+from flower_proxy.internals import BaseHandler, Metrics
+from flower_proxy.receiver import Receiver
+from flower_proxy.recorder import Recorder, is_producer
+from flower_proxy.self_metrics import Filtered, SelfMetrics
+
+_GZIP = 31  # zlib's window bits for a gzip stream
+_LEVEL = 1
+
+
+class Monitor:
+    """All that is known for monitoring.
+
+    :param capp: the Celery application that is watched.
+    :param receiver: of its events; its state gets a recorder.
+    :param groups: of metrics, out of ``flower``, ``celery`` and ``self``.
+    :param buckets: of the runtime histograms, in seconds.
+    :param most_task_names: beyond so many, all others are counted as ``other``.
+    :param most_tasks: so many are kept in memory.
+    :param queues: that are counted besides those that are found.
+    """
+
+    def __init__(
+        self,
+        capp: Celery,
+        receiver: Receiver,
+        *,
+        groups: Collection[str],
+        buckets: Sequence[float],
+        most_task_names: int,
+        most_tasks: int,
+        queues: Sequence[str],
+    ) -> None:
+        self.receiver, self.groups = receiver, groups
+        self.recorder = Recorder(
+            buckets,
+            most_task_names=most_task_names,
+            most_in_flight=most_tasks,
+            queues_of=lambda worker: self.watch.figures.queues_of.get(worker, ()),
+        )
+        self.watch = BrokerWatch(capp, queues=queues, workers=self._alive_workers, on_held=self._reconcile)
+        self.own = SelfMetrics(receiver, self.recorder)
+        receiver.state.metrics = self.recorder
+        receiver.on_delay = self.own.event_delay.observe
+        self.recorder.rebuild(receiver.state)
+
+    def start(self) -> None:
+        """Begin to watch broker and event loop."""
+        self.watch.start()
+        self.own.start()
+
+    def stop(self) -> None:
+        self.watch.stop()
+        self.own.stop()
+
+    def _alive_workers(self) -> list[str]:
+        # In the watch's thread: of a list, since events go on meanwhile
+        return [name for name, worker in list(self.receiver.state.workers.items()) if worker.alive]
+
+    def _reconcile(self, worker: str, ids: set[str], asked_at: float) -> None:
+        self.receiver.io_loop.add_callback(self.recorder.reconcile, worker, ids, asked_at)
+
+    # What is forgotten
+
+    def forget_producers(self) -> None:
+        """Let go of what Flower counts for each process that sends tasks, and never shows (P16)."""
+        counter = self.receiver.state.counter
+        for name in [name for name in counter if is_producer(name)]:
+            del counter[name]
+
+    def forget_workers(self, silent_for: float) -> list[str]:
+        """Forget the workers that have been silent for so many seconds, and return their names."""
+        state, heard_before = self.receiver.state, time.time() - silent_for
+        gone = [name for name, worker in state.workers.items() if not worker.alive and _heard(worker) <= heard_before]
+        self.recorder.remove_workers(gone)
+        for name in gone:
+            state.workers.pop(name, None)
+            state.counter.pop(name, None)
+        return gone
+
+    # What is told
+
+    def families(self) -> list[Family]:
+        """Return those of tasks, workers and queues, as they are now."""
+        return self.recorder.families(self.receiver.state, self.watch.figures, groups=self.groups)
+
+    def text(self, *, accept: str, names: Collection[str] | None) -> tuple[str, Iterator[str]]:
+        """Return the content type and the text, in slices.
+
+        :param accept: the header of that name.
+        :param names: of samples, where not all are wanted.
+        """
+        encoder, content_type = choose_encoder(accept)
+        openmetrics = "openmetrics" in content_type
+
+        def slices() -> Iterator[str]:
+            yield from render(self.families(), openmetrics=openmetrics, names=names)
+            own = encoder(Filtered(self.own, names)).decode() if "self" in self.groups else ""
+            yield own.removesuffix("# EOF\n")
+            if openmetrics:
+                yield "# EOF\n"
+
+        return content_type, slices()
+
+    def unready(self) -> list[str]:
+        """Return why it is not ready; an empty list if it is."""
+        reasons = [] if self.receiver.connected else ["not connected to the broker for events"]
+        if problem := self.watch.problem:
+            reasons.append(problem)
+        return reasons
+
+
+def _heard(worker: Any) -> float:
+    return float(max(worker.heartbeats[-1:] or [worker.timestamp or 0]))
+
+
+class TrustedMetrics(Metrics):  # type: ignore[misc]
+    """The metrics, in a form that the scraper asks for; other pages are answered between its slices."""
+
+    async def get(self) -> None:
+        headers = self.request.headers
+        content_type, slices = self.application.monitor.text(
+            accept=headers.get("Accept", ""), names=set(self.get_arguments("name[]")) or None
+        )
+        self.set_header("Content-Type", content_type)
+        self.add_header("Vary", "Accept, Accept-Encoding")
+        compressor = None
+        if accepts_gzip(headers.get("Accept-Encoding", "")):
+            self.set_header("Content-Encoding", "gzip")
+            compressor = zlib.compressobj(_LEVEL, wbits=_GZIP)
+        for text in slices:
+            data = text.encode()
+            self.write(compressor.compress(data) if compressor else data)
+            await asyncio.sleep(0)
+        if compressor:
+            self.write(compressor.flush())
+
+    def compute_etag(self) -> None:
+        """None: a scrape is never the same, and the hash of a large one costs."""
+
+
+class Ready(BaseHandler):  # type: ignore[misc]
+    """Tells whether it is of use now: whether the broker answers and events can arrive."""
+
+    def get(self) -> None:
+        reasons = self.application.monitor.unready()
+        self.set_status(HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK)
+        self.set_header("Content-Type", "application/json")
+        self.write(json.dumps({"ready": not reasons, "reasons": reasons}))
+
+
+def accepts_gzip(accept_encoding: str) -> bool:
+    """Tell whether gzip is welcome (RFC 9110, section 12.5.3)."""
+    welcome = {}
+    for element in accept_encoding.lower().split(","):
+        coding, _, parameters = element.partition(";")
+        quality = parameters.strip().removeprefix("q=")
+        try:
+            welcome[coding.strip()] = float(quality or 1) > 0
+        except ValueError:
+            welcome[coding.strip()] = False
+    return welcome.get("gzip", welcome.get("*", False))

@@ -1,0 +1,135 @@
+"""What flower-proxy tells of itself: ``flower_proxy_*``, by prometheus_client, since it is little."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import celery
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+from tornado.ioloop import IOLoop, PeriodicCallback
+from tornado.web import RequestHandler
+
+from flower_proxy import __version__
+from flower_proxy.authentication import REFUSED_LOGINS
+from flower_proxy.internals import STOCK_FAMILIES, flower_version
+
+if TYPE_CHECKING:
+    from flower_proxy.receiver import Receiver
+    from flower_proxy.recorder import Recorder
+
+_METHODS = RequestHandler.SUPPORTED_METHODS
+_LOOK_AT_LOOP = 0.5  # seconds
+_DELAYS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+
+
+class SelfMetrics(Collector):
+    """Everything that is not about tasks and workers: flower-proxy, the process, and what the application adds.
+
+    :param receiver: of the events.
+    :param recorder: what counts them.
+    """
+
+    def __init__(self, receiver: Receiver, recorder: Recorder) -> None:
+        self._receiver, self._recorder = receiver, recorder
+        own = CollectorRegistry()
+        build = Gauge(
+            "flower_proxy_build_info",
+            "Versions; the value is always 1.",
+            ["version", "flower", "celery", "python"],
+            registry=own,
+        )
+        build.labels(__version__, flower_version, celery.__version__, platform.python_version()).set(1)
+        self._requests = Counter(
+            "flower_proxy_requests",
+            "HTTP requests answered, by the route that they matched.",
+            ["route", "method", "status"],
+            registry=own,
+        )
+        self.event_delay = Histogram(
+            "flower_proxy_event_delay_seconds",
+            "From the timestamp of an event to its handling here: network, queues, load, and clocks that differ.",
+            buckets=_DELAYS,
+            registry=own,
+        )
+        self._loop_delay = Histogram(
+            "flower_proxy_event_loop_delay_seconds",
+            "How late the event loop comes to what is due; every page waits as long.",
+            buckets=_DELAYS,
+            registry=own,
+        )
+        own.register(REFUSED_LOGINS)
+        self._own = own
+        self._made_at = time.monotonic()
+        self._due = 0.0
+        self._timer = PeriodicCallback(self._look_at_loop, _LOOK_AT_LOOP * 1000)
+
+    def count_request(self, *, route: str, method: str, status: int) -> None:
+        self._requests.labels(route, method if method in _METHODS else "other", str(status)).inc()
+
+    def start(self) -> None:
+        """Begin to watch the event loop."""
+        self._due = IOLoop.current().time() + _LOOK_AT_LOOP
+        self._timer.start()
+
+    def stop(self) -> None:
+        self._timer.stop()
+
+    def _look_at_loop(self) -> None:
+        now = IOLoop.current().time()
+        self._loop_delay.observe(max(0.0, now - self._due))
+        self._due = now + _LOOK_AT_LOOP
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._own.collect()
+        yield from self._of_the_moment()
+        # Of the process, and what the application has registered; Flower's own are there once more, and empty
+        yield from (metric for metric in REGISTRY.collect() if metric.name not in STOCK_FAMILIES)
+
+    def _of_the_moment(self) -> Iterator[Metric]:
+        receiver, state = self._receiver, self._receiver.state
+        last = receiver.last_event
+        silence = time.monotonic() - (self._made_at if last is None else last)
+        gauges: dict[str, tuple[str, Callable[[], float]]] = {
+            "broker_connected": ("Whether events can arrive.", lambda: float(receiver.connected)),
+            "seconds_since_last_event": (
+                "Since the last event of a worker; before the first, since the start.",
+                lambda: silence,
+            ),
+            "tasks_in_memory": ("Tasks that are kept.", lambda: len(state.tasks)),
+            "workers_in_memory": ("Workers that are kept, dead ones too.", lambda: len(state.workers)),
+        }
+        for name, (help_, value) in gauges.items():
+            yield GaugeMetricFamily(f"flower_proxy_{name}", help_, value=value())
+        counters = {
+            "events_received": ("Events that arrived.", receiver.received),
+            "events_dropped": (
+                "Events that were dropped, since they came faster than they could be handled.",
+                receiver.dropped,
+            ),
+            "event_reconnects": ("Times that the connection for events was lost.", receiver.reconnects),
+            "other_task_names": ("Events of tasks whose name was counted as other.", self._recorder.other_task_names),
+        }
+        for name, (help_, count) in counters.items():
+            yield CounterMetricFamily(f"flower_proxy_{name}", help_, value=count)
+
+
+class Filtered(Collector):
+    """The same metrics without ``_created`` samples, and, if names are given, with those samples alone."""
+
+    def __init__(self, collector: Collector, names: Collection[str] | None) -> None:
+        self._collector, self._names = collector, names
+
+    def collect(self) -> Iterable[Metric]:
+        for metric in self._collector.collect():
+            metric.samples = [sample for sample in metric.samples if self._is_wanted(sample.name)]
+            if metric.samples:
+                yield metric
+
+    def _is_wanted(self, name: str) -> bool:
+        return not name.endswith("_created") and (self._names is None or name in self._names)

@@ -1,0 +1,145 @@
+"""Settings: the options as the environment, the configuration file and the command line set them."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flower_proxy.internals import DEFAULT_CONFIG_FILE, FLOWER_VARIABLES, UNAUTHENTICATED_API
+from flower_proxy.options import ENV_PREFIX, WHO, Option
+
+# Kubernetes and Docker's links set these in every container for a service that is called "flower" or "flower-..." (P5)
+_INJECTED_NAME = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
+_INJECTED_VALUE = re.compile(r"(tcp|udp|sctp)://")
+
+
+class OptionError(ValueError):
+    """A value that cannot be used; the message is one line that names where it stands, and what to do."""
+
+
+def read(
+    options: Mapping[str, Option], *, environ: Mapping[str, str], given: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, Any], list[str]]:
+    """Read what is set: the environment first, over it the configuration file, over it the command line.
+
+    :param options: what `declare` returned.
+    :param environ: the environment.
+    :param given: what stands on the command line, by option name; several texts if it was repeated.
+    :returns: the values that are set, by name, and notes for the log, a line each.
+    :raises OptionError: something cannot be used.
+    """
+    values, notes = _read_environment(options, environ)
+    from_command_line = {}
+    for name, texts in given.items():
+        from_command_line[name] = _parse(options[name], texts, f"--{name}")
+    where = "--conf" if "conf" in from_command_line else "FLOWER_CONF"
+    values |= _read_file(options, from_command_line.get("conf", values.get("conf")), where)
+    values |= from_command_line
+    if bool(values.get("certfile")) != bool(values.get("keyfile")):
+        raise OptionError("--certfile and --keyfile: one without the other; TLS needs both")
+    if values.get("ca_certs") and not values.get("certfile"):
+        raise OptionError("--ca_certs: without --certfile and --keyfile there is no TLS")
+    return values, notes
+
+
+def _parse(option: Option, texts: Sequence[str], where: str) -> Any:
+    try:
+        return option.parse(texts)
+    except ValueError as error:
+        raise OptionError(f"{where}: {error}") from None
+
+
+def nearest(name: str, names: Iterable[str], *, likeness: float = 0.85) -> str | None:
+    """Return the name that was probably meant.
+
+    :param likeness: how near it has to be, from 0 to 1. By default so near that it can hardly be another program's.
+    """
+    return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=likeness)), None)
+
+
+def _read_environment(options: Mapping[str, Option], environ: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    values, injected = {}, []
+    for variable in filter(lambda name: name.startswith(ENV_PREFIX), environ):
+        name, text = variable.removeprefix(ENV_PREFIX).lower(), environ[variable]
+        if variable in FLOWER_VARIABLES:
+            continue
+        if _INJECTED_NAME.fullmatch(name.upper()) or (name.endswith("port") and _INJECTED_VALUE.match(text)):
+            injected.append(variable)
+        elif name in options:
+            values[name] = _parse(options[name], [text], variable)
+        elif meant := nearest(name, options):
+            raise OptionError(f"{variable}: there is no such option; did you mean {options[meant].variable}?")
+    notes = [f"Ignored, since Kubernetes or Docker set them: {', '.join(sorted(injected))}"] if injected else []
+    if environ.get(UNAUTHENTICATED_API):
+        notes.append(f"{UNAUTHENTICATED_API} has no effect: --no_auth says that somebody in front asks who is asking")
+    return values, notes
+
+
+def _read_file(options: Mapping[str, Option], conf: str | None, where: str) -> dict[str, Any]:
+    path = Path(conf or DEFAULT_CONFIG_FILE).expanduser().absolute()
+    try:
+        source = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        if not conf or conf == DEFAULT_CONFIG_FILE:
+            return {}
+        raise OptionError(f"{where}: there is no file {conf!r}") from None
+    except (OSError, UnicodeError) as error:
+        raise OptionError(f"{where}: {conf or path.name!r} cannot be read: {error}") from None
+    namespace: dict[str, Any] = {"__file__": str(path)}
+    try:
+        code = compile(source, str(path), "exec")
+        exec(code, namespace)  # noqa: S102  a configuration file is Python, as Flower's is
+    except (Exception, SystemExit) as error:
+        reason = error.msg if isinstance(error, SyntaxError) else error
+        raise OptionError(f"{path}, line {_line_of(error, path)}: {type(error).__name__}: {reason}") from None
+    lines = _assignments(source)
+    values = {}
+    for name, value in namespace.items():
+        where = f"{path}, line {lines.get(name, '?')}: {name}"
+        if name not in options:
+            if name in lines and (meant := nearest(name.lower(), options)):
+                raise OptionError(
+                    f"{where}: there is no such option; did you mean {meant}? What begins with _ is not looked at"
+                )
+        elif value is None:
+            if options[name].group == WHO:
+                raise OptionError(f"{where}: it is None, which would let everybody in: leave it out, or set it")
+        else:
+            try:
+                option = options[name]
+                text = isinstance(value, str) and (option.multiple or option.type is not str)
+                values[name] = option.parse([value]) if text else option.accept(value)
+            except ValueError as error:
+                raise OptionError(f"{where}: {error}") from None
+    return values
+
+
+def _assignments(source: str) -> dict[str, int]:
+    """Return the line of each name that a script sets at its top level."""
+    lines: dict[str, int] = {}
+    nodes: list[ast.AST] = list(ast.parse(source).body)
+    for node in nodes:
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            lines[node.id] = node.lineno
+        elif isinstance(node, ast.alias):
+            lines[node.asname or node.name] = node.lineno
+        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            lines[node.name] = node.lineno
+            continue
+        nodes.extend(ast.iter_child_nodes(node))
+    return lines
+
+
+def _line_of(error: BaseException, path: Path) -> int | None:
+    if isinstance(error, SyntaxError):
+        return error.lineno
+    line, traceback = None, error.__traceback__
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename == str(path):
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    return line

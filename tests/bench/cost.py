@@ -1,0 +1,266 @@
+"""What flower-proxy costs beside stock Flower, in one run: ``python -m tests.bench.cost``. It asserts nothing.
+
+Stock and ours take turns, so that whatever else the machine does meets both. CPU time tells more than the time on the
+clock: it is what the server itself used, in all its threads, without the client and without waiting for a busy machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import http.client
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from http.cookies import SimpleCookie
+from pathlib import Path
+from urllib.parse import urlencode
+
+from celery import Celery
+
+from tests.bench.figures import OURS, STOCK, Figure, table
+from tests.support.processes import Address, answers, basic, free_port, running, tail, wait_until
+from tests.support.programs import COMMANDS, CREDENTIALS, Broker, Flower, redis, worker
+
+START_TARGET, REQUEST_TARGET, MEMORY_TARGET = 1.15, 1.10, 1.15
+
+PREFIX = "/flower"
+OPTIONS = [f"--url_prefix={PREFIX.strip('/')}", f"--basic_auth={CREDENTIALS}"]
+
+# What a browser and a proxy send along
+HEADERS = {
+    **basic(CREDENTIALS),
+    "Accept": "*/*",
+    "User-Agent": "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0",
+    "Sec-Fetch-Site": "same-origin",
+    "X-Forwarded-For": "192.0.2.7",
+    "X-Forwarded-Proto": "https",
+    "X-Forwarded-Host": "flower.example.com",
+    "X-Forwarded-Prefix": PREFIX,
+}
+
+# Between two tries at a server that is starting: small beside the time that a start takes
+PAUSE = 0.002  # seconds
+PATIENCE = 60.0  # seconds
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request below the prefix; one with a body is a POST."""
+
+    path: str
+    body: str | None = None
+
+
+def tasks_data(search: str = "") -> Request:
+    """What the tasks page asks for to fill its table, parameter by parameter as DataTables sends them."""
+    names = "name,uuid,state,args,kwargs,result,received,started,runtime,worker,retries,revoked,exception,expires,eta"
+    parameters = {"draw": "1", "start": "0", "length": "15", "search[value]": search, "search[regex]": "false"}
+    parameters |= {"order[0][column]": "6", "order[0][dir]": "desc"}
+    for number, name in enumerate(names.split(",")):
+        column = {"data": name, "name": "", "searchable": "true", "orderable": "true"}
+        parameters |= {f"columns[{number}][{key}]": value for key, value in column.items()}
+        parameters |= {f"columns[{number}][search][value]": "", f"columns[{number}][search][regex]": "false"}
+    return Request("/tasks/datatable", urlencode(parameters))
+
+
+REQUESTS = {
+    "page /": Request("/"),
+    "page /tasks": Request("/tasks"),
+    "static flower.js": Request("/static/js/flower.js"),
+    "static bootstrap.min.css": Request("/static/css/bootstrap.min.css"),
+    "tasks data": tasks_data(),
+}
+
+
+# The servers
+
+
+@dataclass(frozen=True)
+class Server:
+    """A Flower in a process of its own."""
+
+    pid: int
+    address: Address
+
+    @property
+    def cpu(self) -> float:
+        """The CPU seconds that it has used."""
+        # The clock that clock_getcpuclockid(3) names; /proc/PID/stat counts in steps of 10 ms, too coarse for a block
+        return time.clock_gettime(~self.pid << 3 | 2)
+
+    @property
+    def memory(self) -> float:
+        """Its resident memory, in MiB."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+
+    def await_worker(self) -> None:
+        flower = Flower(self.address, PREFIX)
+        wait_until(lambda: any(found.get("status") for found in flower.workers()), what="Flower hears the worker")
+
+
+@contextlib.contextmanager
+def started(kind: str, broker: Broker, folder: Path) -> Iterator[Server]:
+    """Start a server; the block begins at its first answer."""
+    address = Address(free_port())
+    command = [sys.executable, *COMMANDS[kind], f"--port={address.port}", "--address=127.0.0.1", *OPTIONS]
+    # Both find byte code, as installed packages do, whatever PYTHONDONTWRITEBYTECODE is here
+    byte_code = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "byte-code")}
+    log = folder / f"{kind}.log"
+    with running(command, log=log, ready=lambda: True, env={**broker.environment, **byte_code}) as process:
+        await_answer(process, address, log)
+        yield Server(process.pid, address)
+
+
+def await_answer(process: subprocess.Popen[bytes], address: Address, log: Path) -> None:
+    """Wait for the first answer, looking more often than `wait_until` does, because the time is measured."""
+    deadline = time.monotonic() + PATIENCE
+    while not answers(address, f"{PREFIX}/healthcheck"):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=PAUSE)
+        if process.returncode is not None or time.monotonic() > deadline:
+            raise RuntimeError(f"no answer\n{tail(log)}")
+
+
+class Client:
+    """One connection that stays open, and keeps cookies as a browser does."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self._connection = http.client.HTTPConnection("127.0.0.1", server.address.port, timeout=PATIENCE)
+        self._cookies: SimpleCookie = SimpleCookie()
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def ask(self, request: Request) -> bytes:
+        method = "GET" if request.body is None else "POST"
+        self._connection.request(method, PREFIX + request.path, body=request.body, headers=self._headers(request))
+        with self._connection.getresponse() as response:
+            content = response.read()
+        if response.status != 200:
+            raise RuntimeError(f"{request.path}: {response.status} {content[:200]!r}")
+        for line in response.headers.get_all("Set-Cookie", []):
+            self._cookies.load(line)
+        return content
+
+    def await_tasks(self, number: int) -> None:
+        wait_until(lambda: self._ended_tasks() >= number, what=f"Flower sees {number} tasks end")
+
+    def _ended_tasks(self) -> int:
+        return int(json.loads(self.ask(tasks_data("state:SUCCESS")))["recordsFiltered"])
+
+    def _headers(self, request: Request) -> dict[str, str]:
+        headers = dict(HEADERS)
+        if request.body is not None:
+            headers["Content-Type"] = "application/x-www-form-urlencoded; charset=UTF-8"
+        if self._cookies:
+            headers["Cookie"] = "; ".join(f"{name}={morsel.value}" for name, morsel in self._cookies.items())
+        return headers
+
+
+@contextlib.contextmanager
+def side_by_side(broker: Broker, folder: Path) -> Iterator[dict[str, Client]]:
+    """Run both at the same time, on the same broker and worker."""
+    with contextlib.ExitStack() as stack:
+        servers = {kind: stack.enter_context(started(kind, broker, folder)) for kind in (STOCK, OURS)}
+        for server in servers.values():
+            server.await_worker()
+        yield {kind: stack.enter_context(contextlib.closing(Client(server))) for kind, server in servers.items()}
+
+
+def run_tasks(broker: Broker, clients: Mapping[str, Client], number: int) -> None:
+    """Let the worker run that many tasks, and both see them end."""
+    with Celery(broker=broker.url) as app:
+        for count in range(number):
+            app.send_task("server.add", (count, count), ignore_result=True)
+    for client in clients.values():
+        client.await_tasks(number)
+
+
+# The measurements
+
+
+def write_byte_code(broker: Broker, folder: Path) -> None:
+    """Start both once: who compiles takes longer to start, and far more memory."""
+    for kind in (STOCK, OURS):
+        with started(kind, broker, folder):
+            pass
+
+
+def measure_starts(broker: Broker, folder: Path, *, turns: int) -> list[Figure]:
+    """Start both by turns, each alone."""
+    clock = Figure("start to first answer, s", START_TARGET)
+    cpu = Figure("start to first answer, CPU s", START_TARGET)
+    memory = Figure("memory after start, MiB", MEMORY_TARGET)
+    for _ in range(turns):
+        for kind in (STOCK, OURS):
+            begin = time.perf_counter()
+            with started(kind, broker, folder) as server:
+                clock.values[kind].append(time.perf_counter() - begin)
+                cpu.values[kind].append(server.cpu)
+                # What it asks the worker at the start is over then
+                server.await_worker()
+                memory.values[kind].append(server.memory)
+    return [clock, cpu, memory]
+
+
+def measure_requests(clients: Mapping[str, Client], *, turns: int, requests: int) -> list[Figure]:
+    """Send the same requests to both, in blocks by turns; the first turn warms them up and does not count."""
+    cpu = {name: Figure(f"{name}, CPU ms", REQUEST_TARGET) for name in REQUESTS}
+    clock = {name: Figure(f"{name}, ms", REQUEST_TARGET) for name in REQUESTS}
+    memory = Figure("memory after requests, MiB", MEMORY_TARGET)
+    for turn in range(turns + 1):
+        for name, request in REQUESTS.items():
+            for kind, client in clients.items():
+                milliseconds, cpu_milliseconds = measure_block(client, request, requests)
+                if turn:
+                    clock[name].values[kind].append(milliseconds)
+                    cpu[name].values[kind].append(cpu_milliseconds)
+    for kind, client in clients.items():
+        memory.values[kind].append(client.server.memory)
+    return [*cpu.values(), *clock.values(), memory]
+
+
+def measure_block(client: Client, request: Request, requests: int) -> tuple[float, float]:
+    """The milliseconds that one request takes: on the clock, and of the server's CPU."""
+    begin, cpu_begin = time.perf_counter(), client.server.cpu
+    for _ in range(requests):
+        client.ask(request)
+    cpu_end, end = client.server.cpu, time.perf_counter()
+    return (end - begin) / requests * 1000, (cpu_end - cpu_begin) / requests * 1000
+
+
+def measure(*, starts: int, turns: int, requests: int, tasks: int) -> Iterator[list[Figure]]:
+    """Measure everything, and yield the figures as they come."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        with redis(folder) as broker, worker(broker, folder):
+            write_byte_code(broker, folder)
+            if starts:
+                yield measure_starts(broker, folder, turns=starts)
+            if turns:
+                with side_by_side(broker, folder) as clients:
+                    run_tasks(broker, clients, tasks)
+                    yield measure_requests(clients, turns=turns, requests=requests)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--starts", type=int, default=8, help="turns of starting each; 0 leaves it out")
+    parser.add_argument("--turns", type=int, default=20, help="turns of requests; 0 leaves them out")
+    parser.add_argument("--requests", type=int, default=50, help="requests of each sort in a turn")
+    parser.add_argument("--tasks", type=int, default=1000, help="tasks that Flower knows")
+    arguments = parser.parse_args()
+    print("each: median (min to max)")
+    for figures in measure(**vars(arguments)):
+        print(f"\n{table(figures)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

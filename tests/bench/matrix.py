@@ -1,0 +1,72 @@
+"""Which steps of a person's way Flower comes through, set-up by set-up: ``python -m tests.bench.matrix [stock|ours]``.
+
+With -v it also prints what went wrong. It asserts nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from tests.support import programs
+from tests.support.browser import Browser, chromium
+from tests.support.journey import Journey
+from tests.support.setups import SETUPS, Setup, standing
+
+# what is not there after this many seconds will not come any more
+PATIENCE = 3.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", nargs="?", choices=list(programs.COMMANDS), help="only this one")
+    parser.add_argument("-k", default="", metavar="PART", help="only set-ups whose name has this in it")
+    parser.add_argument("-v", action="store_true", help="say what went wrong")
+    arguments = parser.parse_args()
+    setups = [setup for setup in SETUPS if arguments.k in setup.id]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        certificate = programs.certificate(folder)
+        with programs.redis(folder) as broker, programs.worker(broker, folder), chromium(folder) as browser:
+            browser.patience = PATIENCE
+            for kind in [arguments.kind] if arguments.kind else programs.COMMANDS:
+                print_table(kind, setups, broker, certificate, browser, folder, verbose=arguments.v)
+
+
+def print_table(
+    kind: str,
+    setups: list[Setup],
+    broker: programs.Broker,
+    certificate: tuple[Path, Path],
+    browser: Browser,
+    folder: Path,
+    *,
+    verbose: bool,
+) -> None:
+    width = max(len(setup.id) for setup in setups)
+    through = 0
+    for number, setup in enumerate(setups):
+        faults: dict[str, list[str]] = {}
+        browser.forget()
+        with standing(setup, kind, broker, certificate, folder / f"{kind}{number}") as places:
+            # all instances, and the first once more after the last
+            for place in [*places, *places[:-1]]:
+                journey = Journey(browser, place)
+                journey.log_in()
+                for step, found in journey.walk().items():
+                    faults.setdefault(step, []).extend(found)
+        if number == 0:
+            print(f"\n{kind:{width}}  {'  '.join(faults)}")
+        through += not any(faults.values())
+        marks = "  ".join(("-" if found else "ok").ljust(len(step)) for step, found in faults.items())
+        print(f"{setup.id:{width}}  {marks}", flush=True)
+        if verbose:
+            for step, found in faults.items():
+                for fault in found:
+                    print(f"    {step}: {fault}")
+    print(f"{kind}: {through} of {len(setups)} set-ups come through", flush=True)
+
+
+if __name__ == "__main__":
+    main()

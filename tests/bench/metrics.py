@@ -1,0 +1,289 @@
+"""What a scrape costs beside stock Flower's, in one run: ``python -m tests.bench.metrics``. It asserts nothing.
+
+A hundred workers have run each of fifty tasks. Stock renders that with prometheus_client, as its page does; ours
+renders and compresses, as its page does. Each is a process of its own. They take turns, and before each scrape every
+worker runs every task once more, so that no number is what it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import itertools
+import json
+import random
+import re
+import subprocess
+import sys
+import time
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from math import inf
+from statistics import median
+from typing import Any
+
+import prometheus_client
+from flower.events import EventsState
+
+from flower_proxy.exposition import render
+from flower_proxy.recorder import Recorder
+from tests.bench.figures import OURS, STOCK, Figure, table
+from tests.support.processes import PROJECT
+
+SCRAPE_TARGET, WITH_CELERY_TARGET, MEMORY_TARGET = 0.15, 0.30, 1.00
+WIRE_TARGET, WIRE_WITH_CELERY_TARGET = 1.0, 2.0  # MB
+
+WORKERS, TASKS = 100, 50
+# How often every worker has run every task before the first scrape, so that the numbers have some digits
+ROUNDS = 10
+# As flower_proxy.monitoring compresses
+LEVEL, GZIP = 1, 31
+LEVELS = (1, 2, 3, 4, 6, 9)
+
+WITH_CELERY = "ours, celery_* too"
+KINDS = (STOCK, OURS, WITH_CELERY)
+
+Event = dict[str, Any]
+
+
+# In the process that is measured
+
+
+class Cluster:
+    """Workers that have run tasks, and Flower's state that has heard of it.
+
+    :param kind: out of `KINDS`, who has the metrics.
+    :param state: with its metrics, if there is one already.
+    """
+
+    def __init__(self, kind: str, state: EventsState | None = None) -> None:
+        self.state = state or EventsState()
+        self.groups = ("flower", "celery") if kind == WITH_CELERY else ("flower",)
+        if kind != STOCK and state is None:
+            self.recorder = Recorder(prometheus_client.Histogram.DEFAULT_BUCKETS)
+            self.state.metrics = self.recorder
+        self.scrape: Callable[[], Iterator[bytes]] = self._stock_scrape if kind == STOCK else self._our_scrape
+        self._numbers = itertools.count(1)
+        self._random = random.Random(1)
+        for worker in range(WORKERS):
+            self.state.event(self._event("worker-heartbeat", worker, active=1, processed=1, freq=2.0))
+
+    def run_tasks(self) -> int:
+        """Let every worker run every task.
+
+        :returns: the number of events.
+        """
+        pairs = list(itertools.product(range(WORKERS), range(TASKS)))
+        events = [event for worker, task in pairs for event in self._events(worker, task)]
+        for event in events:
+            self.state.event(event)
+        return len(events)
+
+    def observations(self) -> list[tuple[str, Event, Any]]:
+        """What the metrics are told when every worker runs every task, without telling them."""
+        told: list[tuple[str, Event, Any]] = []
+        metrics, self.state.metrics = self.state.metrics, _Listener(told)
+        self.run_tasks()
+        self.state.metrics = metrics
+        return told
+
+    def _events(self, worker: int, task: int) -> Iterator[Event]:
+        uuid = f"{next(self._numbers):032x}"
+        yield self._event("task-sent", worker, uuid=uuid, name=f"shop.orders.tasks.task_{task}", queue="celery")
+        yield self._event("task-received", worker, uuid=uuid, name=f"shop.orders.tasks.task_{task}", eta=None)
+        yield self._event("task-started", worker, uuid=uuid)
+        yield self._event("task-succeeded", worker, uuid=uuid, runtime=self._random.expovariate(1), result="None")
+
+    def _event(self, kind: str, worker: int, **fields: Any) -> Event:
+        now = time.time()
+        hostname = "gen1@web" if kind == "task-sent" else f"worker{worker:03}@host{worker % 10}.example.com"
+        common = {"type": kind, "hostname": hostname, "timestamp": now, "local_received": now}
+        return {**common, "clock": next(self._numbers), **fields}
+
+    def _stock_scrape(self) -> Iterator[bytes]:
+        yield prometheus_client.generate_latest()
+
+    def _our_scrape(self) -> Iterator[bytes]:
+        return compressed(self.texts(), LEVEL)
+
+    def texts(self) -> Iterator[bytes]:
+        families = self.recorder.families(self.state, None, groups=self.groups)
+        for text in render(families, openmetrics=False):
+            yield text.encode()
+
+
+class _Listener:
+    def __init__(self, told: list[tuple[str, Event, Any]]) -> None:
+        self._told = told
+
+    def observe_task(self, worker: str, event: Event, task: Any) -> None:
+        self._told.append((worker, event, task))
+
+
+def compressed(texts: Iterator[bytes], level: int) -> Iterator[bytes]:
+    compressor = zlib.compressobj(level, wbits=GZIP)
+    for text in texts:
+        yield compressor.compress(text)
+    yield compressor.flush()
+
+
+def serve(kind: str) -> None:
+    """Answer each line that comes with a scrape: what it cost, as a line of JSON."""
+    cluster = Cluster(kind)
+    for _ in range(ROUNDS):
+        cluster.run_tasks()
+    for _ in sys.stdin:
+        begin = time.process_time()
+        events = cluster.run_tasks()
+        moments, wire = [time.process_time()], 0
+        for piece in cluster.scrape():
+            moments.append(time.process_time())
+            wire += len(piece)
+        cpu = moments[-1] - moments[0]
+        pause = max(after - before for before, after in pairwise(moments))
+        answer = {"event": (moments[0] - begin) / events * 1e6, "cpu": cpu * 1e3, "pause": pause * 1e3, "wire": wire}
+        print(json.dumps(answer), flush=True)
+
+
+def weigh(kind: str) -> None:
+    """Print how many bytes the metrics take for each line that they render."""
+    cluster = Cluster(kind)
+    observations = cluster.observations()
+    # What a scrape leaves behind belongs to it
+    collections.deque(cluster.scrape(), maxlen=0)
+    tracemalloc.start()
+    for observation in observations:
+        cluster.state.metrics.observe_task(*observation)
+    collections.deque(cluster.scrape(), maxlen=0)
+    grown, _ = tracemalloc.get_traced_memory()
+    text = prometheus_client.generate_latest() if kind == STOCK else b"".join(cluster.texts())
+    ours_too = re.compile(rb"^(?:flower|celery)_\w+(?<!_created)\{", re.MULTILINE)
+    lines = len(ours_too.findall(text))
+    print(json.dumps({"bytes": grown / lines, "lines": lines}))
+
+
+def compare_levels(kind: str) -> None:
+    """Print what each level of compression costs and saves."""
+    cluster = Cluster(kind)
+    for _ in range(ROUNDS):
+        cluster.run_tasks()
+    texts = list(cluster.texts())
+    for level in LEVELS:
+        begin = time.process_time()
+        size = sum(map(len, compressed(iter(texts), level)))
+        cpu = time.process_time() - begin
+        print(f"  level {level}: {size / 1e6:.2f} MB of {sum(map(len, texts)) / 1e6:.1f} MB, {cpu * 1e3:.0f} CPU ms")
+
+
+PARTS = {"serve": serve, "weigh": weigh, "levels": compare_levels}
+
+
+# Beside them
+
+
+def command(part: str, kind: str) -> list[str]:
+    return [sys.executable, "-m", "tests.bench.metrics", "--part", part, "--kind", kind]
+
+
+def output(part: str, kind: str) -> str:
+    return subprocess.run(command(part, kind), check=True, cwd=PROJECT, stdout=subprocess.PIPE, text=True).stdout
+
+
+class Process:
+    """A process that is scraped whenever it is asked to."""
+
+    def __init__(self, kind: str) -> None:
+        self._process = subprocess.Popen(
+            command("serve", kind), cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def scrape(self) -> dict[str, float]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(file=self._process.stdin, flush=True)
+        answer: dict[str, float] = json.loads(self._process.stdout.readline())
+        return answer
+
+    def close(self) -> None:
+        self._process.communicate(timeout=60)
+
+
+@dataclass
+class Scrapes:
+    """What was measured of one kind, a value for each turn."""
+
+    cpu: list[float] = field(default_factory=list)  # milliseconds
+    pause: list[float] = field(default_factory=list)  # milliseconds
+    event: list[float] = field(default_factory=list)  # microseconds
+    wire: list[float] = field(default_factory=list)  # bytes
+
+
+def scrape_by_turns(turns: int) -> dict[str, Scrapes]:
+    """Scrape each kind by turns; the first turn warms them up and does not count."""
+    scrapes = {kind: Scrapes() for kind in KINDS}
+    with contextlib.ExitStack() as stack:
+        processes = {kind: stack.enter_context(contextlib.closing(Process(kind))) for kind in KINDS}
+        for turn in range(turns + 1):
+            for kind, process in processes.items():
+                for what, value in process.scrape().items():
+                    if turn:
+                        getattr(scrapes[kind], what).append(value)
+    return scrapes
+
+
+def measure_scrapes(turns: int) -> None:
+    scrapes = scrape_by_turns(turns)
+    stock, ours, with_celery = (scrapes[kind] for kind in KINDS)
+    figures = [
+        Figure("a scrape, CPU ms", SCRAPE_TARGET, {STOCK: stock.cpu, OURS: ours.cpu}),
+        Figure("a scrape, celery_* too, CPU ms", WITH_CELERY_TARGET, {STOCK: stock.cpu, OURS: with_celery.cpu}),
+    ]
+    print(table(figures))
+    for kind, target in ((STOCK, inf), (OURS, WIRE_TARGET), (WITH_CELERY, WIRE_WITH_CELERY_TARGET)):
+        found = scrapes[kind]
+        wire = max(found.wire) / 1e6
+        verdict = f" (target {target}, {'within' if wire <= target else 'over'})" if target < inf else ""
+        print(
+            f"{kind}: {wire:.2f} MB on the wire{verdict}; at most {max(found.pause):.1f} CPU ms at one go;"
+            f" {median(found.event):.1f} CPU us for an event"
+        )
+
+
+def measure_memory() -> None:
+    weights = {kind: json.loads(output("weigh", kind)) for kind in KINDS}
+    figures = [
+        Figure(name, MEMORY_TARGET, {STOCK: [weights[STOCK]["bytes"]], OURS: [weights[kind]["bytes"]]})
+        for name, kind in (("memory, bytes a line", OURS), ("memory, celery_* too, bytes a line", WITH_CELERY))
+    ]
+    print(table(figures))
+    print(", ".join(f"{kind}: {weight['lines']} lines" for kind, weight in weights.items()))
+
+
+def measure_levels() -> None:
+    for kind in (OURS, WITH_CELERY):
+        print(f"{kind}:\n{output('levels', kind)}", end="")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--turns", type=int, default=10, help="turns of scraping each")
+    parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.part:
+        PARTS[arguments.part](arguments.kind)
+        return
+    print(f"{WORKERS} workers x {TASKS} tasks; each: median (min to max)\n")
+    measure_scrapes(arguments.turns)
+    print("\nMemory of the metrics alone")
+    measure_memory()
+    print(f"\nCompression; level {LEVEL} is used")
+    measure_levels()
+
+
+if __name__ == "__main__":
+    main()

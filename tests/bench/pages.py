@@ -1,0 +1,124 @@
+"""How long pages wait while the metrics are scraped every second: ``python -m tests.bench.pages``. It asserts nothing.
+
+The cluster is that of `tests.bench.metrics`; stock Flower and ours serve it, each in a process of its own, by turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import http.client
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+from celery import Celery
+from flower.app import Flower
+from tornado.options import options
+
+from flower_proxy.app import FlowerProxy
+from flower_proxy.internals import default_options, flower_settings
+from flower_proxy.options import declare
+from tests.bench.figures import OURS, STOCK
+from tests.bench.metrics import ROUNDS, Cluster
+from tests.support.processes import PROJECT, Address, answers, free_port, wait_until
+
+P99_TARGET = 0.050  # seconds
+PAGE, SCRAPE = "/tasks", "/metrics"
+SCRAPED_EVERY = 1.0  # seconds
+
+
+def serve(kind: str, port: int) -> None:
+    """Serve the cluster until standard input ends."""
+
+    async def run() -> None:
+        declare(default_options)
+        options.port, options.address, options.no_auth = port, "127.0.0.1", True
+        capp = Celery(broker="memory://")
+        flower = Flower(capp=capp, options=default_options, **flower_settings)
+        if kind == OURS:
+            flower = FlowerProxy(capp=capp)
+        cluster = Cluster(kind, flower.events.state)
+        for _ in range(ROUNDS):
+            cluster.run_tasks()
+        flower.start_http_server()
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+        os._exit(0)
+
+    asyncio.run(run())
+
+
+@contextlib.contextmanager
+def served(kind: str) -> Iterator[Address]:
+    address = Address(free_port())
+    command = [sys.executable, "-m", "tests.bench.pages", "--serve", kind, "--port", str(address.port)]
+    with subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
+        wait_until(lambda: answers(address, "/healthcheck"), timeout=120, what="it serves")
+        yield address
+        process.communicate()
+
+
+def ask(connection: http.client.HTTPConnection, path: str, **headers: str) -> float:
+    """Return the seconds until the whole answer is there."""
+    begin = time.perf_counter()
+    connection.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+    with connection.getresponse() as response:
+        response.read()
+    if response.status != 200:
+        raise RuntimeError(f"{path}: {response.status}")
+    return time.perf_counter() - begin
+
+
+def measure(address: Address, seconds: float) -> tuple[list[float], list[float]]:
+    """Return how long each page and each scrape took, in seconds."""
+    pages: list[float] = []
+    scrapes: list[float] = []
+    end = time.monotonic() + seconds
+
+    def scrape() -> None:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", address.port, timeout=60)) as connection:
+            while time.monotonic() < end:
+                scrapes.append(ask(connection, SCRAPE, Accept_Encoding="gzip"))
+                time.sleep(max(0.0, SCRAPED_EVERY - scrapes[-1]))
+
+    scraper = threading.Thread(target=scrape)
+    scraper.start()
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", address.port, timeout=60)) as connection:
+        while time.monotonic() < end:
+            pages.append(ask(connection, PAGE))
+            # As people do: a page that waits must not keep others from being asked for
+            time.sleep(0.01)
+    scraper.join()
+    return pages, scrapes
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=20, help="for how long each is asked")
+    parser.add_argument("--serve", choices=(STOCK, OURS), help=argparse.SUPPRESS)
+    parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        serve(arguments.serve, arguments.port)
+        return
+    for kind in (STOCK, OURS):
+        with served(kind) as address:
+            pages, scrapes = measure(address, arguments.seconds)
+        p99 = statistics.quantiles(pages, n=100)[98]
+        verdict = (
+            f" (target {P99_TARGET * 1000:.0f}, {'within' if p99 <= P99_TARGET else 'over'})" if kind == OURS else ""
+        )
+        print(
+            f"{kind}: {len(pages)} pages, median {statistics.median(pages) * 1000:.1f} ms, p99 {p99 * 1000:.1f}"
+            f" ms{verdict}, slowest {max(pages) * 1000:.1f} ms; {len(scrapes)} scrapes,"
+            f" median {statistics.median(scrapes) * 1000:.0f} ms"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""What the tests stand on: a broker, a worker and a browser, each started once and only when a test asks for it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support import programs
+from tests.support.browser import Browser, chromium
+
+
+@pytest.fixture(scope="session", autouse=True)
+def event_loop_to_go_back_to() -> Iterator[None]:
+    """pytest-tornado goes back to the loop of before; where there is none, asyncio makes one that nobody closes."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    yield
+    loop.close()
+
+
+@pytest.fixture(scope="session")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[programs.Broker]:
+    """A Redis server."""
+    with programs.redis(tmp_path_factory.mktemp("redis")) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def worker(broker: programs.Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[programs.Broker]:
+    """The same, with one worker that is ready."""
+    with programs.worker(broker, tmp_path_factory.mktemp("worker")):
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate that signs itself, and its key."""
+    return programs.certificate(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture(scope="session")
+def chromium_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with chromium(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(chromium_process: Browser) -> Browser:
+    """A browser that has never been anywhere."""
+    chromium_process.forget()
+    return chromium_process

@@ -1,0 +1,117 @@
+"""HTTP-level tests, all of them behind a prefix: once as a proxy that keeps it, once as one that strips it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+from tornado.httpclient import AsyncHTTPClient, HTTPResponse
+from tornado.ioloop import IOLoop
+from tornado.options import OptionParser
+
+from flower_proxy.app import FlowerProxy
+from flower_proxy.internals import default_options, definitions
+from flower_proxy.options import declare
+
+PREFIX = "/a/flower"
+# Nobody is asked who they are, and these names are ours
+OPEN = {"no_auth": True, "allowed_hosts": ["host.example", "upstream", "up"]}
+
+
+class Site:
+    """The application at its public location, reached through a proxy of one kind.
+
+    :ivar kind: ``kept``, told by ``--url_prefix``; ``stripped``, told by the header; ``untold``, stripped in silence.
+    """
+
+    def __init__(self, kind: str, app: FlowerProxy, client: AsyncHTTPClient, loop: IOLoop, port: int) -> None:
+        self.kind, self.app = kind, app
+        self._client, self._loop, self._port = client, loop, port
+
+    @property
+    def links(self) -> str:
+        """What links on a page at the root begin with."""
+        return "." if self.kind == "untold" else PREFIX
+
+    @property
+    def origin(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    def fetch(
+        self, path: str, *, method: str = "GET", headers: dict[str, str] | None = None, **kwargs: Any
+    ) -> HTTPResponse:
+        """Ask for a path below the public prefix, as the proxy would hand it on; no redirect is followed."""
+        told = {"X-Forwarded-Prefix": PREFIX} if self.kind == "stripped" else {}
+        url = self.origin + (PREFIX if self.kind == "kept" else "") + path
+        if method == "POST":
+            kwargs.setdefault("body", "")
+
+        async def fetch() -> HTTPResponse:
+            return await self._client.fetch(
+                url,
+                method=method,
+                headers={**told, **(headers or {})},
+                follow_redirects=False,
+                raise_error=False,
+                **kwargs,
+            )
+
+        response: HTTPResponse = self._loop.run_sync(fetch)
+        return response
+
+    def page(self, path: str, **kwargs: Any) -> str:
+        response = self.fetch(path, **kwargs)
+        assert response.code == 200, response
+        return response.body.decode()
+
+
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    """Flower's options for this test; a module or test overrides it."""
+    return OPEN
+
+
+@pytest.fixture
+def options(settings: dict[str, Any], kind: str) -> OptionParser:
+    declare(default_options)
+    parser = OptionParser()
+    for name, option in definitions(default_options).items():
+        parser.define(name, default=option.default, type=option.type, multiple=option.multiple)
+    for name, value in {"url_prefix": PREFIX if kind == "kept" else "", **settings}.items():
+        setattr(parser, name, value)
+    return parser
+
+
+@pytest.fixture(params=["kept", "stripped"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def app(io_loop: IOLoop, options: OptionParser) -> Iterator[FlowerProxy]:
+    """What pytest-tornado serves."""
+    capp = Celery(broker="memory://")
+    oauth = {"key": "key", "secret": "secret", "redirect_uri": "https://host.example/a/flower/login"}
+    application = FlowerProxy(capp=capp, options=options, oauth=oauth)
+    yield application
+    application.stop()
+    application.executor.shutdown()
+    capp.close()
+
+
+@pytest.fixture
+def site(app: FlowerProxy, http_client: AsyncHTTPClient, io_loop: IOLoop, http_port: int, kind: str) -> Site:
+    return Site(kind, app, http_client, io_loop, http_port)
+
+
+@pytest.fixture
+def event(app: FlowerProxy) -> Callable[..., None]:
+    """Let Flower see an event as a worker sends it."""
+
+    def send(type_: str, **fields: Any) -> None:
+        base = {"hostname": "w1@host", "timestamp": 1, "local_received": 1, "utcoffset": 0, "pid": 1, "clock": 1}
+        app.events.state.event({"type": type_, **base, **fields})
+
+    return send

@@ -1,0 +1,124 @@
+"""Control actions and the tasks table work behind every proxy, and stay closed to other sites."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.http.conftest import OPEN, Site
+
+TABLE = "draw=1&start=0&length=10&order[0][column]=0&columns[0][data]=name"
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+@pytest.fixture(params=["basic", "open"])
+def settings(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """With credentials, and with the gate in front of the proxy (P8)."""
+    return OPEN if request.param == "open" else {"basic_auth": ["demo:secret"]}
+
+
+def post(site: Site, headers: dict[str, str], path: str = "/tasks/datatable", body: str = TABLE) -> int:
+    response = site.fetch(
+        path, method="POST", body=body, headers={**FORM, **headers}, auth_username="demo", auth_password="secret"
+    )
+    return int(response.code)
+
+
+def token(site: Site) -> str:
+    html = site.page("/tasks", auth_username="demo", auth_password="secret")
+    match = re.search(r'name="flower-token" content="([^"]+)"', html)
+    assert match is not None
+    return match[1]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        pytest.param({}, 200, id="no-browser"),
+        pytest.param({"Sec-Fetch-Site": "same-origin"}, 200, id="same-origin"),
+        pytest.param({"Sec-Fetch-Site": "same-origin", "Origin": "null"}, 200, id="same-origin-whatever-else"),
+        pytest.param({"Sec-Fetch-Site": "cross-site"}, 403, id="cross-site"),
+        pytest.param({"Sec-Fetch-Site": "same-site"}, 403, id="same-site"),
+        pytest.param({"Sec-Fetch-Site": "Cross-Site"}, 403, id="cross-site-in-any-case"),
+        pytest.param({"Sec-Fetch-Site": "none"}, 403, id="typed"),
+        pytest.param({"Origin": "http://evil.example"}, 403, id="another-origin"),
+        pytest.param({"Origin": "null"}, 403, id="null-origin"),
+        pytest.param({"Referer": "http://evil.example/page"}, 403, id="another-referer"),
+        pytest.param({"Referer": "http://["}, 403, id="malformed-referer"),
+        pytest.param({"Referer": "nonsense"}, 403, id="referer-without-origin"),
+        pytest.param({"Origin": "http://evil.example", "X-XSRFToken": "guess"}, 403, id="guessed-token"),
+        pytest.param(
+            {"Origin": "http://evil.example", "X-XSRFToken": "2|1:0|10:1|4:page|4:VHJ1ZQ==|00"}, 403, id="forged"
+        ),
+        pytest.param({"Origin": "http://evil.example", "Cookie": "_xsrf=1", "X-XSRFToken": "1"}, 403, id="own-cookie"),
+        # over plain HTTP browsers send no Sec-Fetch-Site (P7)
+        pytest.param({"Origin": "http://host.example:8080", "Host": "host.example:8080"}, 200, id="host-kept"),
+        pytest.param({"Origin": "http://host.example:8080", "Host": "host.example"}, 403, id="port-lost"),
+        pytest.param({"Origin": "http://host.example:8080", "Host": "upstream"}, 403, id="host-changed"),
+        pytest.param(
+            {
+                "Origin": "https://host.example",
+                "Host": "up",
+                "X-Forwarded-Host": "host.example",
+                "X-Forwarded-Proto": "https",
+            },
+            200,
+            id="host-forwarded",
+        ),
+        pytest.param(
+            {"Origin": "http://host.example:8080", "Host": "host.example", "X-Forwarded-Port": "8080"},
+            200,
+            id="port-forwarded",
+        ),
+    ],
+)
+def test_proof_of_same_origin(site: Site, headers: dict[str, str], status: int) -> None:
+    assert post(site, headers) == status
+
+
+@pytest.mark.parametrize("host", ["host.example", "127.0.0.1:5555"])
+def test_the_pages_own_token_is_proof_where_the_proxy_loses_host_or_port(site: Site, host: str) -> None:
+    """P7: stock Flower answers 403 to its own page."""
+    headers = {"Origin": "http://host.example:8080", "Host": host, "X-XSRFToken": token(site)}
+    assert post(site, headers) == 200
+
+
+def test_the_token_does_not_help_a_browser_that_says_another_site_asks(site: Site) -> None:
+    assert post(site, {"Sec-Fetch-Site": "cross-site", "X-XSRFToken": token(site)}) == 403
+
+
+def test_the_refusal_names_both_origins_and_what_to_do(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    post(site, {"Origin": "http://host.example:8080"})
+    message = caplog.text
+    assert "http://host.example:8080" in message
+    assert site.origin in message
+    assert "X-Forwarded-Host" in message
+
+
+@pytest.mark.parametrize("path", ["/tasks", "/api/workers"])
+def test_credentials_other_than_ascii_are_refused(site: Site, settings: dict[str, Any], path: str) -> None:
+    """P11: stock Flower answers 500."""
+    status = site.fetch(path, auth_username="demo", auth_password="s\xe9cret").code
+    assert status == (401 if "basic_auth" in settings else 200)
+
+
+def test_no_cookie_of_a_common_name_is_set(site: Site, settings: dict[str, Any]) -> None:
+    """P38: a host application's `_xsrf` and ours disturbed each other."""
+    headers = site.fetch("/", auth_username="demo", auth_password="secret").headers
+    names = [line.partition("=")[0] for line in headers.get_list("Set-Cookie")]
+    assert all(re.fullmatch(r"flower_browser_[0-9a-f]{8}", name) for name in names)
+    assert len(names) == ("basic_auth" in settings)
+
+
+def test_an_xsrf_cookie_of_the_host_application_is_no_matter(site: Site) -> None:
+    headers = {"Cookie": "_xsrf=2|theirs", "Origin": "http://host.example:8080", "X-XSRFToken": token(site)}
+    assert post(site, headers) == 200
+
+
+def test_the_api_is_the_same_with_and_without_prefix(site: Site, event: Callable[..., None]) -> None:
+    event("task-received", uuid="u1", name="add")
+    body = site.page("/api/task/info/u1", auth_username="demo", auth_password="secret")
+    assert '"uuid": "u1"' in body

@@ -1,0 +1,980 @@
+"""One gate in front of everything: who gets in, who does not, and what a refusal gives away."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from celery import Celery
+from tornado.httpclient import AsyncHTTPClient, HTTPResponse
+from tornado.httputil import HTTPHeaders
+from tornado.ioloop import IOLoop
+from tornado.options import OptionParser
+from tornado.routing import PathMatches
+from tornado.web import RequestHandler
+
+from flower_proxy.app import FlowerProxy
+from flower_proxy.gate import OPEN as OPEN_HANDLERS
+from flower_proxy.internals import default_options
+from flower_proxy.options import declare
+from tests.http.conftest import OPEN, PREFIX, Site
+from tests.http.test_login import PROVIDER, Jar, Provider
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+# What is answered whoever asks, and how: the whole list
+OPEN_ROUTES = {
+    r"/(robots\.txt)$": 404,
+    r"/(favicon\.ico)$": 200,
+    r"/static/(.*)$": 404,
+    "/healthcheck$": 200,
+    # No broker has answered here
+    "/ready$": 503,
+}
+WORKER, TASK = "planted@host", "planted-task"
+PASSWORD = {"basic_auth": ["demo:secret"]}
+OAUTH = {"auth": "me@host.example", "auth_provider": f"{Provider.__module__}.Provider", "cookie_secret": "example"}
+HEADER = {"auth_header": "X-Forwarded-User"}
+DEMO: dict[str, Any] = {"auth_username": "demo", "auth_password": "secret"}
+CHALLENGE = 'Basic realm="flower", charset="UTF-8"'
+UNREGISTERED = ["/nothing", "/nothing/here", "/static", "/metrics/", "/api", "/.git/config", "/%2e%2e/etc", "/login/x"]
+
+
+def basic(text: str | bytes) -> dict[str, str]:
+    """The header that shows this user:password."""
+    encoded = base64.b64encode(text.encode() if isinstance(text, str) else text).decode()
+    return {"Authorization": f"Basic {encoded}"}
+
+
+def example(pattern: str) -> str:
+    """A path that a route of Flower's or Tornado's matches."""
+    path = pattern.removesuffix("$").removesuffix("/?").replace("\\", "")
+    return re.sub(r"\((\.[*+]|[^)]*)\)", lambda group: "some" if group[1][0] == "." else group[1], path)
+
+
+def routes(app: FlowerProxy) -> dict[str, str]:
+    """Every pattern that the application knows, with a path for each."""
+    matchers = [rule.matcher for rule in app.wildcard_router.rules]
+    patterns = [matcher.regex.pattern for matcher in matchers if isinstance(matcher, PathMatches)]
+    assert len(patterns) == len(matchers)
+    paths = {pattern: example(pattern) if pattern != ".*$" else "/nothing" for pattern in patterns}
+    assert all(re.match(pattern, path) for pattern, path in paths.items())
+    return paths
+
+
+def holds_data(response: HTTPResponse) -> bool:
+    """Whether an answer holds anything of a page, or a secret one."""
+    shown = response.body.decode("latin-1") + str(list(response.headers.get_all()))
+    return any(word in shown for word in ("<!doctype html", "flower-token", WORKER, TASK, "flower_events_total"))
+
+
+def ask(site: Site, path: str, method: str, **kwargs: Any) -> HTTPResponse:
+    body = "" if method in ("POST", "PUT", "PATCH") else None
+    return site.fetch(path, method=method, body=body, **kwargs)
+
+
+def words(response: HTTPResponse) -> str:
+    return str(response.body.decode(errors="replace"))
+
+
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    return PASSWORD
+
+
+@pytest.fixture
+def planted(event: Callable[..., None]) -> None:
+    """A worker and a task that no stranger may hear of."""
+    event("worker-online", hostname=WORKER)
+    event("task-received", hostname=WORKER, uuid=TASK, name="planted.add")
+
+
+@pytest.fixture
+def send_lines(site: Site, http_client: AsyncHTTPClient, io_loop: IOLoop) -> Callable[..., HTTPResponse]:
+    """Ask for a page with several lines of one header."""
+
+    def send(name: str, *values: str) -> HTTPResponse:
+        headers = HTTPHeaders({"X-Forwarded-Prefix": PREFIX} if site.kind == "stripped" else {})
+        for value in values:
+            headers.add(name, value)
+        url = f"{site.origin}{PREFIX if site.kind == 'kept' else ''}/tasks"
+        response: HTTPResponse = io_loop.run_sync(lambda: http_client.fetch(url, headers=headers, raise_error=False))
+        return response
+
+    return send
+
+
+# The walk
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize(
+    ("settings", "refusals"),
+    [
+        pytest.param({}, {401}, id="made-up-password"),
+        pytest.param(PASSWORD, {401}, id="password"),
+        pytest.param(OAUTH, {302, 403}, id="oauth"),
+        pytest.param({**OAUTH, **PASSWORD}, {401}, id="oauth-and-password"),
+        pytest.param(HEADER, {403}, id="header"),
+        pytest.param({**HEADER, **PASSWORD}, {401}, id="header-or-password"),
+        pytest.param({**PASSWORD, "metrics_auth": "prometheus:scrape"}, {401}, id="metrics-password"),
+        pytest.param({**PASSWORD, "cors_origins": ["https://dashboard.example"]}, {401}, id="cors"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["kept", "untold"], indirect=True)
+def test_whoever_shows_nothing_gets_nothing(site: Site, settings: dict[str, Any], refusals: set[int]) -> None:
+    """P6: every route for every method, and what nobody has registered."""
+    paths = routes(site.app)
+    provided = {"/login/?$"} if "auth" in settings and "basic_auth" not in settings else set()
+    answered: dict[str, set[int]] = {}
+    for pattern, path in [*paths.items(), *((path, path) for path in UNREGISTERED)]:
+        for method in METHODS:
+            response = ask(site, path, method)
+            if pattern in OPEN_ROUTES:
+                codes = (OPEN_ROUTES[pattern],) if method in ("GET", "HEAD") else (204, 405)
+                assert response.code in codes, (method, path)
+                assert not holds_data(response), (method, path)
+            elif pattern not in provided:
+                assert response.code in refusals, (method, path, response.code)
+                assert not holds_data(response), (method, path)
+                if response.code == 302:
+                    assert response.headers["Location"].endswith("login?next=" + quote(path, safe=""))
+            answered.setdefault(pattern, set()).add(response.code)
+    assert {pattern for pattern, codes in answered.items() if not codes <= refusals} == set(OPEN_ROUTES) | provided
+
+
+@pytest.mark.parametrize("kind", ["kept"], indirect=True)
+def test_a_path_without_the_prefix_is_closed_too(site: Site) -> None:
+    """P43: with the option the same pages answer there."""
+    site.kind = "untold"
+    for pattern, path in routes(site.app).items():
+        assert (site.fetch(path).code == 401) is (pattern not in OPEN_ROUTES), path
+
+
+def test_the_list_of_what_is_open_is_short(app: FlowerProxy) -> None:
+    rules = [(rule.matcher, rule.target) for rule in app.wildcard_router.rules]
+    opened = {matcher.regex.pattern for matcher, target in rules if issubclass(target, OPEN_HANDLERS)}
+    assert opened == set(OPEN_ROUTES)
+    assert {handler.__name__ for handler in OPEN_HANDLERS} == {"StaticFileHandler", "Healthcheck", "Ready"}
+
+
+@pytest.mark.parametrize("settings", [OAUTH])
+def test_the_login_page_only_leads_to_the_provider(site: Site) -> None:
+    response = site.fetch("/login")
+    assert response.code == 302
+    assert response.headers["Location"].startswith(PROVIDER)
+    assert site.fetch("/login", method="POST").code == 405
+
+
+class NewRoute(RequestHandler):
+    """What a later Flower may add: nobody here has thought of it, and it asks nobody."""
+
+    def get(self) -> None:
+        self.write(f"{WORKER} {json.dumps(dict(self.request.headers))}")
+
+
+@pytest.fixture
+def new_route(app: FlowerProxy) -> str:
+    app.add_handlers(r".*", [("/new", NewRoute)])
+    return "/new"
+
+
+def test_a_route_nobody_thought_of_is_closed(site: Site, new_route: str) -> None:
+    assert site.fetch(new_route).code == 401
+    assert WORKER in words(site.fetch(new_route, **DEMO))
+
+
+@pytest.mark.parametrize("method", ["PROPFIND", "TRACE", "get", "X"])
+def test_methods_that_nobody_knows_get_nothing(site: Site, method: str) -> None:
+    response = site.fetch("/tasks", method=method, allow_nonstandard_methods=True)
+    assert response.code == 405
+    assert not holds_data(response)
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize(
+    ("path", "headers"),
+    [
+        pytest.param("/task/%ff", {}, id="path-not-utf8"),
+        pytest.param("/api/task/revoke/%ff", {"Content-Type": "application/x-www-form-urlencoded"}, id="api"),
+        pytest.param("/tasks/datatable", {"Content-Type": "multipart/form-data"}, id="multipart-without-boundary"),
+    ],
+)
+def test_what_cannot_be_read_is_a_400_without_data(site: Site, path: str, headers: dict[str, str]) -> None:
+    response = site.fetch(path, method="POST", headers=headers, body="x")
+    assert response.code == 400
+    assert not holds_data(response)
+
+
+# Passwords
+
+
+@pytest.mark.parametrize("path", ["/", "/tasks", "/api/workers", "/metrics", "/logout", "/nothing"])
+def test_every_refusal_has_the_challenge_and_the_password_opens(site: Site, path: str) -> None:
+    """P6 and P37: on pages and API alike, so that clients which wait for it can log in."""
+    refused = site.fetch(path)
+    assert (refused.code, refused.headers["WWW-Authenticate"]) == (401, CHALLENGE)
+    assert site.fetch(path, **DEMO).code == (404 if path == "/nothing" else 200)
+
+
+@pytest.mark.parametrize(
+    ("authorization", "status"),
+    [
+        pytest.param("Basic ZGVtbzpzZWNyZXQ=", 200, id="right"),
+        pytest.param("basic ZGVtbzpzZWNyZXQ=", 200, id="p11-scheme-in-lower-case"),
+        pytest.param("BASIC  ZGVtbzpzZWNyZXQ=", 200, id="p11-scheme-in-capitals-two-spaces"),
+        pytest.param("Basic ZGVtbzp3cm9uZw==", 401, id="wrong-password"),
+        pytest.param("Basic b3RoZXI6c2VjcmV0", 401, id="wrong-user"),
+        pytest.param("Basic RGVtbzpzZWNyZXQ=", 401, id="user-in-another-case"),
+        pytest.param("Basic =", 401, id="p11-nothing-in-base64"),
+        pytest.param("Basic", 401, id="p11-scheme-alone"),
+        pytest.param("", 401, id="empty"),
+        pytest.param("Basic Og==", 401, id="colon-alone"),
+        pytest.param("Basic ZGVtbzo=", 401, id="no-password"),
+        pytest.param("Basic OnNlY3JldA==", 401, id="no-user"),
+        pytest.param("Basic ZGVtbw==", 401, id="user-alone"),
+        pytest.param("Basic !!!", 401, id="p11-no-base64"),
+        pytest.param("Basic !ZGVtbzpzZWNyZXQ=", 401, id="p11-base64-and-more"),
+        pytest.param("Basic ZGVtbzpzZWNyZXQ", 401, id="padding-lost"),
+        pytest.param("Basic ZGVtbzpzZWNyZXQ= x", 401, id="something-behind"),
+        pytest.param("Basic ZGVtbzpzZWNyZXQ=, Basic ZGVtbzpzZWNyZXQ=", 401, id="twice-in-one-line"),
+        pytest.param("Basic ZGVtbzpzw6ljcmV0", 401, id="p11-not-ascii"),
+        pytest.param("Basic ZGVtbzpz6WNyZXQ=", 401, id="p11-not-utf8"),
+        pytest.param("Bearer ZGVtbzpzZWNyZXQ=", 401, id="another-scheme"),
+        pytest.param("ZGVtbzpzZWNyZXQ=", 401, id="no-scheme"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/tasks", "/api/workers"])
+def test_what_counts_as_the_password(site: Site, path: str, authorization: str, status: int) -> None:
+    """P11: stock Flower answers 401 to lower case, 500 to what is not ASCII."""
+    assert site.fetch(path, headers={"Authorization": authorization}).code == status
+
+
+@pytest.mark.parametrize("settings", [{"basic_auth": ["j\xf6rg:s\xe9cret \u2013 1"]}])
+def test_a_password_other_than_ascii_works(site: Site) -> None:
+    """P11: stock Flower answers 500 to everybody as soon as one stands in its options."""
+    assert site.fetch("/tasks", headers=basic("j\xf6rg:s\xe9cret \u2013 1")).code == 200
+    assert site.fetch("/tasks", headers=basic("j\xf6rg:s\xe9cret - 1")).code == 401
+    assert site.fetch("/tasks", headers=basic("j\xf6rg:s\xe9cret".encode("latin-1"))).code == 401
+
+
+@pytest.mark.parametrize("path", ["/tasks", "/api/workers"])
+@pytest.mark.parametrize("settings", [{"basic_auth": ["user:p,ss"]}])
+def test_a_comma_in_a_password_makes_no_other_password(site: Site, path: str) -> None:
+    """P11: stock Flower takes ``user:p`` and the bare ``ss`` for credentials, and refuses the real ones."""
+    assert site.fetch(path, headers=basic("user:p,ss")).code == 200
+    for half in ("user:p", "ss", ":ss", "ss:"):
+        assert site.fetch(path, headers=basic(half)).code == 401
+
+
+@pytest.mark.parametrize(
+    ("text", "entry"),
+    [
+        pytest.param("user:p,ss", 2, id="comma-in-a-password"),
+        pytest.param("", 1, id="empty"),
+        pytest.param("user:pass,", 2, id="comma-at-the-end"),
+        pytest.param(",user:pass", 1, id="comma-at-the-beginning"),
+        pytest.param("user:pass,,other:pass", 2, id="two-commas"),
+        pytest.param(":pass", 1, id="no-user"),
+        pytest.param("user:", 1, id="no-password"),
+    ],
+)
+def test_credentials_that_nobody_wrote_stop_the_start(text: str, entry: int) -> None:
+    """P11: with an empty entry stock Flower lets ``Authorization: Basic =`` in. The message holds no password."""
+    with pytest.raises(ValueError, match=f"entry {entry} ") as error:
+        declare(default_options)["basic_auth"].parse([text])
+    assert not re.search("ss|:p", str(error.value).replace("user:password", "").replace("password", ""))
+
+
+def test_two_authorization_lines_are_none(send_lines: Callable[..., HTTPResponse]) -> None:
+    """Each program in a row may take another one for the right one."""
+    right, wrong = basic("demo:secret")["Authorization"], basic("demo:wrong")["Authorization"]
+    assert send_lines("Authorization", right).code == 200
+    for lines in ((right, right), (right, wrong), (wrong, right), (right, "Bearer x")):
+        assert send_lines("Authorization", *lines).code == 401
+
+
+@pytest.mark.parametrize(
+    ("settings", "statuses"),
+    [
+        pytest.param(PASSWORD, (200, 401), id="password-on-both"),
+        pytest.param(OPEN, (200, 200), id="password-at-the-proxy-only"),
+    ],
+)
+def test_the_password_that_nginx_has_asked_for_is_passed_on(site: Site, statuses: tuple[int, int]) -> None:
+    """P36: the same users in both let in once; other users need the proxy to drop the header."""
+    assert (site.fetch("/tasks", **DEMO).code, site.fetch("/tasks", headers=basic("nginx:user")).code) == statuses
+
+
+@pytest.mark.parametrize("settings", [OAUTH])
+def test_a_passed_on_authorization_does_not_replace_the_proof_of_same_origin(site: Site) -> None:
+    """P36: in stock Flower any Authorization header switches the check of the token off."""
+    jar = Jar(site)
+    jar.log_in()
+    cookie = "; ".join(f"{name}={value}" for name, value in jar.cookies.items())
+    headers = {"Cookie": cookie, **basic("nginx:user")}
+    assert site.fetch("/tasks", headers=headers).code == 200
+    forged = {**headers, "Origin": "https://evil.example"}
+    assert site.fetch("/api/task/revoke/1", method="POST", headers=forged).code == 403
+
+
+# The made-up password
+
+
+@pytest.mark.parametrize("settings", [{}, {"basic_auth": []}, {"metrics_auth": "prometheus:scrape"}])
+def test_who_names_nobody_gets_a_password_for_this_run(site: Site) -> None:
+    """P39: stock Flower then lets everybody in, on all interfaces."""
+    made_up = site.app.entrance.made_up
+    assert made_up is not None
+    user, password = made_up
+    assert (user, len(password) >= 16) == ("flower", True)
+    assert site.fetch("/tasks").code == 401
+    assert site.fetch("/tasks", headers=basic(f"{user}:{password[:-1]}")).code == 401
+    assert site.fetch("/tasks", headers=basic(f"{user}:{password}")).code == 200
+
+
+def test_each_run_has_another_password(options: OptionParser, io_loop: IOLoop) -> None:
+    options.basic_auth = []
+    capp = Celery(broker="memory://")
+    made_up = set()
+    for _ in range(2):
+        app = FlowerProxy(capp=capp, options=options)
+        made_up.add(app.entrance.made_up)
+        app.stop()
+        app.executor.shutdown()
+    assert len(made_up) == 2
+
+
+@pytest.mark.parametrize("settings", [PASSWORD, OAUTH, HEADER, OPEN])
+def test_who_names_somebody_gets_no_made_up_password(app: FlowerProxy) -> None:
+    assert app.entrance.made_up is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        pytest.param({"no_auth": True, **PASSWORD}, "--no_auth: .*--basic_auth ", id="no-auth-password"),
+        pytest.param({"no_auth": True, "basic_auth_file": "f"}, "--no_auth: .*--basic_auth_file ", id="no-auth-file"),
+        pytest.param({"no_auth": True, "auth_file": "f"}, "--no_auth: .*--auth_file ", id="no-auth-hashes"),
+        pytest.param({"no_auth": True, **OAUTH}, "--no_auth: .*--auth ", id="no-auth-oauth"),
+        pytest.param({"no_auth": True, **HEADER}, "--no_auth: .*--auth_header ", id="no-auth-header"),
+        pytest.param({"no_auth": True, "viewers": ["bob"]}, "--no_auth: .*--viewers ", id="no-auth-viewers"),
+        pytest.param({**PASSWORD, "viewers": ["bob"]}, "--viewers: 'bob'", id="unknown-viewer"),
+        pytest.param({"viewers": ["bob"]}, "--viewers: 'bob'", id="viewer-without-users"),
+        pytest.param(
+            {**PASSWORD, "metrics_open": True, "metrics_auth": "p:s"}, "--metrics_open: .*--metrics_auth", id="metrics"
+        ),
+        pytest.param({**PASSWORD, "metrics_auth": "demo:other"}, "--metrics_auth: 'demo'", id="metrics-user-of-pages"),
+        pytest.param({**PASSWORD, "metrics_address": "::1"}, "--metrics_address: .*--metrics_port", id="metrics-port"),
+        pytest.param({"auth": "me@host.example"}, "--auth: .*--auth_provider", id="oauth-without-provider"),
+        pytest.param({"auth_provider": "x.Y"}, "--auth_provider: .*--auth", id="provider-without-oauth"),
+        pytest.param({"basic_auth": ["demo:secret", ""]}, "--basic_auth: entry 2", id="empty-entry"),
+        pytest.param({"basic_auth": ["demo"]}, "--basic_auth: entry 1", id="no-password"),
+        pytest.param({"basic_auth_file": "/nonexistent"}, "--basic_auth_file: '/nonexistent'", id="no-file"),
+        pytest.param({**PASSWORD, "cors_origins": ["*"]}, r"'\*' is not an origin", id="cors-for-everybody"),
+        pytest.param({**OPEN, "allowed_hosts": ["*"]}, r"'\*' is not a host name", id="every-host"),
+    ],
+)
+def test_options_that_contradict_each_other_stop_the_start(options: OptionParser, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        FlowerProxy(capp=Celery(broker="memory://"), options=options)
+    assert "\n" not in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+# Guessing
+
+
+def tries(site: Site, count: int, user: str = "alice", **headers: str) -> set[int]:
+    return {site.fetch("/tasks", headers={**basic(f"{user}:wrong{i}"), **headers}).code for i in range(count)}
+
+
+ALICE, BOB = basic("alice:right"), basic("bob:right")
+TWO_USERS = {"basic_auth": ["alice:right", "bob:right"]}
+CLIENT, OTHER = {"X-Forwarded-For": "203.0.113.1"}, {"X-Forwarded-For": "203.0.113.2"}
+
+two_users = pytest.mark.parametrize("settings", [TWO_USERS])
+
+
+@two_users
+def test_the_eleventh_wrong_try_waits(site: Site) -> None:
+    assert tries(site, 10, **CLIENT) == {401}
+    response = site.fetch("/tasks", headers={**basic("alice:wrong"), **CLIENT})
+    assert response.code == 429
+    assert 0 < int(response.headers["Retry-After"]) <= 30
+    assert "WWW-Authenticate" not in response.headers
+    assert not holds_data(response)
+
+
+@two_users
+def test_the_right_password_waits_too(site: Site) -> None:
+    tries(site, 10, **CLIENT)
+    for path in ("/tasks", "/api/workers", "/metrics"):
+        assert site.fetch(path, headers={**ALICE, **CLIENT}).code == 429
+
+
+@two_users
+def test_nobody_else_waits(site: Site) -> None:
+    tries(site, 10, **CLIENT)
+    assert site.fetch("/tasks", headers={**ALICE, **OTHER}).code == 200
+    assert site.fetch("/tasks", headers={**BOB, **CLIENT}).code == 200
+    assert site.fetch("/healthcheck", headers=CLIENT).code == 200
+
+
+@two_users
+def test_a_stranger_is_not_counted_by_what_he_writes_into_the_header(site: Site) -> None:
+    """What the proxy appends counts; what stands left of it the client has made up."""
+    for i in range(10):
+        tries(site, 1, **{"X-Forwarded-For": f"198.51.100.{i}, 203.0.113.1"})
+    assert site.fetch("/tasks", headers={**ALICE, **CLIENT}).code == 429
+
+
+@two_users
+def test_a_browser_that_was_let_in_before_is_counted_by_itself(site: Site) -> None:
+    cookie = _browser(site, ALICE)
+    tries(site, 10, **CLIENT)
+    assert site.fetch("/tasks", headers={**ALICE, **CLIENT}).code == 429
+    assert site.fetch("/tasks", headers={**ALICE, **CLIENT, "Cookie": cookie}).code == 200
+    # And it cannot guess without end either
+    assert tries(site, 10, **CLIENT, Cookie=cookie) == {401}
+    assert tries(site, 1, **CLIENT, Cookie=cookie) == {429}
+
+
+@two_users
+def test_the_cookie_is_no_help_for_another_user(site: Site) -> None:
+    """Else whoever has a password of his own could guess those of others from fresh cookies."""
+    tries(site, 10, **CLIENT)
+    for _ in range(2):
+        assert tries(site, 1, **CLIENT, Cookie=_browser(site, BOB)) == {429}
+
+
+@two_users
+def test_a_cookie_that_is_forged_is_none(site: Site) -> None:
+    tries(site, 10, **CLIENT)
+    name, _, value = _browser(site, ALICE).partition("=")
+    for forged in (f"{name}=x alice", f"{name}={value[:-1]}0", f"{name}="):
+        assert site.fetch("/tasks", headers={**ALICE, **CLIENT, "Cookie": forged}).code == 429
+
+
+@two_users
+def test_what_is_no_password_is_no_try(site: Site) -> None:
+    for _ in range(15):
+        assert site.fetch("/tasks", headers={"Authorization": "Basic =", **CLIENT}).code == 401
+        assert site.fetch("/tasks", headers=CLIENT).code == 401
+    assert site.fetch("/tasks", headers={**ALICE, **CLIENT}).code == 200
+
+
+@two_users
+def test_right_passwords_are_never_slowed(site: Site) -> None:
+    assert {site.fetch("/tasks", headers={**ALICE, **CLIENT}).code for _ in range(25)} == {200}
+
+
+@two_users
+def test_refused_logins_are_counted(site: Site) -> None:
+    def counted(reason: str) -> float:
+        text = site.page("/metrics", headers=BOB)
+        found = re.search(rf'^flower_proxy_refused_logins_total{{reason="{reason}"}} (\S+)$', text, re.MULTILINE)
+        return float(found[1]) if found else 0.0
+
+    before = [counted(reason) for reason in ("wrong", "malformed", "throttled")]
+    tries(site, 12, **CLIENT)
+    site.fetch("/tasks", headers={"Authorization": "Basic ="})
+    after = [counted(reason) for reason in ("wrong", "malformed", "throttled")]
+    assert [new - old for new, old in zip(after, before, strict=True)] == [10, 1, 2]
+
+
+@pytest.mark.parametrize("settings", [{**TWO_USERS, "trusted_proxies": ["192.0.2.1"]}])
+@pytest.mark.parametrize("kind", ["kept"], indirect=True)
+def test_a_peer_that_is_not_trusted_cannot_name_another_client(site: Site) -> None:
+    for i in range(10):
+        tries(site, 1, **{"X-Forwarded-For": f"203.0.113.{i}"})
+    assert site.fetch("/tasks", headers={**ALICE, "X-Forwarded-For": "203.0.113.99"}).code == 429
+
+
+def _browser(site: Site, authorization: dict[str, str]) -> str:
+    """Log in with a new browser, and return the cookie it is known by."""
+    line: str = site.fetch("/tasks", headers=authorization).headers["Set-Cookie"]
+    assert line.startswith("flower_browser_")
+    return line.partition(";")[0]
+
+
+@pytest.mark.parametrize(("scheme", "secure"), [("http", False), ("https", True)])
+@pytest.mark.parametrize("settings", [TWO_USERS])
+def test_the_cookie_of_a_known_browser_is_hidden_from_scripts(site: Site, scheme: str, secure: bool) -> None:
+    """P38."""
+    line = site.fetch("/tasks", headers={**ALICE, "X-Forwarded-Proto": scheme}).headers["Set-Cookie"]
+    attributes = {part.strip().lower() for part in line.split(";")[1:]}
+    assert {"httponly", "samesite=lax", f"path={PREFIX}".lower()} <= attributes
+    assert ("secure" in attributes) is secure
+    assert "right" not in line
+
+
+# The API
+
+
+@pytest.mark.parametrize("value", ["true", "enabled", "1", "no such word"])
+@pytest.mark.parametrize("settings", [PASSWORD, {}])
+def test_the_variable_that_opens_flowers_api_opens_nothing(
+    site: Site, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    """P8: stock Flower opens the API to every web site by it, or drops every connection."""
+    monkeypatch.setenv("FLOWER_UNAUTHENTICATED_API", value)
+    for path in ("/api/workers", "/tasks", "/metrics"):
+        response = site.fetch(path, headers={"Origin": "https://evil.example"})
+        assert response.code == 401
+        assert not [name for name in response.headers if name.lower().startswith("access-control")]
+    assert site.fetch("/healthcheck").code == 200
+
+
+@pytest.mark.parametrize("settings", [OPEN])
+def test_without_auth_the_api_works_without_the_variable(site: Site) -> None:
+    """P8: the buttons too, which stock Flower answers with 401."""
+    assert site.fetch("/api/workers").code == 200
+    assert site.fetch("/api/task/revoke/1", method="POST", headers={"Sec-Fetch-Site": "same-origin"}).code == 200
+    assert site.fetch("/api/task/revoke/1", method="POST", headers={"Sec-Fetch-Site": "cross-site"}).code == 403
+
+
+# Other web sites
+
+DASHBOARD = "https://dashboard.example"
+
+
+def cors(response: HTTPResponse) -> dict[str, str]:
+    return {
+        name.lower().removeprefix("access-control-"): value
+        for name, value in response.headers.get_all()
+        if name.lower().startswith("access-control-")
+    }
+
+
+dashboard = pytest.mark.parametrize(
+    "settings",
+    [{**PASSWORD, "cors_origins": [DASHBOARD]}, {**OPEN, "cors_origins": [DASHBOARD]}],
+    ids=["password", "no-auth"],
+)
+
+
+@dashboard
+@pytest.mark.parametrize("path", ["/api/workers", "/tasks", "/metrics"])
+def test_the_page_of_such_a_site_reads(site: Site, path: str) -> None:
+    headers = {"Origin": DASHBOARD, "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"}
+    response = site.fetch(path, headers=headers, **DEMO)
+    assert response.code == 200
+    assert cors(response) == {"allow-origin": DASHBOARD, "allow-credentials": "true"}
+    assert "Origin" in re.split(r",\s*", response.headers["Vary"])
+
+
+@dashboard
+def test_the_answer_without_credentials_can_be_read_too(site: Site) -> None:
+    response = site.fetch("/api/workers", headers={"Origin": DASHBOARD})
+    assert cors(response)["allow-origin"] == DASHBOARD
+
+
+@dashboard
+def test_its_browser_may_ask_whether_it_may(site: Site) -> None:
+    asked = {"Origin": DASHBOARD, "Access-Control-Request-Headers": "authorization"}
+    response = site.fetch("/api/workers", method="OPTIONS", headers={**asked, "Access-Control-Request-Method": "GET"})
+    assert (response.code, response.body) == (204, b"")
+    assert cors(response) == {
+        "allow-origin": DASHBOARD,
+        "allow-credentials": "true",
+        "allow-methods": "GET, HEAD",
+        "allow-headers": "Authorization",
+    }
+
+
+@dashboard
+@pytest.mark.parametrize("method", ["POST", "DELETE", "", "get, POST"])
+def test_it_may_not_do_anything_else(site: Site, method: str) -> None:
+    headers = {"Origin": DASHBOARD, "Access-Control-Request-Method": method}
+    response = site.fetch("/api/workers", method="OPTIONS", headers=headers)
+    assert "allow-methods" not in cors(response)
+    assert "allow-headers" not in cors(response)
+
+
+@dashboard
+@pytest.mark.parametrize("extra", [{}, {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"}])
+@pytest.mark.parametrize("path", ["/api/task/revoke/1", "/tasks/datatable"])
+def test_it_may_not_post(site: Site, path: str, extra: dict[str, str]) -> None:
+    response = site.fetch(path, method="POST", headers={"Origin": DASHBOARD, **extra}, **DEMO)
+    assert response.code == 403
+
+
+@dashboard
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://evil.example",
+        "http://dashboard.example",
+        "https://dashboard.example:8443",
+        "https://dashboard.example.evil.example",
+        "https://x.dashboard.example",
+        "null",
+        f"{DASHBOARD}, https://evil.example",
+    ],
+)
+def test_another_site_gets_nothing(site: Site, origin: str) -> None:
+    headers = {"Origin": origin, "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"}
+    response = site.fetch("/api/workers", headers=headers, **DEMO)
+    assert (response.code, cors(response)) == (403, {})
+    # A cache must not hand it what was meant for the dashboard
+    assert response.headers["Vary"] == "Origin"
+    preflight = {"Origin": origin, "Access-Control-Request-Method": "GET"}
+    assert cors(site.fetch("/api/workers", method="OPTIONS", headers=preflight)) == {}
+
+
+@pytest.mark.parametrize(
+    ("said", "read", "act"),
+    [
+        pytest.param("", 200, 200, id="no-browser"),
+        pytest.param("same-origin cors", 200, 200, id="our-page"),
+        pytest.param("same-origin navigate", 200, 200, id="our-link"),
+        pytest.param("none navigate", 200, 403, id="typed-or-bookmark"),
+        pytest.param("cross-site navigate", 200, 403, id="link-or-frame-of-another-site"),
+        pytest.param("same-site navigate", 200, 403, id="link-of-a-sibling"),
+        pytest.param("cross-site no-cors", 403, 403, id="image-or-script-of-another-site"),
+        pytest.param("cross-site cors", 403, 403, id="fetch-of-another-site"),
+        pytest.param("same-site no-cors", 403, 403, id="image-of-a-sibling"),
+        pytest.param("same-site cors", 403, 403, id="fetch-of-a-sibling"),
+        pytest.param("cross-site websocket", 403, 403, id="websocket"),
+        pytest.param("cross-site", 403, 403, id="no-mode"),
+        pytest.param("CROSS-SITE no-cors", 403, 403, id="capitals"),
+    ],
+)
+@pytest.mark.parametrize("settings", [PASSWORD, OPEN], ids=["password", "no-auth"])
+def test_a_browser_that_says_another_site_asks(
+    site: Site, settings: dict[str, Any], said: str, read: int, act: int
+) -> None:
+    """P8: whatever else it brings, it may not act; it may not load, only go there."""
+    names = ("Sec-Fetch-Site", "Sec-Fetch-Mode")
+    headers = dict(zip(names, said.split(), strict=False))
+    for method in ("GET", "HEAD"):
+        assert site.fetch("/tasks", method=method, headers=headers, **DEMO).code == read
+    assert site.fetch("/api/task/revoke/1", method="POST", headers=headers, **DEMO).code == act
+    assert site.fetch("/healthcheck", headers=headers).code == 200
+    assert site.fetch("/static/css/flower.css", headers=headers).code == 200
+    if settings is PASSWORD:
+        # Before a password is asked for: another site must not make the browser ask people for one
+        refused = {headers.get("Sec-Fetch-Site", "").lower()} <= {"cross-site", "same-site"}
+        for path, method, status in (("/tasks", "GET", read), ("/tasks/datatable", "POST", 403 if refused else 200)):
+            asked = site.fetch(path, method=method, headers=headers)
+            expected = (401, CHALLENGE) if status == 200 else (403, None)
+            assert (asked.code, asked.headers.get("WWW-Authenticate")) == expected
+
+
+# A name that leads here but is not ours (DNS rebinding)
+
+
+@pytest.mark.parametrize(
+    ("host", "told", "connection", "status"),
+    [
+        pytest.param("evil.example", "", "keep-alive", 403, id="strangers-name"),
+        pytest.param("evil.example:5555", "", "keep-alive", 403, id="strangers-name-with-port"),
+        pytest.param("evil.example", "", "close", 403, id="strangers-name-from-a-script"),
+        pytest.param("evil.example", "flower.example", "keep-alive", 403, id="a-browser-that-plays-the-proxy"),
+        pytest.param("evil.example", "localhost", "Keep-Alive, X", 403, id="a-browser-in-capitals"),
+        pytest.param("upstream", "flower.example", "close", 200, id="proxy"),
+        pytest.param("flower.example", "flower.example", "upgrade", 200, id="proxy-with-the-blogs-block"),
+        pytest.param("upstream", "", "close", 403, id="proxy-that-does-not-tell"),
+        pytest.param("127.0.0.1", "", "keep-alive", 200, id="ipv4"),
+        pytest.param("192.0.2.7:5555", "", "keep-alive", 200, id="ipv4-with-port"),
+        pytest.param("[::1]", "", "keep-alive", 200, id="ipv6"),
+        pytest.param("[2001:db8::7]:5555", "", "keep-alive", 200, id="ipv6-with-port"),
+        pytest.param("localhost:5555", "", "keep-alive", 200, id="localhost"),
+        pytest.param("sub.localhost", "", "keep-alive", 200, id="below-localhost"),
+        pytest.param("LocalHost.", "", "keep-alive", 200, id="localhost-with-a-dot"),
+        pytest.param("localhost.evil.example", "", "keep-alive", 403, id="begins-like-localhost"),
+        pytest.param("evil-localhost", "", "keep-alive", 403, id="ends-like-localhost"),
+        pytest.param("127.0.0.1.evil.example", "", "keep-alive", 403, id="begins-like-an-address"),
+        pytest.param("ours.example", "", "keep-alive", 200, id="allowed"),
+        pytest.param("OURS.example.:8443", "", "keep-alive", 200, id="allowed-in-another-spelling"),
+        pytest.param("sub.ours.example", "", "keep-alive", 403, id="below-an-allowed-one"),
+        pytest.param("theirs-ours.example", "", "keep-alive", 403, id="ends-like-an-allowed-one"),
+        pytest.param("a.b.corp.example", "", "keep-alive", 200, id="below-an-allowed-suffix"),
+        pytest.param("corp.example", "", "keep-alive", 200, id="an-allowed-suffix-itself"),
+        pytest.param("evilcorp.example", "", "keep-alive", 403, id="ends-like-an-allowed-suffix"),
+    ],
+)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"no_auth": True, "allowed_hosts": ["Ours.Example.", ".corp.example"]},
+        {**HEADER, "allowed_hosts": ["Ours.Example.", ".corp.example"]},
+    ],
+    ids=["no-auth", "header"],
+)
+def test_a_name_that_need_not_be_ours(site: Site, host: str, told: str, connection: str, status: int) -> None:
+    headers = {"Host": host, "Connection": connection, "X-Forwarded-User": "alice"}
+    if told:
+        headers["X-Forwarded-Host"] = told
+    for path in ("/tasks", "/api/workers", "/metrics", "/logout"):
+        response = site.fetch(path, headers=headers)
+        assert response.code == status, path
+        assert status == 200 or not holds_data(response)
+    assert site.fetch("/nothing", headers=headers).code == (404 if status == 200 else 403)
+    assert site.fetch("/healthcheck", headers=headers).code == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "status"),
+    [
+        pytest.param({}, 401, id="made-up-password"),
+        pytest.param(PASSWORD, 401, id="password"),
+        pytest.param(HEADER, 403, id="header"),
+        pytest.param({"no_auth": True}, 403, id="no-auth"),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
+def test_without_a_provider_the_login_is_no_way_around(site: Site, method: str, status: int) -> None:
+    """A page that does not exist; it would hand out the token of a page."""
+    response = ask(site, "/login", method, headers={"Host": "evil.example", "Connection": "keep-alive"})
+    assert response.code == status
+    assert not holds_data(response)
+
+
+@pytest.mark.parametrize("settings", [{"no_auth": True}])
+def test_the_refusal_of_a_name_says_what_to_do(site: Site) -> None:
+    body = words(site.fetch("/", headers={"Host": "flower.example:5555"}))
+    assert "--allowed_hosts=flower.example" in body.split()
+
+
+@pytest.mark.parametrize("settings", [PASSWORD])
+def test_where_a_password_is_shown_the_name_is_no_matter(site: Site) -> None:
+    assert site.fetch("/tasks", headers={"Host": "anything.example", "Connection": "keep-alive"}, **DEMO).code == 200
+
+
+# The word of a trusted proxy
+
+NOBODY_SAID = "no proxy that is trusted has said who you are (X-Forwarded-User)\n"
+
+by_header = pytest.mark.parametrize("settings", [{**HEADER, "allowed_hosts": ["host.example"]}])
+
+
+@by_header
+def test_a_trusted_proxy_names_the_user(site: Site) -> None:
+    html = site.page("/tasks", headers={"X-Forwarded-User": " alice@host.example "})
+    assert ">alice@host.example<" in html
+    assert "Set-Cookie" not in site.fetch("/tasks", headers={"X-Forwarded-User": "alice"}).headers
+
+
+@by_header
+@pytest.mark.parametrize("value", ["", " ", "\t"])
+def test_an_empty_name_is_none(site: Site, value: str) -> None:
+    response = site.fetch("/tasks", headers={"X-Forwarded-User": value})
+    assert (response.code, words(response)) == (403, NOBODY_SAID)
+
+
+@by_header
+def test_a_password_is_no_way_in(site: Site) -> None:
+    assert words(site.fetch("/tasks", **DEMO)) == NOBODY_SAID
+
+
+@by_header
+@pytest.mark.parametrize("names", [("alice", "bob"), ("alice", "alice")])
+def test_two_lines_name_nobody(send_lines: Callable[..., HTTPResponse], names: tuple[str, str]) -> None:
+    """One of the proxy's and one of the client's: nobody can tell which is whose."""
+    response = send_lines("X-Forwarded-User", *names)
+    assert (response.code, words(response)) == (403, "X-Forwarded-User does not name one user\n")
+
+
+@by_header
+@pytest.mark.parametrize("name", ["a\tb", "a" * 201, "a\u200eb"])
+def test_a_name_that_nobody_can_read_is_none(site: Site, name: str) -> None:
+    response = site.fetch("/tasks", headers={"X-Forwarded-User": name.encode().decode("latin-1")})
+    assert response.code == 403
+
+
+@by_header
+@pytest.mark.parametrize(
+    ("sent", "shown"),
+    [
+        pytest.param("J\xf6rg", "J\xf6rg", id="latin-1"),
+        pytest.param("J\xf6rg".encode().decode("latin-1"), "J\xf6rg", id="utf-8"),
+        pytest.param(
+            "\u041e\u043b\u044c\u0433\u0430".encode().decode("latin-1"), "\u041e\u043b\u044c\u0433\u0430", id="cyrillic"
+        ),
+        pytest.param("<script>alert(1)</script>", "&lt;script&gt;alert(1)&lt;/script&gt;", id="html"),
+        pytest.param('"><b>', "&quot;&gt;&lt;b&gt;", id="attribute"),
+        pytest.param("{{ 1 + 1 }}", "{{ 1 + 1 }}", id="template"),
+    ],
+)
+def test_the_name_is_shown_as_it_is(site: Site, sent: str, shown: str) -> None:
+    html = site.page("/tasks", headers={"X-Forwarded-User": sent})
+    assert f">{shown}<" in html
+
+
+@pytest.mark.usefixtures("new_route")
+@pytest.mark.parametrize("kind", ["kept"], indirect=True)
+@pytest.mark.parametrize("settings", [{**HEADER, **PASSWORD, "trusted_proxies": ["192.0.2.1"]}])
+def test_the_word_of_anybody_else_is_taken_away(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    assert site.fetch("/tasks", headers={"X-Forwarded-User": "admin"}).code == 401
+    mirrored = words(site.fetch("/new", headers={"X-Forwarded-User": "admin"}, **DEMO))
+    assert "Authorization" in mirrored
+    assert "admin" not in mirrored
+    assert ">demo<" in site.page("/tasks", headers={"x-forwarded-user": "admin"}, **DEMO)
+    assert "--trusted_proxies=127.0.0.1" in caplog.text
+
+
+@pytest.mark.parametrize("settings", [{**HEADER, **PASSWORD}])
+def test_whom_the_proxy_does_not_name_may_show_a_password(site: Site) -> None:
+    assert site.fetch("/tasks").code == 401
+    assert ">demo<" in site.page("/tasks", **DEMO)
+    assert ">alice<" in site.page("/tasks", headers={"X-Forwarded-User": "alice"})
+
+
+@pytest.mark.parametrize("settings", [{**HEADER, **OAUTH}])
+def test_whom_the_proxy_names_need_not_log_in_at_the_provider(site: Site) -> None:
+    assert site.fetch("/tasks").code == 302
+    assert site.fetch("/tasks", headers={"X-Forwarded-User": "alice"}).code == 200
+
+
+# What browsers are told
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        pytest.param("/tasks", basic("demo:secret"), 200, id="page"),
+        pytest.param("/api/workers", basic("demo:secret"), 200, id="api"),
+        pytest.param("/metrics", basic("demo:secret"), 200, id="metrics"),
+        pytest.param("/healthcheck", {}, 200, id="healthcheck"),
+        pytest.param("/tasks", {}, 401, id="401"),
+        pytest.param("/tasks", {"Sec-Fetch-Site": "cross-site"}, 403, id="403"),
+        pytest.param("/nothing", basic("demo:secret"), 404, id="404"),
+        pytest.param("/api/task/info/nothing", basic("demo:secret"), 404, id="api-404"),
+        pytest.param("/task/%ff", basic("demo:secret"), 400, id="400"),
+        pytest.param("/static/css/flower.css", {}, 200, id="static"),
+        pytest.param("/static/nothing", {}, 404, id="static-404"),
+        pytest.param(f"{PREFIX}//tasks", {"X-Forwarded-Prefix": PREFIX}, 307, id="redirect"),
+        pytest.param("/tasks", {"X-Forwarded-Proto": "gopher"}, 400, id="malformed-forwarded-header"),
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_every_answer_tells_browsers_what_not_to_do(
+    site: Site, path: str, headers: dict[str, str], status: int, method: str
+) -> None:
+    """P23 and P43: stock Flower sends one of these, not on static files, and its server's version everywhere."""
+    response = site.fetch(path, headers=headers, method=method)
+    assert response.code == status
+    assert response.headers.get_list("X-Content-Type-Options") == ["nosniff"]
+    assert response.headers.get_list("Referrer-Policy") == ["same-origin"]
+    assert "Server" not in response.headers
+    assert "Tornado" not in str(list(response.headers.get_all()))
+    if path.startswith("/static"):
+        assert response.headers.get("Cache-Control") != "no-store"
+    else:
+        assert response.headers.get_list("Cache-Control") == ["no-store"]
+        # What comes before the gate holds no page
+        policies = [] if {"X-Forwarded-Prefix", "X-Forwarded-Proto"} & set(headers) else ["frame-ancestors 'self'"]
+        sent = response.headers.get_list("Content-Security-Policy")
+        assert [policy.rpartition("; ")[2] for policy in sent] == policies
+
+
+@pytest.mark.parametrize("path", ["/", "/tasks", "/nothing", "/broker"])
+@pytest.mark.parametrize("kind", ["kept", "untold"], indirect=True)
+def test_the_nonce_is_new_for_each_page_and_stands_on_each_of_its_scripts(site: Site, path: str) -> None:
+    """P23: no script that a name brings along runs."""
+    nonces = set()
+    for _ in range(2):
+        response = site.fetch(path, **DEMO)
+        policy = response.headers["Content-Security-Policy"]
+        (nonce,) = re.findall(r"'nonce-([\w-]{20,})'", policy)
+        html = words(response)
+        inline = [tag for tag in re.findall(r"<script\b[^>]*>", html) if "src=" not in tag]
+        assert all(f'nonce="{nonce}"' in tag for tag in inline)
+        assert inline or (site.kind, path) != ("untold", "/")
+        assert "unsafe-inline" not in policy.replace("style-src-attr 'unsafe-inline'", "")
+        nonces.add(nonce)
+    assert len(nonces) == 2
+
+
+@pytest.mark.parametrize("settings", [{**PASSWORD, "frame_ancestors": ["self", "https://portal.example"]}])
+def test_who_may_show_the_page_in_a_frame(site: Site) -> None:
+    policy = site.fetch("/tasks", **DEMO).headers["Content-Security-Policy"]
+    assert "frame-ancestors 'self' https://portal.example" in policy
+
+
+# Secrets
+
+PLANTED = {
+    "basic_auth": ["demo:PLANTED-basic", "other:PLANTED-other"],
+    "metrics_auth": "prometheus:PLANTED-metrics",
+    "cookie_secret": "PLANTED-cookie",
+    "oauth2_secret": "PLANTED-oauth",
+    "broker_api": "http://guest:PLANTED-api@127.0.0.1:1/api/",
+    "debug": True,
+    "access_log": True,
+    "format_task": lambda task: None,
+}
+BROKER = "redis://:PLANTED-broker@127.0.0.1:1/0"
+
+
+def spellings(secret: bytes) -> Iterator[str]:
+    """A secret as it could turn up somewhere."""
+    yield secret.decode()
+    yield quote(secret.decode(), safe="").replace("-", "%2D")
+    yield secret.hex()
+    for shift in range(3):
+        # Without the characters at both ends, in which what stands before and behind it takes part
+        yield base64.b64encode(b"x" * shift + secret).decode()[4:-4]
+
+
+@pytest.mark.usefixtures("planted")
+@pytest.mark.parametrize("settings", [PLANTED])
+@pytest.mark.parametrize("kind", ["kept"], indirect=True)
+def test_no_secret_is_in_any_answer_or_in_the_log(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """P24: also while everything is logged, and on the page that shows a traceback."""
+    caplog.set_level(logging.DEBUG)
+    site.app.capp.conf.broker_url = BROKER
+    site.app.settings["oauth"]["secret"] = PLANTED["oauth2_secret"]
+    shown = []
+    statuses = set()
+    paths = [path for pattern, path in routes(site.app).items() if "/worker/" not in pattern]
+    for authorization in (
+        {},
+        basic("demo:PLANTED-basic"),
+        basic("demo:PLANTED-typo"),
+        basic("prometheus:PLANTED-metrics"),
+    ):
+        for path in [*paths, "/workers?json=1", "/tasks/datatable", f"/task/{TASK}", f"/api/task/info/{TASK}"]:
+            response = site.fetch(path, headers=authorization)
+            shown.append(words(response) + str(list(response.headers.get_all())))
+            statuses.add((path, response.code))
+    assert {(f"/task/{TASK}", 500), ("/broker", 200), ("/api/queues/length", 500)} <= statuses
+    text = "\n".join([*shown, caplog.text])
+    assert "Traceback (most recent call last)" in "\n".join(shown)
+    assert "redis://:**@127.0.0.1:1/0" in text
+    assert "login refused" in caplog.text
+    secrets = [b"PLANTED-basic", b"PLANTED-other", b"PLANTED-metrics", b"PLANTED-cookie", b"PLANTED-oauth"]
+    for secret in [*secrets, b"PLANTED-api", b"PLANTED-broker", b"PLANTED-typo", b"demo:PLANTED-basic"]:
+        for spelling in spellings(secret):
+            assert spelling not in text, spelling
+
+
+@pytest.mark.parametrize("kind", ["kept"], indirect=True)
+@pytest.mark.parametrize("settings", [{}])
+def test_the_made_up_password_is_in_no_answer_and_not_in_the_log(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    assert site.app.entrance.made_up is not None
+    user, password = site.app.entrance.made_up
+    assert password not in site.page("/tasks", headers=basic(f"{user}:{password}"))
+    assert password not in words(site.fetch("/tasks"))
+    assert password not in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["kept"], indirect=True)
+def test_a_file_of_passwords_is_not_quoted_where_it_is_wrong(options: OptionParser, tmp_path: Path) -> None:
+    """P24."""
+    file = tmp_path / "users"
+    file.write_text("demo:secret\nPLANTED\n")
+    file.chmod(0o600)
+    options.basic_auth, options.basic_auth_file = [], str(file)
+    with pytest.raises(ValueError, match="line 2") as error:
+        FlowerProxy(capp=Celery(broker="memory://"), options=options)
+    assert "PLANTED" not in str(error.value)

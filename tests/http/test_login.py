@@ -1,0 +1,256 @@
+"""Login and logout under a prefix: `next` comes through the provider and never leads off the site (P19)."""
+
+from __future__ import annotations
+
+from http.cookies import SimpleCookie
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+import pytest
+from flower.views.auth import GithubLoginHandler, get_next_url
+from tornado.httpclient import HTTPResponse
+
+from tests.http.conftest import PREFIX, Site
+
+PROVIDER = "https://provider.example/authorize"
+SETTINGS = {"auth": "me@host.example", "auth_provider": f"{__name__}.Provider", "cookie_secret": "example"}
+
+
+class Provider(GithubLoginHandler):  # type: ignore[misc]
+    """Flower's own GitHub login, but for the two requests that go to GitHub itself."""
+
+    _OAUTH_AUTHORIZE_URL = PROVIDER
+
+    async def get_authenticated_user(self, redirect_uri: str, code: str) -> dict[str, str]:
+        return {"access_token": code}
+
+    async def _on_auth(self, user: dict[str, str]) -> None:
+        self.set_secure_cookie("user", "me@host.example")
+        self.redirect(get_next_url(self))
+
+
+class Jar:
+    """The cookies of a browser, for one host."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        self.cookies: dict[str, str] = {}
+        self.attributes: list[dict[str, str]] = []
+
+    def get(self, path: str, **headers: str) -> HTTPResponse:
+        cookie = "; ".join(f"{name}={value}" for name, value in self.cookies.items())
+        response = self.site.fetch(path, headers={"Cookie": cookie, **headers})
+        for line in response.headers.get_list("Set-Cookie"):
+            for name, morsel in SimpleCookie(line).items():
+                self.cookies[name] = morsel.value
+                self.attributes.append({"name": name, **morsel})
+        return response
+
+    def log_in(self, query: str = "") -> HTTPResponse:
+        """Go to the provider and come back; return the answer that leads into the application."""
+        out = self.get(f"/login{query}")
+        assert out.code == 302
+        assert out.headers["Location"].startswith(PROVIDER)
+        state = parse_qs(urlsplit(out.headers["Location"]).query)["state"][0]
+        return self.get(f"/login?code=1&state={state}")
+
+
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    return SETTINGS
+
+
+@pytest.fixture
+def jar(site: Site) -> Jar:
+    return Jar(site)
+
+
+def test_a_stranger_is_led_to_the_login_and_back_to_the_page(site: Site, jar: Jar) -> None:
+    refused = jar.get("/tasks?state=FAILURE&name=a")
+    assert refused.code == 302
+    login = refused.headers["Location"]
+    assert login.startswith(f"{PREFIX}/login?next=")
+    back = jar.log_in("?" + urlsplit(login).query)
+    assert back.headers["Location"] == f"{PREFIX}/tasks?state=FAILURE&name=a"
+    assert jar.get("/tasks?state=FAILURE&name=a").code == 200
+
+
+@pytest.mark.parametrize("kind", ["untold"], indirect=True)
+def test_where_nobody_told_the_login_is_relative(jar: Jar) -> None:
+    assert jar.get("/task/1").headers["Location"] == "../login?next=%2Ftask%2F1"
+    assert jar.log_in("?next=%2Ftask%2F1").headers["Location"] == "./task/1"
+    # without a path the browser takes the folder of /login, which is the prefix
+    assert {cookie["path"] for cookie in jar.attributes} == {""}
+
+
+def test_without_next_the_login_leads_to_the_first_page(jar: Jar) -> None:
+    assert jar.log_in().headers["Location"] == f"{PREFIX}/"
+
+
+def test_next_is_not_kept_for_another_login(jar: Jar) -> None:
+    jar.log_in("?next=/tasks")
+    assert jar.log_in().headers["Location"] == f"{PREFIX}/"
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "//evil.example",
+        "/\\evil.example",
+        "\\/evil.example",
+        "https://evil.example",
+        "\t//evil.example",
+        "/\t/evil.example",
+        "/\r\n/evil.example",
+        "%2F%2Fevil.example",
+        "javascript:alert(1)",
+    ],
+)
+def test_next_never_leads_off_the_site(jar: Jar, target: str) -> None:
+    for text in (target, quote(target, safe="")):
+        location = jar.log_in(f"?next={quote(text, safe='')}").headers["Location"]
+        assert location.startswith(f"{PREFIX}/")
+        assert "evil" not in location or not urlsplit(location).netloc
+
+
+def test_cookies_live_under_the_prefix_and_are_hidden_from_scripts(jar: Jar) -> None:
+    """P38."""
+    jar.log_in("?next=/tasks")
+    assert {cookie["path"] for cookie in jar.attributes} == {PREFIX}
+    assert not any(cookie["secure"] for cookie in jar.attributes)
+    assert all(cookie["name"].startswith("flower_") for cookie in jar.attributes)
+    user = next(cookie for cookie in jar.attributes if cookie["name"].startswith("flower_user_"))
+    assert user["httponly"]
+    assert user["samesite"] == "Lax"
+
+
+def test_cookies_are_secure_where_the_browser_speaks_https(jar: Jar) -> None:
+    jar.get("/login", **{"X-Forwarded-Proto": "https"})
+    assert jar.attributes
+    assert all(cookie["secure"] for cookie in jar.attributes)
+
+
+def test_two_instances_on_one_host_have_cookies_of_their_own(site: Site, jar: Jar) -> None:
+    other = "/other" if site.kind == "stripped" else "/outer"
+    jar.get("/login")
+    first = set(jar.cookies)
+    jar.get("/login", **{"X-Forwarded-Prefix": other})
+    assert first.isdisjoint(set(jar.cookies) - first)
+    assert len(jar.cookies) == 2 * len(first)
+
+
+def test_a_user_cookie_of_the_host_application_is_no_matter(jar: Jar) -> None:
+    jar.log_in()
+    jar.cookies["user"] = "theirs"
+    assert jar.get("/tasks").code == 200
+
+
+def test_logging_out_ends_the_session(jar: Jar) -> None:
+    jar.log_in()
+    page = jar.get("/logout")
+    assert page.code == 200
+    assert f'href="{PREFIX}/"'.encode() in page.body
+    assert jar.get("/tasks").code == 302
+
+
+# Who may come in
+
+
+def cookies(jar: Jar) -> dict[str, str]:
+    return {"Cookie": "; ".join(f"{name}={value}" for name, value in jar.cookies.items())}
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/logout",
+        "/logout?x=1",
+        "/login",
+        "/login/",
+        "/login?next=/logout",
+    ],
+)
+def test_the_login_never_leads_out_again(jar: Jar, target: str) -> None:
+    """Whoever clicks on such a link would be logged out, or log in for ever."""
+    assert jar.log_in(f"?next={quote(target, safe='')}").headers["Location"] == f"{PREFIX}/"
+
+
+@pytest.mark.parametrize("settings", [{**SETTINGS, "auth": "you@host.example"}])
+def test_the_session_of_an_address_that_may_no_longer_enter_is_refused(jar: Jar) -> None:
+    """It was let in by another run, with the same secret and another list."""
+    jar.log_in()
+    assert any(name.startswith("flower_user_") for name in jar.cookies)
+    for path in ("/tasks", "/api/workers", "/metrics"):
+        assert jar.get(path).headers["Location"].startswith(f"{PREFIX}/login?next=")
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        "me@host.example",
+        "",
+        "2|1:0|10:1795207964|4:user|20:bWVAaG9zdC5leGFtcGxl|" + "0" * 64,
+    ],
+)
+def test_a_forged_session_is_none(jar: Jar, forged: str) -> None:
+    jar.log_in()
+    (name,) = [name for name in jar.cookies if name.startswith("flower_user_")]
+    jar.cookies = {name: forged}
+    assert jar.get("/tasks").code == 302
+
+
+def test_a_signed_value_of_another_kind_is_no_session(jar: Jar) -> None:
+    jar.get("/login?next=/tasks")
+    (user,) = {name.replace("_next_", "_user_") for name in jar.cookies if "_next_" in name}
+    for name in list(jar.cookies):
+        jar.cookies[user] = jar.cookies[name]
+        assert jar.get("/tasks").code == 302
+
+
+def test_the_page_of_a_failed_login_holds_nothing(jar: Jar) -> None:
+    response = jar.get("/login?code=1&state=forged")
+    assert response.code == 403
+    assert b"State tokens do not match" in response.body
+    assert b"Log out" not in response.body
+
+
+@pytest.mark.parametrize("settings", [{**SETTINGS, "basic_auth": ["demo:secret"]}])
+def test_with_a_password_both_are_asked_for(jar: Jar) -> None:
+    """As in stock Flower; the login asks too, so that nobody else comes near the provider."""
+    for path in ("/tasks", "/login", "/login?code=1&state=1", "/api/workers"):
+        assert jar.get(path).code == 401
+    authorization = {"Authorization": "Basic ZGVtbzpzZWNyZXQ="}
+    assert jar.get("/tasks", **authorization).code == 302
+    out = jar.get("/login", **authorization)
+    state = parse_qs(urlsplit(out.headers["Location"]).query)["state"][0]
+    assert jar.get(f"/login?code=1&state={state}", **authorization).code == 302
+    assert jar.get("/tasks").code == 401
+    assert b">me@host.example<" in jar.get("/tasks", **authorization).body
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
+def test_what_cannot_be_led_to_the_provider_is_refused(site: Site, method: str) -> None:
+    body = "" if method in ("POST", "PUT") else None
+    response = site.fetch("/api/task/revoke/1", method=method, body=body)
+    assert (response.code, response.body) == (403, b"log in first\n")
+
+
+def test_another_site_cannot_act_in_a_session(site: Site, jar: Jar) -> None:
+    jar.log_in()
+    for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):
+        response = site.fetch("/api/task/revoke/1", method="POST", headers={**cookies(jar), **headers})
+        assert response.code == 403
+    assert site.fetch("/api/task/revoke/1", method="POST", headers=cookies(jar)).code == 200
+
+
+def test_every_cookie_is_hidden_from_scripts_and_ends(jar: Jar) -> None:
+    """P38."""
+    jar.log_in("?next=/tasks")
+    kept = [cookie for cookie in jar.attributes if jar.cookies.get(cookie["name"])]
+    assert {cookie["name"].rpartition("_")[0] for cookie in kept} == {"flower_user"}
+    for cookie in jar.attributes:
+        assert cookie["expires"]
+        assert not cookie["domain"]
+        if jar.cookies.get(cookie["name"]):
+            assert cookie["httponly"]
+            assert cookie["samesite"] == "Lax"

@@ -1,0 +1,189 @@
+"""The metrics as they are scraped, and what tells whether it is ready."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+from tornado.httpclient import HTTPResponse
+
+from flower_proxy.app import FlowerProxy
+from flower_proxy.monitoring import accepts_gzip
+from tests.http.conftest import OPEN, Site
+from tests.support.processes import PROJECT
+
+OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"
+README = (PROJECT / "README.md").read_text()
+
+
+@pytest.fixture(autouse=True)
+def something_happened(event: Callable[..., None]) -> None:
+    event("worker-online")
+    event("task-received", uuid="u1", name="add")
+    event("task-started", uuid="u1")
+    event("task-succeeded", uuid="u1", runtime=0.25, result="3")
+
+
+def scrape(site: Site, query: str = "", **headers: str) -> HTTPResponse:
+    response = site.fetch(
+        f"/metrics{query}",
+        headers={name.replace("_", "-"): value for name, value in headers.items()},
+        decompress_response=False,
+    )
+    assert response.code == 200
+    return response
+
+
+def samples(text: str) -> dict[str, float]:
+    """The samples, by name and labels."""
+    return {
+        f"{sample.name}{sorted(sample.labels.items())}": sample.value
+        for family in parse_text(text)
+        for sample in family.samples
+    }
+
+
+@pytest.mark.parametrize(
+    ("accept", "type_"),
+    [
+        pytest.param("", "text/plain; version=0.0.4; charset=utf-8", id="nothing"),
+        pytest.param("*/*", "text/plain; version=0.0.4; charset=utf-8", id="curl"),
+        pytest.param(OPENMETRICS, "application/openmetrics-text; version=1.0.0; charset=utf-8", id="prometheus"),
+    ],
+)
+def test_the_form_is_the_one_that_is_asked_for(site: Site, accept: str, type_: str) -> None:
+    """P29: stock Flower names neither version nor charset, which Prometheus 3 wants."""
+    response = scrape(site, Accept=accept)
+    # prometheus_client 0.22 and later name an escaping scheme too
+    assert response.headers["Content-Type"].startswith(type_)
+    text = response.body.decode()
+    parse: Callable[[str], Any] = parse_openmetrics if "openmetrics" in type_ else parse_text
+    names = {family.name for family in parse(text)}
+    assert {"flower_events", "celery_task_received", "flower_proxy_build_info", "python_info"} <= names
+    assert "_created" not in text
+    assert text.count("# EOF") == ("openmetrics" in type_)
+
+
+def test_it_is_compressed_for_who_wants_that(site: Site) -> None:
+    plain, packed = scrape(site), scrape(site, Accept_Encoding="gzip")
+    assert "Content-Encoding" not in plain.headers
+    assert packed.headers["Content-Encoding"] == "gzip"
+    assert "Accept-Encoding" in packed.headers["Vary"]
+    assert "flower_events_total" in gzip.decompress(packed.body).decode()
+
+
+@pytest.mark.parametrize(
+    ("header", "welcome"),
+    [
+        ("", False),
+        ("gzip", True),
+        ("deflate, gzip;q=0.5", True),
+        ("gzip;q=0", False),
+        ("*", True),
+        ("identity", False),
+        ("*;q=0", False),
+        ("GZIP", True),
+        ("gzip;q=x", False),
+    ],
+)
+def test_when_gzip_is_welcome(header: str, welcome: bool) -> None:
+    assert accepts_gzip(header) is welcome
+
+
+def test_head(site: Site) -> None:
+    """P20."""
+    response = site.fetch("/metrics", method="HEAD")
+    assert (response.code, response.body) == (200, b"")
+
+
+@pytest.mark.parametrize("accept", ["", OPENMETRICS])
+def test_only_what_is_named(site: Site, accept: str) -> None:
+    names = ("flower_worker_online", "celery_task_runtime_count", "process_cpu_seconds_total", "no_such")
+    text = scrape(site, "?" + "&".join(f"name[]={name}" for name in names), Accept=accept).body.decode()
+    found = {line.partition("{")[0].partition(" ")[0] for line in text.splitlines() if not line.startswith("#")}
+    assert found == set(names) - {"no_such"}
+
+
+@pytest.mark.parametrize("settings", [{**OPEN, "metrics": ["celery"]}])
+def test_groups_are_chosen(site: Site) -> None:
+    names = {name.partition("_")[0] for name in re.findall(r"^# TYPE (\w+)", scrape(site).body.decode(), re.MULTILINE)}
+    assert names == {"celery"}
+
+
+def test_what_happened_is_told(site: Site) -> None:
+    told = samples(scrape(site).body.decode())
+    worker, task = ("worker", "w1@host"), ("task", "add")
+    assert told[f"flower_events_total{sorted([worker, task, ('type', 'task-started')])}"] == 1
+    assert told[f"flower_task_runtime_seconds_sum{sorted([worker, task])}"] == 0.25
+    assert told[f"flower_worker_prefetched_tasks{sorted([worker, task])}"] == 0
+    celery = sorted([("name", "add"), ("hostname", "w1@host"), ("queue_name", "celery")])
+    assert told[f"celery_task_succeeded_total{celery}"] == 1
+
+
+def test_requests_are_counted_by_route(site: Site) -> None:
+    site.fetch("/worker/w1@host")
+    site.fetch("/task/u1")
+    site.fetch("/nothing/at/all")
+    told = samples(scrape(site, "?name[]=flower_proxy_requests_total").body.decode())
+    routes = {key for key in told if "'GET'" in key}
+    assert any("'/task/(.+)'" in key and "'200'" in key for key in routes)
+    assert any("'other'" in key and "'404'" in key for key in routes)
+    assert "nothing" not in str(routes)
+
+
+@pytest.mark.parametrize("settings", [{**OPEN, "purge_offline_workers": 0}])
+def test_a_worker_that_is_purged_is_forgotten_and_nothing_else(
+    site: Site, app: FlowerProxy, event: Callable[..., None]
+) -> None:
+    """P3, P16: in stock Flower the counters of who sends tasks are purged, and those of workers only by a scrape."""
+    event("task-sent", uuid="u2", name="add", hostname="gen17@host")
+    event("worker-offline")
+    assert "w1@host" in scrape(site).body.decode()
+    app._forget_workers()
+    text = scrape(site).body.decode()
+    assert "w1@host" not in text
+    assert 'worker="gen@host"' in text
+    assert "w1@host" not in app.events.state.workers
+    assert not [name for name in app.events.state.counter if name.startswith("gen")]
+
+
+def test_it_is_not_ready_before_the_broker_has_answered(site: Site, app: FlowerProxy) -> None:
+    for path in ("/ready",):
+        response = site.fetch(path)
+        assert response.code == 503
+        told = json.loads(response.body)
+        assert told == {
+            "ready": False,
+            "reasons": ["not connected to the broker for events", "the broker has not answered yet"],
+        }
+        assert site.fetch(path, method="HEAD").code == 503
+
+
+def rows(app: FlowerProxy) -> Iterator[str]:
+    """The table of metrics, as the README has to have it."""
+    ours = [(family.name, family.type, family.labels, family.help) for family in app.monitor.families()]
+    for metric in app.monitor.own.collect():
+        if metric.name.startswith("flower_proxy_"):
+            names = {name for sample in metric.samples for name in sample.labels if name != "le"}
+            labels = {
+                "flower_proxy_requests": ("route", "method", "status"),
+                "flower_proxy_refused_logins": ("reason",),
+            }
+            ours.append((metric.name, metric.type, labels.get(metric.name, tuple(sorted(names))), metric.documentation))
+    for name, type_, label_names, help_ in ours:
+        shown = f"{name}_total" if type_ == "counter" else name
+        yield f"| `{shown}` | {type_} | {', '.join(label_names)} | {help_} |"
+
+
+@pytest.mark.parametrize("kind", ["kept"], indirect=True)
+def test_the_readme_lists_every_metric(app: FlowerProxy) -> None:
+    """Where this fails, put in what it expects."""
+    _, _, rest = README.partition("<!-- metrics -->\n")
+    table, _, _ = rest.partition("<!-- /metrics -->")
+    assert table == "\n".join(["| metric | type | labels | meaning |", "| --- | --- | --- | --- |", *rows(app), ""])

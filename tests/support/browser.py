@@ -1,0 +1,194 @@
+"""A headless Chromium that tells which requests it sent and what stands in its console."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+
+from .processes import program, wait_until
+
+# names that lead to this machine but are not "localhost", which browsers trust even without TLS
+HOSTS = ("flower.test", "other.test")
+
+FLAGS = [
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--ignore-certificate-errors",
+    "--window-size=1400,1000",
+    "--host-resolver-rules=" + ",".join(f"MAP {host} 127.0.0.1" for host in HOSTS),
+]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request of the browser's, and what came of it."""
+
+    method: str
+    url: str
+    type: str
+    status: int | None = None
+    failure: str | None = None
+    # as they went over the wire, names in lower case
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{self.method} {_shortened(self.url)} ({self.type}) -> {self.failure or self.status}"
+
+
+@dataclass(frozen=True)
+class Message:
+    """One line of the console."""
+
+    level: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.level}: {_shortened(self.text)}"
+
+
+def _shortened(text: str) -> str:
+    """Without the hashes of static files, which fill the screen and tell nothing."""
+    return re.sub(r"\?v=\w+", "", text)
+
+
+class Browser:
+    def __init__(self, driver: Chrome) -> None:
+        self.driver = driver
+        self.patience = 10.0
+        self._requests: dict[str, Request] = {}
+        self._headers: dict[str, dict[str, str]] = {}
+        self._hops = 0
+
+    # what a person does
+
+    def open(self, url: str) -> None:
+        self.driver.get(url)
+
+    def click(self, selector: str, *, by: str = By.CSS_SELECTOR) -> None:
+        self.wait(lambda: self._click(by, selector), what=f"something to click at {selector}")
+
+    def text(self, selector: str) -> str:
+        """The text of the first element that matches, or nothing."""
+        with contextlib.suppress(NoSuchElementException, StaleElementReferenceException):
+            return self.find(selector).text
+        return ""
+
+    def find(self, selector: str) -> WebElement:
+        return self.driver.find_element(By.CSS_SELECTOR, selector)
+
+    def find_all(self, selector: str) -> list[WebElement]:
+        return self.driver.find_elements(By.CSS_SELECTOR, selector)
+
+    def style(self, selector: str, name: str) -> str:
+        """A computed style, or nothing where there is no such element."""
+        script = "const e = document.querySelector(arguments[0]); return e ? getComputedStyle(e)[arguments[1]] : ''"
+        return str(self.driver.execute_script(script, selector, name))
+
+    def wait(self, condition: Callable[[], object], *, what: str) -> None:
+        wait_until(condition, timeout=self.patience, what=f"{what}, at {self.driver.current_url}")
+
+    def forget(self) -> None:
+        """Begin as somebody who has never been here."""
+        self.driver.get("about:blank")
+        self.driver.execute_cdp_cmd("Network.clearBrowserCookies", {})
+        self.driver.execute_cdp_cmd("Network.clearBrowserCache", {})
+        self.traffic()
+        self.console()
+
+    def screenshot(self, file: Path) -> None:
+        self.driver.save_screenshot(str(file))
+
+    # what happened meanwhile
+
+    def traffic(self) -> list[Request]:
+        """Every request that began, was answered or failed since the last call."""
+        touched: dict[str, None] = {}
+        for entry in self._log("performance"):
+            event = json.loads(entry["message"])["message"]
+            if event["method"].startswith("Network."):
+                touched.update(dict.fromkeys(self._take(event["method"], event["params"])))
+        return [replace(self._requests[key], headers=self._headers.get(key, {})) for key in touched]
+
+    def console(self) -> list[Message]:
+        """Every line of the console since the last call."""
+        return [Message(entry["level"], entry["message"]) for entry in self._log("browser")]
+
+    def _log(self, name: str) -> list[dict[str, str]]:
+        entries: list[dict[str, str]] = self.driver.get_log(name)  # type: ignore[no-untyped-call]
+        return entries
+
+    def _click(self, by: str, selector: str) -> bool:
+        try:
+            element = self.driver.find_element(by, selector)
+            if not element.is_displayed():
+                return False
+            element.click()
+        except (NoSuchElementException, StaleElementReferenceException):
+            return False
+        return True
+
+    def _take(self, method: str, params: dict[str, Any]) -> Iterator[str]:
+        """Note one event of the network, and yield the keys of the requests it is about."""
+        key = params.get("requestId", "")
+        request = self._requests.get(key)
+        if method == "Network.requestWillBeSent":
+            if request and (redirect := params.get("redirectResponse")):
+                # the next hop has the same id: keep this one under an id of its own
+                self._hops += 1
+                hop = f"{key} hop {self._hops}"
+                self._requests[hop] = replace(request, status=redirect["status"])
+                yield hop
+            sent = params["request"]
+            if sent["url"].startswith(("http:", "https:")):
+                self._requests[key] = Request(sent["method"], sent["url"], params.get("type", "?"))
+                yield key
+        elif method == "Network.requestWillBeSentExtraInfo":
+            # may come before the request itself
+            self._headers[key] = {name.lower(): value for name, value in params["headers"].items()}
+        elif request is None:
+            return
+        elif method == "Network.responseReceived":
+            self._requests[key] = replace(request, status=params["response"]["status"])
+            yield key
+        elif method == "Network.loadingFailed" and not params.get("canceled"):
+            # what the browser gives up because the person goes to another page is no failure
+            self._requests[key] = replace(request, failure=params["errorText"])
+            yield key
+
+
+@contextlib.contextmanager
+def chromium(folder: Path) -> Iterator[Browser]:
+    """A browser with a new, empty profile in `folder`."""
+    options = ChromeOptions()
+    options.binary_location = program("chromium")
+    for flag in [*FLAGS, f"--user-data-dir={folder / 'profile'}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    # never let selenium look for a driver on the network
+    os.environ.setdefault("SE_OFFLINE", "true")
+    logging.getLogger("selenium").setLevel(logging.WARNING)
+    service = ChromeService(executable_path=program("chromedriver"), log_output=str(folder / "chromedriver.log"))
+    driver = Chrome(options=options, service=service)
+    try:
+        yield Browser(driver)
+    finally:
+        driver.quit()

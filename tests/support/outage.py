@@ -1,0 +1,89 @@
+"""A broker that goes away, hangs, and comes back at the same address."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from . import rabbitmq
+from .processes import PROJECT, Address, free_port, program, running
+from .programs import Broker
+
+
+class Interruptible:
+    """A server that runs, and that a test may stop, freeze and start again.
+
+    :param broker: as clients reach it.
+    :param start: makes what runs the server for the length of a ``with`` block.
+    """
+
+    def __init__(self, broker: Broker, start: Callable[[], contextlib.AbstractContextManager[subprocess.Popen[bytes]]]):
+        self.broker = broker
+        self._start = start
+        self._running = contextlib.ExitStack()
+        self._group = 0
+
+    def start(self) -> None:
+        self._group = self._running.enter_context(self._start()).pid
+
+    def stop(self) -> None:
+        self._running.close()
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It takes connections, as the system does that for it, and answers nothing."""
+        os.killpg(self._group, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.killpg(self._group, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def interruptible(kind: str, folder: Path) -> Iterator[Interruptible]:
+    """A broker, "redis" or "rabbitmq", that has been started."""
+    port = free_port()
+
+    def redis() -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+        command = [program("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir"]
+        return running([*command, str(folder)], log=folder / "redis.log", ready=Address(port).accepts)
+
+    if kind == "redis":
+        outage = Interruptible(Broker(f"redis://127.0.0.1:{port}/0"), redis)
+    else:
+        url = f"amqp://guest:guest@127.0.0.1:{port}//"
+        outage = Interruptible(rabbitmq.RabbitMQ(url), lambda: rabbitmq.server(folder, port))
+    outage.start()
+    try:
+        yield outage
+    finally:
+        outage.stop()
+
+
+@contextlib.contextmanager
+def deaf_port() -> Iterator[tuple[int, socket.socket]]:
+    """A port where connections are taken and nothing is ever said, and the socket that listens there."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening.getsockname()[1], listening
+
+
+def leaves_a_deaf_broker(script: str, scheme: str) -> tuple[str, int]:
+    """Run a program that is to end at a line of input, while its broker, the argument, says nothing.
+
+    :returns: what it printed, and its status.
+    """
+    with deaf_port() as (port, listening):
+        command = [sys.executable, "-c", script, f"{scheme}://127.0.0.1:{port}"]
+        pipe = subprocess.PIPE
+        with subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd=PROJECT, text=True) as process:
+            listening.settimeout(30)
+            with listening.accept()[0]:
+                # Now it waits for an answer
+                output, _ = process.communicate("\n", timeout=30)
+                return output, process.returncode

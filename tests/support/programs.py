@@ -1,0 +1,227 @@
+"""The programs the tests stand on: Redis, a Celery worker, nginx, and Flower (stock or ours)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from celery import Celery
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from .processes import Address, answers, basic, free_port, program, request, running, wait_until
+
+APPLICATION = "tests.support.server"
+WORKER = "w1"
+CREDENTIALS = "demo:secret"
+USER = CREDENTIALS.partition(":")[0]
+# What lets the tests in where they ask Flower itself: by password, or by the word of a trusted proxy
+KNOWN = {**basic(CREDENTIALS), "X-Forwarded-User": USER}
+
+# without a folder of its own in each of these nginx would write below /var
+NGINX_FOLDERS = """
+  access_log access.log;
+  client_body_temp_path body;
+  proxy_temp_path proxy;
+  fastcgi_temp_path fastcgi;
+  uwsgi_temp_path uwsgi;
+  scgi_temp_path scgi;
+"""
+
+COMMANDS = {
+    "stock": ["-m", "celery", "-A", APPLICATION, "flower"],
+    "ours": ["-m", "flower_proxy", "-A", APPLICATION],
+}
+
+
+@dataclass(frozen=True)
+class Broker:
+    """A broker that is also the result backend, unless `results` names another one."""
+
+    url: str
+    results: str = ""
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What tells every Celery program which broker to use."""
+        return {"CELERY_BROKER_URL": self.url, "CELERY_RESULT_BACKEND": self.results or self.url}
+
+    def run_tasks(self) -> list[str]:
+        """Run a few tasks, one of which fails, and return their ids once all have ended."""
+        with Celery(broker=self.url, backend=self.url) as app:
+            results = [app.send_task("server.add", (n, n)) for n in range(2)]
+            results.append(app.send_task("server.fail"))
+            try:
+                for result in results:
+                    wait_until(result.ready, what="a worker runs the tasks")
+                return [result.id for result in results]
+            finally:
+                app.backend.result_consumer.stop()
+                app.backend.client.close()
+
+
+@dataclass(frozen=True)
+class Flower:
+    """A Flower that runs, and the path below which it answers without a proxy."""
+
+    address: Address
+    path: str
+
+    def tasks(self) -> dict[str, dict[str, object]]:
+        """The tasks that Flower knows, by id."""
+        answer = request(self.address, f"{self.path}/api/tasks", headers=KNOWN)
+        tasks: dict[str, dict[str, object]] = json.loads(answer.text) if answer.status == 200 else {}
+        return tasks
+
+    def workers(self) -> list[dict[str, object]]:
+        """The workers as the workers page gets them."""
+        answer = request(self.address, f"{self.path}/workers?json=1", headers=KNOWN)
+        workers: list[dict[str, object]] = json.loads(answer.text)["data"] if answer.status == 200 else []
+        return workers
+
+    def watch_tasks(self, broker: Broker) -> None:
+        """Run a few tasks while Flower looks on: it knows only those whose events it has heard."""
+        wait_until(lambda: any(worker.get("status") for worker in self.workers()), what="Flower hears the worker")
+        ids = set(broker.run_tasks())
+        wait_until(lambda: ids <= self._ended(), what=f"Flower has seen {ids} end")
+
+    def _ended(self) -> set[str]:
+        return {uuid for uuid, task in self.tasks().items() if task["state"] in ("SUCCESS", "FAILURE")}
+
+    def metrics(self) -> list[Metric]:
+        """The metrics as a scrape gives them."""
+        answer = request(self.address, f"{self.path}/metrics", headers=KNOWN)
+        if answer.status != 200:
+            raise ValueError(f"/metrics answers {answer.status}")
+        return list(text_string_to_metric_families(answer.text))
+
+
+def redis_server(folder: Path, port: int, *, keeps: bool) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+    """A Redis server that listens there; what it `keeps` is in the folder, and there again for the next one."""
+    command = [program("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
+    command += ["--save", "", "--appendonly", "yes" if keeps else "no"]
+    return running(command, log=folder / "redis.log", ready=Address(port).accepts)
+
+
+@contextlib.contextmanager
+def redis(folder: Path) -> Iterator[Broker]:
+    """A Redis server that keeps nothing."""
+    port = free_port()
+    with redis_server(folder, port, keeps=False):
+        yield Broker(f"redis://127.0.0.1:{port}/0")
+
+
+@contextlib.contextmanager
+def worker_process(
+    broker: Broker,
+    folder: Path,
+    *,
+    name: str = f"{WORKER}@%h",
+    options: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A real worker that is ready, with one process for its tasks."""
+    command = [sys.executable, "-m", "celery", "-A", APPLICATION, "worker", "-E", "-P", "prefork", "-c", "1"]
+    command += ["-n", name, "-l", "info", *options]
+    folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "worker.log"
+    env = {**broker.environment, **(env or {})}
+    with running(command, log=log, ready=lambda: " ready." in log.read_text(), env=env) as process:
+        yield process
+
+
+@contextlib.contextmanager
+def worker(broker: Broker, folder: Path) -> Iterator[None]:
+    """The same, which has already run a few tasks."""
+    with worker_process(broker, folder):
+        broker.run_tasks()
+        yield
+
+
+@contextlib.contextmanager
+def launch(
+    kind: str,
+    broker: Broker,
+    folder: Path,
+    *,
+    url_prefix: str = "",
+    unix_socket: bool = False,
+    authenticates: bool = True,
+    options: Sequence[str] = (),
+) -> Iterator[Flower]:
+    """Flower: "stock" is Celery's own command, "ours" is the launcher.
+
+    :param url_prefix: the option of that name.
+    :param authenticates: whether Flower asks for `CREDENTIALS`; otherwise `options` say who may enter.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if unix_socket:
+        address = Address(socket_path=folder / "flower.sock")
+        listen = [f"--unix_socket={address.socket_path}"]
+    else:
+        address = Address(free_port())
+        listen = [f"--port={address.port}", "--address=127.0.0.1"]
+    told = [f"--url_prefix={url_prefix}"] if url_prefix else []
+    enter = [f"--basic_auth={CREDENTIALS}"] if authenticates else []
+    # stock Flower answers nowhere but below the prefix
+    flower = Flower(address, f"/{url_prefix.strip('/')}" if url_prefix else "")
+    with running(
+        [sys.executable, *COMMANDS[kind], *listen, *told, *enter, *options],
+        log=folder / "flower.log",
+        ready=lambda: answers(address, f"{flower.path}/healthcheck"),
+        env=broker.environment,
+    ):
+        yield flower
+
+
+def htpasswd(folder: Path, *credentials: str) -> Path:
+    """A file of users for --auth_file and for nginx, each line as `hash-password` makes it."""
+    file = folder / "htpasswd"
+    lines = []
+    for entry in credentials:
+        user, _, password = entry.partition(":")
+        command = [sys.executable, "-m", "flower_proxy", "hash-password", "--cost=4", user]
+        lines.append(subprocess.run(command, input=password, check=True, capture_output=True, text=True).stdout)
+    file.write_text("".join(lines))
+    file.chmod(0o640)
+    return file
+
+
+@contextlib.contextmanager
+def nginx(config: str, folder: Path, *, ready: Address) -> Iterator[None]:
+    """nginx with this configuration, which must be a whole file; `ready` is where it will accept connections."""
+    folder.mkdir(parents=True, exist_ok=True)
+    head, http, rest = config.partition("http {")
+    (folder / "nginx.conf").write_text(head + http + NGINX_FOLDERS + rest)
+    # one process that stays in front and changes no user, so that it works as root and not as root
+    directives = "daemon off; master_process off; pid nginx.pid; error_log error.log;"
+    command = [program("nginx"), "-p", str(folder), "-c", "nginx.conf", "-e", "error.log", "-g", directives]
+    check = subprocess.run([*command, "-t"], capture_output=True, text=True)
+    if check.returncode != 0:
+        raise RuntimeError(f"nginx -t refuses the configuration:\n{check.stderr}")
+    with running(command, log=folder / "nginx.log", ready=ready.accepts):
+        yield
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate that signs itself, for any of the names the tests use, and its key."""
+    certfile, keyfile = folder / "fullchain.pem", folder / "privkey.pem"
+    command = [
+        program("openssl"),
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+    ]
+    command += ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,DNS:flower.test"]
+    command += ["-keyout", str(keyfile), "-out", str(certfile)]
+    subprocess.run(command, check=True, capture_output=True)
+    return certfile, keyfile

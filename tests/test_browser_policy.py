@@ -1,0 +1,112 @@
+"""What browsers are told to allow: the policy as it is sent, and who may show the pages in a frame."""
+
+from __future__ import annotations
+
+import pytest
+
+from flower_proxy.browser_policy import content_security_policy, parse_frame_ancestor, parse_frame_ancestors
+
+
+def directives(policy: str) -> dict[str, str]:
+    return dict(directive.split(" ", 1) for directive in policy.split("; "))
+
+
+def test_the_policy_as_it_is_sent() -> None:
+    assert directives(content_security_policy("bm9uY2U", ["'self'", "https://portal.example"])) == {
+        "default-src": "'self'",
+        "script-src": "'self' 'nonce-bm9uY2U'",
+        "style-src": "'self'",
+        "style-src-attr": "'unsafe-inline'",
+        "img-src": "'self' data:",
+        "object-src": "'none'",
+        "base-uri": "'self'",
+        "form-action": "'self'",
+        "frame-ancestors": "'self' https://portal.example",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "ancestor"),
+    [
+        pytest.param("self", "'self'", id="self"),
+        pytest.param("'self'", "'self'", id="self-quoted"),
+        pytest.param("none", "'none'", id="none"),
+        pytest.param("'none'", "'none'", id="none-quoted"),
+        pytest.param("Self", "'self'", id="self-capital"),
+        pytest.param("https://portal.example", "https://portal.example", id="origin"),
+        pytest.param("https://portal.example:8443", "https://portal.example:8443", id="origin-port"),
+        pytest.param("http://portal.example", "http://portal.example", id="origin-http"),
+        pytest.param("https://*.example.com", "https://*.example.com", id="origin-subdomains"),
+        pytest.param("https://*.example.com:8443", "https://*.example.com:8443", id="origin-subdomains-port"),
+        pytest.param("http://localhost:3000", "http://localhost:3000", id="origin-one-label"),
+        pytest.param("https://192.0.2.1", "https://192.0.2.1", id="origin-address"),
+        pytest.param("HTTPS://Portal.Example", "https://portal.example", id="origin-capitals"),
+    ],
+)
+def test_a_frame_ancestor_in_the_spelling_of_the_policy(text: str, ancestor: str) -> None:
+    assert parse_frame_ancestor(text) == ancestor
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("*", id="anybody"),
+        pytest.param("portal.example", id="no-scheme"),
+        pytest.param("https:", id="scheme-alone"),
+        pytest.param("https://", id="no-host"),
+        pytest.param("data:", id="data"),
+        pytest.param("ftp://portal.example", id="other-scheme"),
+        pytest.param("https://portal.example/", id="slash"),
+        pytest.param("https://portal.example/flower", id="path"),
+        pytest.param("https://portal.example?x", id="query"),
+        pytest.param("https://user@portal.example", id="user"),
+        pytest.param("https://*", id="any-host"),
+        pytest.param("https://portal.*", id="star-at-the-end"),
+        pytest.param("https://*portal.example", id="star-without-dot"),
+        pytest.param("https://portal..example", id="two-dots"),
+        pytest.param("https://portal.example:", id="no-port"),
+        pytest.param("https://portal.example:*", id="any-port"),
+        pytest.param("https://portal.example:0", id="port-0"),
+        pytest.param("https://portal.example:65536", id="port-too-high"),
+        pytest.param("https://portal.example:\u0663", id="port-in-other-digits"),
+        pytest.param("https://portal.example; script-src *", id="another-directive"),
+        pytest.param("https://a.example https://b.example", id="two"),
+        pytest.param("https://a.example,https://b.example", id="two-with-a-comma"),
+        pytest.param("https://portal.example\n", id="newline"),
+        pytest.param("https://bücher.example", id="not-ascii"),
+        pytest.param("'self", id="half-a-quote"),
+        pytest.param("'https://portal.example'", id="origin-quoted"),
+        pytest.param("'unsafe-inline'", id="another-keyword"),
+    ],
+)
+def test_what_is_no_frame_ancestor_is_refused_in_one_line(text: str) -> None:
+    with pytest.raises(ValueError, match="is not self, none, or an origin") as raised:
+        parse_frame_ancestor(text)
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("texts", "ancestors"),
+    [
+        pytest.param(["self"], ("'self'",), id="self"),
+        pytest.param(["none"], ("'none'",), id="none"),
+        pytest.param(["self", "https://a.example"], ("'self'", "https://a.example"), id="several"),
+    ],
+)
+def test_frame_ancestors(texts: list[str], ancestors: tuple[str, ...]) -> None:
+    assert parse_frame_ancestors(texts) == ancestors
+
+
+@pytest.mark.parametrize(
+    ("texts", "reason"),
+    [
+        pytest.param([], "name at least one", id="empty"),
+        pytest.param(["none", "self"], "stands alone", id="none-and-self"),
+        pytest.param(["https://a.example", "'none'"], "stands alone", id="origin-and-none"),
+        pytest.param(["self", "*"], r"'\*' is not", id="one-is-wrong"),
+    ],
+)
+def test_frame_ancestors_that_say_nothing_or_contradict_themselves(texts: list[str], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        parse_frame_ancestors(texts)

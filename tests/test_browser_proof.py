@@ -1,0 +1,173 @@
+"""What a browser says about the page that asks: what is decided from headers alone."""
+
+from __future__ import annotations
+
+import pytest
+from tornado.httputil import HTTPHeaders
+
+from flower_proxy.browser_proof import host_refusal, parse_allowed_host, parse_origin, site_refusal
+from flower_proxy.forwarded import UNIX
+from flower_proxy.location import Location
+
+
+def headers(*lines: tuple[str, str]) -> HTTPHeaders:
+    sent = HTTPHeaders()
+    for name, value in lines:
+        sent.add(name, value)
+    return sent
+
+
+def location(peer: str = "127.0.0.1", *, told_host: bool = False) -> Location:
+    return Location(
+        peer=peer,
+        trusted=True,
+        client=peer,
+        scheme="http",
+        host="host.example",
+        told_host=told_host,
+        prefix="",
+        path="/",
+    )
+
+
+@pytest.mark.parametrize(
+    ("host", "refused"),
+    [
+        pytest.param("flower.example", True, id="name"),
+        pytest.param("flower.example.", True, id="name-with-a-dot"),
+        pytest.param("", False, id="none"),
+        pytest.param("127.0.0.1", False, id="ipv4"),
+        pytest.param("127.0.0.1.", False, id="ipv4-with-a-dot"),
+        pytest.param("[::1]:80", False, id="ipv6"),
+        pytest.param("[fe80::1%25eth0]", False, id="ipv6-of-an-interface"),
+        pytest.param("127.1", True, id="what-browsers-write-out"),
+        pytest.param("0x7f000001", True, id="hexadecimal"),
+        pytest.param("127.0.0.1:80:80", True, id="two-ports"),
+        pytest.param("[evil.example]", True, id="name-in-brackets"),
+        pytest.param("localhost", False, id="localhost"),
+        pytest.param("a.b.localhost", False, id="below-localhost"),
+        pytest.param("localhost:x", True, id="localhost-with-no-port"),
+        pytest.param(".localhost", False, id="localhost-with-a-dot-in-front"),
+        pytest.param("evil.example@localhost", True, id="with-a-user"),
+        pytest.param("l\xf6calhost", True, id="not-ascii"),
+    ],
+)
+def test_a_name_that_need_not_be_ours(host: str, refused: bool) -> None:
+    assert (host_refusal(headers(("Host", host)), location(), ()) is not None) is refused
+
+
+def test_two_hosts_are_none_of_ours() -> None:
+    two = headers(("Host", "evil.example"), ("Host", "localhost"))
+    assert host_refusal(two, location(), ["localhost"]) is not None
+
+
+def test_behind_a_unix_socket_is_no_browser() -> None:
+    assert host_refusal(headers(("Host", "flower.example")), location(UNIX), ()) is None
+
+
+@pytest.mark.parametrize(
+    ("connection", "refused"),
+    [
+        pytest.param([], False, id="none"),
+        pytest.param(["close"], False, id="close"),
+        pytest.param(["upgrade"], False, id="upgrade"),
+        pytest.param(["keep-alive"], True, id="browser"),
+        pytest.param(["Keep-Alive"], True, id="in-capitals"),
+        pytest.param(["close", "keep-alive"], True, id="two-lines"),
+    ],
+)
+def test_a_forwarded_host_excuses_the_name_unless_a_browser_sent_it(connection: list[str], refused: bool) -> None:
+    sent = headers(("Host", "evil.example"), *(("Connection", value) for value in connection))
+    assert (host_refusal(sent, location(told_host=True), ()) is not None) is refused
+    assert host_refusal(sent, location(told_host=False), ()) is not None
+
+
+def test_the_refusal_repeats_no_more_of_the_name_than_a_line_holds() -> None:
+    reason = host_refusal(headers(("Host", "x" * 10_000)), location(), ())
+    assert reason is not None
+    assert len(reason) < 400
+
+
+@pytest.mark.parametrize("site", ["cross-site", "same-site", "Cross-Site"])
+def test_another_site_may_load_nothing(site: str) -> None:
+    sent = headers(("Sec-Fetch-Site", site))
+    assert site_refusal(sent, reads=True, cors_origins=()) is not None
+    assert site_refusal(sent, reads=False, cors_origins=()) is not None
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_only_what_reads_is_told_of_cors_origins(reads: bool) -> None:
+    reason = site_refusal(headers(("Sec-Fetch-Site", "cross-site")), reads=reads, cors_origins=())
+    assert reason is not None
+    assert ("--cors_origins" in reason) is reads
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("flower.example", "flower.example"),
+        (" Flower.EXAMPLE. ", "flower.example"),
+        (".example.com", ".example.com"),
+        ("upstream", "upstream"),
+        ("my_service", "my_service"),
+        ("xn--blmchen-n2a.example", "xn--blmchen-n2a.example"),
+    ],
+)
+def test_names_that_are_allowed(text: str, name: str) -> None:
+    assert parse_allowed_host(text) == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", " ", ".", "..", "*", "*.example.com", "flower.example:5555", "https://flower.example", "a..b", "a b", "[::1]"],
+)
+def test_what_is_no_name_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(ValueError, match=r"flower\.example\.com"):
+        parse_allowed_host(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "origin"),
+    [
+        ("https://dashboard.example", "https://dashboard.example"),
+        (" HTTPS://Dashboard.Example:8443 ", "https://dashboard.example:8443"),
+        ("http://[::1]:3000", "http://[::1]:3000"),
+        ("http://localhost:3000", "http://localhost:3000"),
+    ],
+)
+def test_origins_that_may_read(text: str, origin: str) -> None:
+    assert parse_origin(text) == origin
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "*",
+        "null",
+        "dashboard.example",
+        "https://",
+        "https://dashboard.example/",
+        "https://dashboard.example/page",
+        "https://*.example",
+        "https://a, https://b",
+        "https://user@dashboard.example",
+        "file:///page",
+    ],
+)
+def test_what_is_no_origin_is_refused_with_an_example(text: str) -> None:
+    """``null`` is every sandbox's and every file's; with ``*`` browsers would send no credentials."""
+    with pytest.raises(ValueError, match=r"https://dashboard\.example\.com"):
+        parse_origin(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "sent"),
+    [
+        pytest.param("https://dashboard.example:443", "https://dashboard.example", id="https"),
+        pytest.param("http://dashboard.example:80", "http://dashboard.example", id="http"),
+    ],
+)
+def test_an_origin_with_the_usual_port_is_the_one_that_browsers_send(text: str, sent: str) -> None:
+    """Browsers leave the scheme's own port out: else the option has no effect, and nobody says so."""
+    assert parse_origin(text) == sent

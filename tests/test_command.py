@@ -1,0 +1,343 @@
+"""The command as people type it: every spelling starts it, no mistake does."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import celery
+import pytest
+import tornado
+
+import flower_proxy
+from flower_proxy.command import OPTIONS
+from flower_proxy.internals import FLOWER_JS, flower_settings, flower_version
+from tests.support.processes import Address, answers, free_port, request, running
+
+APPLICATION = """\
+from celery import Celery
+
+app = Celery("shop", broker="memory://")
+"""
+
+
+# Nobody is asked who they are
+OPEN = {"FLOWER_NO_AUTH": "true"}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A user's project with a Celery application called ``shop``."""
+    (tmp_path / "shop.py").write_text(APPLICATION)
+    return tmp_path
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("FLOWER_", "CELERY_"))}
+    return {**plain, **(extra or {})}
+
+
+def run(
+    arguments: Sequence[str], project: Path, *, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end: for input that must not start anything."""
+    return subprocess.run(
+        [sys.executable, "-m", "flower_proxy", *arguments],
+        cwd=project,
+        env=environment(env),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@contextmanager
+def started(
+    command: Sequence[str], project: Path, **env: str
+) -> Iterator[tuple[Address, subprocess.Popen[bytes], Path]]:
+    """Run in the background until the block ends; ``PORT`` in the command becomes a free one."""
+    address, log = Address(free_port()), project / "log"
+    words = [sys.executable, "-m", *(word.replace("PORT", str(address.port)) for word in command)]
+    with running(
+        words, log=log, ready=lambda: answers(address, "/healthcheck"), cwd=project, env=environment({**OPEN, **env})
+    ) as process:
+        yield address, process, log
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param("flower_proxy -A shop --port=PORT", id="celery-option-first"),
+        pytest.param("flower_proxy --port=PORT -A shop", id="celery-option-last"),
+        pytest.param("flower_proxy --port PORT --app=shop", id="space-and-equals"),
+        pytest.param("flower_proxy --app shop:app --port PORT --url_prefix flower", id="underscores"),
+        pytest.param("flower_proxy -A shop --port PORT --url-prefix=flower --max-tasks 10", id="dashes"),
+        pytest.param("flower_proxy --read_only -A shop --debug no --auto-refresh=False --port PORT", id="flags"),
+        pytest.param("flower_proxy -b memory:// --port PORT", id="broker-alone"),
+        pytest.param("flower_proxy -A shop -port=PORT", id="one-dash-as-flower-takes-it"),
+        pytest.param("celery -A shop flower-proxy --port=PORT --url-prefix flower", id="command-of-celery"),
+    ],
+)
+def test_every_spelling_starts_it(project: Path, command: str) -> None:
+    """P13."""
+    with started(command.split(), project) as (address, _, _):
+        assert request(address, "/").status == 200
+        if "prefix" in command:
+            assert 'href="/flower/tasks"' in request(address, "/flower/").text
+
+
+def test_the_application_may_be_elsewhere(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    command = ["flower_proxy", "--workdir", str(project), "-A", "shop", "--port", "PORT"]
+    with started(command, elsewhere) as (address, _, _):
+        assert request(address, "/").status == 200
+
+
+def test_variables_and_file_set_options(project: Path) -> None:
+    (project / "flowerconfig.py").write_text("url_prefix = 'from-file'\nnatural_time = True\n")
+    with started(["flower_proxy", "--port=PORT"], project, APP="shop", FLOWER_URL_PREFIX="from-variable") as (
+        address,
+        _,
+        _,
+    ):
+        assert 'href="/from-file/tasks"' in request(address, "/").text
+        assert 'value="natural-time' in request(address, "/tasks").text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "status"),
+    [
+        (["-A", "shop", "--basic_auht=a:b"], "there is no option --basic_auht; did you mean --basic_auth?", 2),
+        (["-A", "shop", "--basic-auht", "a:b"], "there is no option --basic_auht; did you mean --basic_auth?", 2),
+        (["-A", "shop", "--nonsense-indeed"], "there is no option --nonsense_indeed; see --help", 2),
+        (["-A", "shop", "--port"], "--port", 2),
+        (["-A", "shop", "--port=abc"], "--port: 'abc' is not a whole number", 2),
+        (["-A", "shop", "--debug=maybe"], "--debug: 'maybe' is not true or false", 2),
+        (["-A", "shop", "--conf=missing.py"], "--conf: there is no file 'missing.py'", 2),
+        (["-A", "shop", "surplus"], "'surplus' is neither a command nor an option's value; lists are written", 2),
+        (["demoo"], "'demoo' is neither a command nor an option's value; did you mean demo?", 2),
+        (["-A", "shop", "--port=0", "demo"], "options of demo stand behind it", 2),
+        (["-A", "shop", "-basic_auht=a:b"], "there is no option -basic_auht; did you mean --basic_auth?", 2),
+        (["-A", "shop", "-basic_auth=a"], "--basic_auth: entry 1 is not user:password", 2),
+        (["-A", "shop", "--db", "--basic_auth=a:b"], "--db: its value is missing", 2),
+        (["-A", "shop", "--result-backend", "--basic_auth=a:b"], "--result-backend: its value is missing", 2),
+        (["-A", "shop:"], "-A: 'shop:' is not a Celery application", 2),
+        (["-A", "crooked"], "-A: 'crooked' cannot be loaded: ", 2),
+        (["-b", "redis://u:TOPSEC/x@h:1/0"], "the broker's URL is malformed", 2),
+        (["-A", "shop", "--unix_socket=shop.py"], "--unix_socket: cannot listen on 'shop.py'", 1),
+        (["-A", "shop", "--log_file_prefix=/nowhere/x"], "--log_file_prefix or another --log_ option: ", 2),
+        (["-A", "shop", "--address=300.1.1.1"], "--address: '300.1.1.1': ", 2),
+        (["-A", "shop", "--workdir=/nowhere"], "--workdir: '/nowhere': No such file or directory", 2),
+        (["-A", "missing"], "-A: 'missing' cannot be loaded: ModuleNotFoundError: No module named 'missing'", 2),
+        (["-A", "os"], "-A: 'os' cannot be loaded: AttributeError", 2),
+        (["-A", "broken"], "-A: 'broken' cannot be loaded: ZeroDivisionError: division by zero (", 2),
+        ([], "neither an application nor a broker is given", 2),
+        (["-b", "nope://host"], "the broker cannot be used: No such transport: nope", 2),
+        (["-b", "memory://", "--config=missing_settings"], "Celery's configuration cannot be loaded: No module", 2),
+        (["-A", "configured"], "Celery's configuration cannot be loaded: No module named 'missing_settings'", 2),
+        (["-A", "shop", "--certfile=shop.py", "--keyfile=shop.py"], "--certfile and --keyfile: ", 2),
+        (
+            ["-A", "shop", "--unix_socket=/nowhere/flower.sock"],
+            "--unix_socket: cannot listen on '/nowhere/flower.sock'",
+            1,
+        ),
+        (["-A", "shop", "--port=0", "--address=192.0.2.1"], "--port: cannot listen on 192.0.2.1, port 0", 1),
+    ],
+)
+def test_a_mistake_is_one_line_and_starts_nothing(
+    project: Path, arguments: list[str], message: str, status: int
+) -> None:
+    """P12, P13, P25."""
+    (project / "broken.py").write_text("x = 1\ny = 1 / 0\n")
+    (project / "crooked.py").write_text("x = 1\ny =\n")
+    configured = f"{APPLICATION}app.config_from_object('missing_settings')\n"
+    (project / "configured.py").write_text(configured)
+    result = run(arguments, project)
+    assert "TOPSEC" not in result.stderr
+    assert result.returncode == status, result.stderr
+    assert result.stdout == ""
+    assert message in result.stderr
+    assert result.stderr.startswith("flower-proxy: ")
+    assert result.stderr.count("\n") == 1, result.stderr
+
+
+@pytest.mark.parametrize("option", ["--basic_auht=a:b", "--port=abc", "--db --basic_auth=a:b", "-basic_auth=a"])
+def test_a_mistake_is_one_line_as_a_command_of_celery_too(project: Path, option: str) -> None:
+    command = [sys.executable, "-m", "celery", "-A", "shop", "flower-proxy", *option.split()]
+    result = subprocess.run(command, cwd=project, env=environment(), capture_output=True, text=True, timeout=60)
+    assert result.returncode == 2
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1, result.stderr
+
+
+def test_celerys_own_options_reach_celery(project: Path) -> None:
+    command = ["flower_proxy", "-b", "memory://", "--result-backend=cache+memory://", "--loader=app", "-C", "-q"]
+    with started([*command, "--skip-checks", "--port=PORT", "--url_prefix=quiet"], project) as (address, _, log):
+        assert request(address, "/quiet/").status == 200
+        assert "Visit me" not in log.read_text()
+        assert "\x1b[" not in log.read_text()
+
+
+def test_a_broken_application_is_named_with_its_line(project: Path) -> None:
+    (project / "broken.py").write_text("x = 1\ny = 1 / 0\n")
+    assert f"({project / 'broken.py'}, line 2)" in run(["-A", "broken"], project).stderr
+
+
+def test_a_port_in_use(project: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        result = run(["-A", "shop", "--address=127.0.0.1", f"--port={port}"], project)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert f"--port: cannot listen on 127.0.0.1, port {port}: Address already in use" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_newer_flower_runs_with_a_line_in_the_log(project: Path) -> None:
+    newer = "import flower; flower.__version__ = '2.99.0'; from flower_proxy.command import main; main()"
+    with changed(newer, project) as (address, log):
+        assert request(address, "/").status == 200
+        assert log.read_text().count("Flower 2.99.0 is newer than ") == 1
+
+
+def test_a_flower_js_that_cannot_be_corrected_is_served_with_a_line_in_the_log(project: Path) -> None:
+    shutil.copytree(flower_settings["static_path"], project / "static")
+    script = project / "static" / FLOWER_JS
+    script.write_text(script.read_text().replace("function active_page(", "function is_active("))
+    moved = "import flower.urls; flower.urls.settings['static_path'] = 'static'; "
+    with changed(f"{moved}from flower_proxy.command import main; main()", project) as (address, log):
+        assert request(address, "/static/js/flower.js").text.endswith(script.read_text())
+        assert log.read_text().count("Cannot correct Flower's js/flower.js: it has no function active_page") == 1
+
+
+@contextmanager
+def changed(program: str, project: Path) -> Iterator[tuple[Address, Path]]:
+    """Run a program that changes Flower and then runs the command."""
+    address, log = Address(free_port()), project / "log"
+    command = [sys.executable, "-c", program, "-A", "shop", f"--port={address.port}"]
+    with running(command, log=log, ready=lambda: answers(address, "/healthcheck"), cwd=project, env=environment(OPEN)):
+        yield address, log
+
+
+def test_a_unix_socket_in_use_is_not_taken_over_but_a_dead_one_is(project: Path) -> None:
+    path = project / "flower.sock"
+    with socket.socket(socket.AF_UNIX) as living:
+        living.bind(str(path))
+        living.listen()
+        result = run(["-A", "shop", f"--unix_socket={path}"], project)
+        assert result.returncode == 1
+        assert "another process listens on it" in result.stderr
+    address = Address(socket_path=path)
+    command = [sys.executable, "-m", "flower_proxy", "-A", "shop", f"--unix_socket={path}"]
+    with running(
+        command, log=project / "log", ready=lambda: answers(address, "/healthcheck"), cwd=project, env=environment(OPEN)
+    ):
+        assert request(address, "/").status == 200
+
+
+def test_what_kubernetes_sets_is_said_and_ignored(project: Path) -> None:
+    """P5."""
+    with started(
+        ["flower_proxy", "-A", "shop", "--port=PORT"],
+        project,
+        FLOWER_PORT="tcp://10.0.0.1:5555",
+        FLOWER_SERVICE_HOST="h",
+    ) as (_, _, log):
+        assert "Ignored, since Kubernetes or Docker set them: FLOWER_PORT, FLOWER_SERVICE_HOST" in log.read_text()
+
+
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_when_told_to(project: Path, signal_number: int) -> None:
+    with started(["flower_proxy", "-A", "shop", "--port=PORT"], project) as (address, process, log):
+        process.send_signal(signal_number)
+        assert process.wait(timeout=30) == 0
+        assert not address.accepts()
+        assert "Traceback" not in log.read_text()
+
+
+def test_it_ends_although_the_broker_does_not_answer(project: Path) -> None:
+    """P10: stock Flower has to be killed."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(30)
+        broker = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        with started(["flower_proxy", "-b", broker, "--port=PORT"], project) as (_, process, _):
+            connection, _ = silent.accept()
+            with connection:
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(timeout=30) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        (
+            ["--address=127.0.0.1"],
+            [
+                r"Visit me at http://127\.0\.0\.1:PORT/$",
+                r"Who may enter: one user, whose password is made up for this run$",
+                r"Trusted proxies: 127\.0\.0\.0/8, ::1, unix$",
+                r"Broker: memory://",
+            ],
+        ),
+        (
+            ["--url_prefix=/a/flower/", "--basic_auth=demo:secret,bob:secret", "--trusted_proxies=10.0.0.0/8"],
+            [
+                r"Visit me at http://127\.0\.0\.1:PORT/a/flower/$",
+                r"Listening on all interfaces: ",
+                r"Who may enter: 2 user\(s\) by password$",
+                r"Trusted proxies: 10\.0\.0\.0/8$",
+            ],
+        ),
+        (["--address=::1", "--url_prefix=/"], [r"Visit me at http://\[::1\]:PORT/$"]),
+    ],
+)
+def test_the_banner_says_what_is_true(project: Path, arguments: list[str], lines: list[str]) -> None:
+    """P39: stock Flower listens on all interfaces and says 127.0.0.1."""
+    address = Address(free_port())
+    command = [sys.executable, "-m", "flower_proxy", "-A", "shop", f"--port={address.port}", *arguments]
+    log = project / "log"
+    with running(command, log=log, ready=lambda: "Broker: " in log.read_text(), cwd=project, env=environment()):
+        said = log.read_text()
+    for line in lines:
+        assert re.search(line.replace("PORT", str(address.port)), said, re.MULTILINE), said
+    assert ("all interfaces" in said) == ("--address" not in " ".join(arguments))
+    assert "secret" not in said
+
+
+def test_help_shows_every_option_with_its_default_and_variable(project: Path) -> None:
+    result = run(["--help"], project)
+    text = " ".join(result.stdout.split())
+    assert result.returncode == 0
+    for option in OPTIONS.values():
+        assert f"--{option.name} " in text
+        # long lines are broken wherever there is room
+        assert option.variable in text.replace(" ", "")
+    assert "[default: 5555; FLOWER_PORT]" in text
+    assert "Behind a proxy:" in text
+    assert "--workdir" in text
+
+
+def test_help_of_celerys_command(project: Path) -> None:
+    command = [sys.executable, "-m", "celery", "-A", "shop", "flower-proxy", "--help"]
+    result = subprocess.run(command, cwd=project, env=environment(), capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0
+    assert "--url_prefix" in result.stdout
+
+
+def test_versions(project: Path) -> None:
+    said = run(["--version"], project).stdout
+    for version in (flower_proxy.__version__, flower_version, celery.__version__, tornado.version):
+        assert version in said
+
+
+def test_shell_completion(project: Path) -> None:
+    words = {"COMP_WORDS": "flower-proxy --url", "COMP_CWORD": "1", "_FLOWER_PROXY_COMPLETE": "bash_complete"}
+    assert "plain,--url_prefix" in run([], project, env=words).stdout
+    assert "complete" in run([], project, env={"_FLOWER_PROXY_COMPLETE": "zsh_source"}).stdout

@@ -1,0 +1,156 @@
+"""Each private detail of Flower and Tornado that flower-proxy leans on: what fails here tells what a release moved."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+
+import flower.command
+import flower.urls
+import pytest
+from celery import Celery
+from flower.views.auth import LoginHandler, get_next_url
+from flower.views.error import NotFoundErrorHandler
+from tornado.httpserver import _HTTPRequestContext
+from tornado.ioloop import IOLoop
+from tornado.iostream import IOStream
+from tornado.options import OptionParser
+from tornado.routing import PathMatches
+from tornado.web import Application, HTTPError
+
+from flower_proxy.internals import (
+    CHECKED_ON,
+    FLOWER_JS,
+    FLOWER_VARIABLES,
+    BaseHandler,
+    Flower,
+    UnproxiedOptions,
+    concrete_handler,
+    default_options,
+    definitions,
+    flower_settings,
+    flower_version,
+)
+
+FLOWER = Path(flower.command.__file__).parent
+SCRIPT = (FLOWER / "static" / FLOWER_JS).read_text()
+BASE = (FLOWER / "templates" / "base.html").read_text()
+
+
+def sources() -> str:
+    return "\n".join(path.read_text() for path in FLOWER.rglob("*.py"))
+
+
+def test_this_release_was_looked_at() -> None:
+    """Where this fails: read its change log, look at the failures below, then raise CHECKED_ON."""
+    assert flower_version == CHECKED_ON
+
+
+def test_settings() -> None:
+    assert {"template_path", "static_path", "cookie_secret", "static_url_prefix", "login_url"} <= set(flower_settings)
+    assert (flower_settings["static_url_prefix"], flower_settings["login_url"]) == ("/static/", "/login")
+    assert flower_settings["xsrf_cookies"]
+
+
+def test_the_last_route_is_the_page_for_what_does_not_exist() -> None:
+    pattern, handler = flower.urls.handlers[-1]
+    assert (pattern, handler) == (".*", NotFoundErrorHandler)
+
+
+def test_routes_stand_in_the_wildcard_router_as_patterns() -> None:
+    rules = Application(flower.urls.handlers).wildcard_router.rules
+    assert all(isinstance(rule.matcher, PathMatches) for rule in rules)
+    patterns = {rule.matcher.regex.pattern for rule in rules if isinstance(rule.matcher, PathMatches)}
+    assert {"/$", "/workers$", "/tasks$", "/task/(.+)$", "/metrics$"} < patterns
+    assert rules[-1].target is NotFoundErrorHandler
+
+
+def test_every_request_passes_through_two_methods_of_the_application() -> None:
+    assert list(inspect.signature(Application.find_handler).parameters) == ["self", "request", "kwargs"]
+    delegate = inspect.signature(Application.get_handler_delegate).parameters
+    assert list(delegate) == ["self", "request", "target_class", "target_kwargs", "path_args", "path_kwargs"]
+
+
+def test_routes_are_made_from_the_options_given() -> None:
+    assert "options.url_prefix" in inspect.getsource(Flower.__init__)
+    assert "kwargs.update(handlers=handlers)" in inspect.getsource(Flower.__init__)
+
+
+def test_only_what_is_known_reads_the_prefix() -> None:
+    """Elsewhere an option of its own, empty here, would be taken for the prefix."""
+    readers = {path.name for path in FLOWER.rglob("*.py") if "url_prefix" in path.read_text()}
+    assert readers == {"__init__.py", "app.py", "auth.py", "command.py", "options.py", "urls.py"}
+
+
+def test_definitions_of_options() -> None:
+    port = definitions(default_options)["port"]
+    assert (port.name, port.type, port.default, port.multiple) == ("port", int, 5555, False)
+    assert port.help
+
+
+def test_environment() -> None:
+    read = set(re.findall(r"""(?:environ\.get|getenv)\(\s*['"](FLOWER_\w+)""", sources()))
+    options = {f"FLOWER_{name.upper()}" for name in definitions(default_options)}
+    assert read - options == FLOWER_VARIABLES
+
+
+def test_the_login_page_is_the_one_of_the_provider() -> None:
+    parser = OptionParser()
+    parser.define("auth_provider", type=str)
+    options = UnproxiedOptions(parser)
+    assert concrete_handler(LoginHandler, options) is NotFoundErrorHandler
+    parser.auth_provider = "flower.views.auth.GithubLoginHandler"
+    assert concrete_handler(LoginHandler, options).__name__ == "GithubLoginHandler"
+    assert "instantiate(options.auth_provider or NotFoundErrorHandler" in inspect.getsource(LoginHandler)
+
+
+def test_the_login_asks_for_next_by_get_argument() -> None:
+    asked = []
+
+    def get_argument(name: str, default: str) -> str:
+        asked.append((name, default))
+        return "/tasks"
+
+    handler = SimpleNamespace(
+        application=SimpleNamespace(options=UnproxiedOptions(OptionParser())), get_argument=get_argument
+    )
+    assert get_next_url(handler) == "/tasks"
+    assert asked == [("next", "/")]
+
+
+def test_an_unknown_transport_is_a_404_of_get_broker() -> None:
+    app = SimpleNamespace(transport="memory", broker_uri_with_password="memory://", options=default_options)
+    handler = SimpleNamespace(application=app, capp=Celery(broker="memory://"))
+    with pytest.raises(HTTPError) as raised:
+        BaseHandler.get_broker(handler)
+    assert raised.value.status_code == 404
+
+
+def test_pages() -> None:
+    assert BASE.count("<head>") == 1
+    assert re.search(r'<input type="hidden" value="\{\{ url_prefix or \'\' \}\}" id="url_prefix">', BASE)
+    assert f"static_url('{FLOWER_JS}')" in BASE
+    # jQuery comes first: the corrected functions use it
+    assert BASE.index("jquery") < BASE.index(FLOWER_JS)
+
+
+def test_script() -> None:
+    assert set(re.findall(r"active_page\('([^']+)'\)", SCRIPT)) == {"/", "/workers", "/tasks"}
+    assert "xhr.setRequestHeader('X-XSRFToken', getCookie('_xsrf'))" in SCRIPT
+    assert set(re.findall(r"getCookie\('(\w+)'\)", SCRIPT)) == {"_xsrf"}
+
+
+def test_nothing_else_uses_the_xsrf_cookie() -> None:
+    assert "_xsrf" not in (FLOWER / "static" / "js" / "theme.js").read_text()
+    assert "xsrf_form_html" not in "".join(path.read_text() for path in (FLOWER / "templates").glob("*.html"))
+
+
+def test_a_unix_sockets_peer_is_the_address_that_no_peer_has(io_loop: IOLoop) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        stream = IOStream(ours)
+        assert _HTTPRequestContext(stream, (), "http").remote_ip == "0.0.0.0"
+        stream.close()

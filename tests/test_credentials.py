@@ -1,0 +1,401 @@
+"""What counts as a credential, and what is said of one that does not."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Mapping
+
+import bcrypt
+import pytest
+
+from flower_proxy.credentials import (
+    Bcrypt,
+    Credentials,
+    CredentialsError,
+    Plain,
+    Secret,
+    check_user,
+    hash_password,
+    parse_auth_file,
+    parse_entries,
+    parse_password_file,
+    read_authorization,
+)
+
+HASH = hash_password("secret", 4)
+OTHER = hash_password("other", 4)
+
+
+def basic(text: str | bytes) -> str:
+    return "Basic " + base64.b64encode(text.encode() if isinstance(text, str) else text).decode()
+
+
+def let_in(users: Mapping[str, Secret], user: str, password: str) -> bool:
+    return user in users and users[user].matches(password.encode())
+
+
+@pytest.mark.parametrize(
+    ("line", "user", "password"),
+    [
+        pytest.param(basic("me:secret"), "me", "secret", id="plain"),
+        pytest.param(basic("me:secret").replace("Basic", "basic"), "me", "secret", id="scheme-in-lower-case"),
+        pytest.param(basic("me:secret").replace("Basic", "BASIC"), "me", "secret", id="scheme-in-upper-case"),
+        pytest.param(basic("me:secret").replace(" ", "   ") + " ", "me", "secret", id="more-spaces"),
+        pytest.param(basic("me:a:b:"), "me", "a:b:", id="colons-in-the-password"),
+        pytest.param(basic("me:p,ss"), "me", "p,ss", id="comma-in-the-password"),
+        pytest.param(basic("jörg:pässwörd€"), "jörg", "pässwörd€", id="not-ascii"),
+        pytest.param(basic("me: "), "me", " ", id="space-as-password"),
+    ],
+)
+def test_what_browsers_and_scripts_send_is_read(line: str, user: str, password: str) -> None:
+    """P11: with Flower a scheme in lower case is refused, and a password that is not ASCII is an error 500."""
+    assert read_authorization([line]) == Credentials(user, password.encode())
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        pytest.param([], id="no-header"),
+        pytest.param([""], id="empty"),
+        pytest.param(["Bearer abc"], id="bearer"),
+        pytest.param(['Digest username="me"'], id="digest"),
+        pytest.param(["Basically bWU6c2VjcmV0"], id="alike"),
+    ],
+)
+def test_who_does_not_log_in_by_password_has_no_credentials(lines: list[str]) -> None:
+    assert read_authorization(lines) is None
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        pytest.param([basic("me:secret")] * 2, "several", id="two-lines"),
+        pytest.param(["Bearer abc", basic("me:secret")], "several", id="two-lines-of-two-schemes"),
+        pytest.param(["Basic"], "not user:password", id="nothing-behind-the-scheme"),
+        pytest.param(["Basic ="], "base64", id="only-padding"),
+        pytest.param(["Basic ===="], "base64", id="more-padding"),
+        pytest.param(["Basic !!!"], "base64", id="other-characters"),
+        pytest.param(["Basic dTpwMQ"], "base64", id="padding-missing"),
+        pytest.param(["Basic dTpw="], "base64", id="padding-too-much"),
+        pytest.param(["Basic dTpw===="], "base64", id="padding-much-too-much"),
+        pytest.param(["Basic dTp=dTpw"], "base64", id="padding-inside"),
+        pytest.param(["Basic bWU6 c2VjcmV0"], "base64", id="space-inside"),
+        pytest.param(["Basic bWU6c2Vjcm\xe4"], "base64", id="base64-not-ascii"),
+        pytest.param(["Basic bWU6c2VjcmV0, Basic bWU6c2VjcmV0"], "base64", id="two-lines-made-one"),
+        pytest.param([basic("secret")], "not user:password", id="no-colon"),
+        pytest.param([basic(":secret")], "not user:password", id="empty-user"),
+        pytest.param([basic("me:")], "not user:password", id="empty-password"),
+        pytest.param([basic(":")], "not user:password", id="both-empty"),
+        pytest.param([basic("m\ne:secret")], "control character", id="line-end-in-the-user"),
+        pytest.param([basic("me:sec\0ret")], "control character", id="nul-in-the-password"),
+        pytest.param([basic("me:secret\x7f")], "control character", id="delete-in-the-password"),
+        pytest.param([basic("jörg:secret".encode("latin-1"))], "UTF-8", id="user-in-latin-1"),
+        pytest.param([basic(b"me:secret\xe9")], "UTF-8", id="password-in-latin-1"),
+    ],
+)
+def test_a_header_that_is_no_credential_is_refused(lines: list[str], reason: str) -> None:
+    """P11: with Flower ``Authorization: Basic =`` lets anybody in where an entry is empty."""
+    with pytest.raises(CredentialsError, match=reason) as caught:
+        read_authorization(lines)
+    no_secret_in(caught.value)
+
+
+def no_secret_in(error: CredentialsError) -> None:
+    message = str(error)
+    assert len(message.splitlines()) == 1
+    assert not any(secret in message for secret in ("secret", "other", "c2Vjcm", HASH, OTHER))
+
+
+@pytest.mark.parametrize(
+    ("entries", "user", "password"),
+    [
+        pytest.param(["me:secret"], "me", "secret", id="one"),
+        pytest.param(["me:secret", "you:other"], "you", "other", id="two"),
+        pytest.param(["me:a:b"], "me", "a:b", id="colon-in-the-password"),
+        pytest.param(["jörg:pässwörd"], "jörg", "pässwörd", id="not-ascii"),
+    ],
+)
+def test_an_entry_lets_its_user_in_with_its_password_only(entries: list[str], user: str, password: str) -> None:
+    users = parse_entries(entries)
+    assert len(users) == len(entries)
+    assert let_in(users, user, password)
+    assert not let_in(users, user, password + "x")
+    assert not let_in(users, user, "")
+
+
+def test_without_entries_there_is_nobody() -> None:
+    assert parse_entries([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        pytest.param(
+            "user:p,secret", "entry 2 is not user:password (a comma separates entries; a password", id="comma"
+        ),
+        pytest.param("", "entry 1 is not user:password", id="empty"),
+        pytest.param("user:secret,", "entry 2 is not user:password", id="trailing-comma"),
+        pytest.param(",user:secret", "entry 1 is not user:password", id="leading-comma"),
+        pytest.param("user:secret,,you:other", "entry 2 is not user:password", id="two-commas"),
+        pytest.param("secret", "entry 1 is not user:password", id="no-colon"),
+        pytest.param(":secret", "entry 1 is not user:password", id="no-user"),
+        pytest.param("  :secret", "entry 1 is not user:password", id="a-blank-for-the-user"),
+        pytest.param("user:", "entry 1 is not user:password", id="no-password"),
+        pytest.param(":", "entry 1 is not user:password", id="only-the-colon"),
+        pytest.param("user:secret, you:other", "entry 2: white space", id="space-behind-the-comma"),
+        pytest.param("user:secret\n", "entry 1: white space", id="line-end-of-a-kubernetes-secret"),
+        pytest.param("user :secret", "entry 1: white space", id="space-behind-the-user"),
+        pytest.param("user:sec\tret", "entry 1: a control character in the password", id="tab-in-the-password"),
+        pytest.param("us\x1ber:secret", "entry 1: a control character in the user's name", id="escape-in-the-user"),
+        pytest.param("user:secret\udce4", "entry 1: the password is not UTF-8", id="latin-1-in-the-environment"),
+        pytest.param("#user:secret", "entry 1: the user's name begins with #", id="comment"),
+        pytest.param("user:secret,user:other", "entry 2: the user 'user' is there twice", id="same-user"),
+        pytest.param("user:secret,user:secret", "entry 2: the user 'user' is there twice", id="same-entry"),
+    ],
+)
+def test_an_entry_that_is_no_user_with_a_password_is_refused(text: str, reason: str) -> None:
+    """P11: with Flower the halves of ``user:p,ss`` and an empty entry let people in."""
+    with pytest.raises(CredentialsError) as caught:
+        parse_entries(text.split(","))
+    assert str(caught.value).startswith(reason)
+    no_secret_in(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "user", "password"),
+    [
+        pytest.param("me:p,ss\n", "me", "p,ss", id="comma"),
+        pytest.param("me:a:b\n", "me", "a:b", id="colon"),
+        pytest.param("me: a b \n", "me", " a b ", id="spaces"),
+        pytest.param("me:#secret # not a comment\n", "me", "#secret # not a comment", id="number-sign"),
+        pytest.param("me:secret", "me", "secret", id="no-line-end"),
+        pytest.param("\n\nyou:other\n  \nme:secret\n\n", "me", "secret", id="empty-lines"),
+        pytest.param("you:other\r\nme:secret\r\n", "me", "secret", id="windows-line-ends"),
+        pytest.param("\ufeffme:secret\n", "me", "secret", id="byte-order-mark"),
+        pytest.param("jörg:pässwörd\n", "jörg", "pässwörd", id="not-ascii"),
+        pytest.param("me:a\u2028b\x85c\n", "me", "a\u2028b\x85c", id="other-line-separators"),
+    ],
+)
+def test_a_password_in_a_file_may_be_anything_in_one_line(text: str, user: str, password: str) -> None:
+    """P11: a comma does not split it."""
+    assert let_in(parse_password_file(text), user, password)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        pytest.param("", "no user in it", id="empty"),
+        pytest.param("\n \n", "no user in it", id="empty-lines"),
+        pytest.param("me:secret\n\nother\n", "line 3: not user:password", id="no-colon"),
+        pytest.param(":secret\n", "line 1: not user:password", id="no-user"),
+        pytest.param("me:\n", "line 1: not user:password", id="no-password"),
+        pytest.param(" me:secret\n", "line 1: white space", id="space-before-the-user"),
+        pytest.param("# note: secret\n", "line 1: the user's name begins with #", id="comment"),
+        pytest.param("me:sec\0ret\n", "line 1: a control character", id="control-character"),
+        pytest.param("me:secret\ryou:other\n", "line 1: a control character", id="old-mac-line-ends"),
+        pytest.param("me:secret\nme:other\n", "line 2: the user 'me' is there twice", id="same-user"),
+    ],
+)
+def test_a_password_file_that_is_not_one_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(CredentialsError) as caught:
+        parse_password_file(text)
+    assert str(caught.value).startswith(reason)
+    no_secret_in(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(f"me:{HASH}\nyou:{OTHER}\n", id="htpasswd"),
+        pytest.param(f"me:{HASH}\nyou:{OTHER}", id="htpasswd-no-line-end"),
+        pytest.param(f"\ufeffme:{HASH}\r\nyou:{OTHER}\r\n", id="htpasswd-of-windows"),
+        pytest.param(f"# users\n\n  # more\nme:{HASH}\n \nyou:{OTHER} \n", id="htpasswd-comments"),
+        pytest.param(f"me:{HASH}:a comment\nyou:{OTHER}:\n", id="htpasswd-nginx-comments"),
+        pytest.param(f"basic_auth_users:\n  me: {HASH}\n  you: {OTHER}\n", id="web.yml"),
+        pytest.param(f"basic_auth_users:\r\n  me: {HASH}\r\n  you: '{OTHER}'\r\n", id="web.yml-of-windows"),
+        pytest.param(f"\ufeffbasic_auth_users:\n  me: {HASH}\n  you: {OTHER}\n", id="web.yml-byte-order-mark"),
+        pytest.param(f'basic_auth_users: {{"me": "{HASH}", "you": "{OTHER}"}}\n', id="web.yml-flow"),
+        pytest.param(f"basic_auth_users: # ours\n  me: {HASH}\n  you: {OTHER}\n", id="web.yml-comment"),
+        pytest.param(
+            "---\ntls_server_config:\n  cert_file: c\n  key_file: k\n"
+            f"basic_auth_users:\n  me: {HASH}\n  you: {OTHER}\nrate_limit: {{burst: 1}}\n",
+            id="web.yml-other-keys",
+        ),
+    ],
+)
+def test_both_forms_of_an_auth_file_are_read(text: str) -> None:
+    users = parse_auth_file(text)
+    assert list(users) == ["me", "you"]
+    assert let_in(users, "me", "secret")
+    assert let_in(users, "you", "other")
+    assert not let_in(users, "me", "other")
+
+
+@pytest.mark.parametrize("kind", ["$2a$", "$2b$", "$2y$"])
+@pytest.mark.parametrize("cost", [4, 5])
+def test_every_kind_of_bcrypt_hash_is_read(kind: str, cost: int) -> None:
+    users = parse_auth_file(f"me:{hash_password('secret', cost).replace('$2b$', kind)}\n")
+    assert users["me"].cost == cost
+    assert let_in(users, "me", "secret")
+    assert not let_in(users, "me", "secre")
+
+
+COMMAND = "flower-proxy hash-password USER"
+
+
+@pytest.mark.parametrize(
+    ("hashed", "reason"),
+    [
+        pytest.param("$apr1$secret$other", "MD5", id="htpasswd-m"),
+        pytest.param("$1$secret$other", "MD5", id="openssl-passwd-1"),
+        pytest.param("{SHA}secret", "SHA-1", id="htpasswd-s"),
+        pytest.param("{SSHA}secret", "salted SHA-1", id="ssha"),
+        pytest.param("$5$secret$other", "SHA-crypt", id="htpasswd-2"),
+        pytest.param("$6$secret$other", "SHA-crypt", id="htpasswd-5"),
+        pytest.param("$argon2id$v=19$m=65536,t=3,p=4$secret$other", "Argon2", id="argon2"),
+        pytest.param("secretsecret1", "is no bcrypt hash", id="crypt"),
+        pytest.param("secret", "is no bcrypt hash", id="plain"),
+        pytest.param("{PLAIN}secret", "is no bcrypt hash", id="plain-of-nginx"),
+        pytest.param(HASH[:-1], "cut off", id="cut-off"),
+        pytest.param(HASH + "a", "cut off", id="too-long"),
+        pytest.param(HASH[:-5] + "=" + HASH[-4:], "changed", id="other-alphabet"),
+        pytest.param(HASH[:28] + "a" + HASH[29:], "changed", id="salt-that-bcrypt-refuses"),
+        pytest.param(HASH[:-1] + "/", "changed", id="hash-that-matches-nothing"),
+        pytest.param(HASH.replace("$2b$", "$2x$"), "neither $2a$, $2b$ nor $2y$", id="2x"),
+        pytest.param(HASH.replace("$2b$", "$2$"), "neither $2a$, $2b$ nor $2y$", id="2"),
+        pytest.param(HASH.replace("$04$", "$03$"), "cost 03, but only 4 to 16", id="too-quick"),
+        pytest.param(HASH.replace("$04$", "$17$"), "cost 17, but only 4 to 16", id="too-slow"),
+    ],
+)
+@pytest.mark.parametrize("form", ["you:{other}\nme:{hashed}\n", "basic_auth_users:\n  me: '{hashed}'\n"])
+def test_another_hash_is_refused_with_the_command_that_makes_a_good_one(form: str, hashed: str, reason: str) -> None:
+    with pytest.raises(CredentialsError) as caught:
+        parse_auth_file(form.format(other=OTHER, hashed=hashed))
+    message = str(caught.value)
+    assert message.startswith("line 2: ")
+    assert reason in message
+    assert message.endswith(COMMAND)
+    no_secret_in(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        pytest.param("", "no user in it", id="empty"),
+        pytest.param("# nobody\n\n", "no user in it", id="only-comments"),
+        pytest.param("basic_auth_users: {}\n", "no user in it", id="web.yml-nobody"),
+        pytest.param("basic_auth_users:\n", "line 1: basic_auth_users is no mapping", id="web.yml-nothing"),
+        pytest.param(f"basic_auth_users:\n- {HASH}\n", "line 2: basic_auth_users is no mapping", id="web.yml-list"),
+        pytest.param("me\n", "line 1: not user:hash", id="no-colon"),
+        pytest.param(f"{HASH}\n", "line 1: not user:hash", id="no-user"),
+        pytest.param(f":{HASH}\n", "line 1: not user:hash", id="empty-user"),
+        pytest.param("me:\n", "line 1: not user:hash", id="no-hash"),
+        pytest.param(f"m\te:{HASH}\n", "line 1: a control character in the user's name", id="control-character"),
+        pytest.param(f"me:{HASH}\nme:{OTHER}\n", "line 2: the user 'me' is there twice", id="same-user"),
+        pytest.param(
+            f"basic_auth_users:\n  me: {HASH}\n  'me': {OTHER}\n",
+            "line 3: the user 'me' is there twice",
+            id="web.yml-same-user",
+        ),
+        pytest.param(f"basic_auth_users:\n  me: {HASH}\n you: secret\n", "line 3: not YAML", id="web.yml-indentation"),
+        pytest.param("basic_auth_users:\n  me: *secret\n", "line 2: not YAML", id="web.yml-alias"),
+        pytest.param("basic_auth_users:\n  me: 'secret\n", "line 3: not YAML", id="web.yml-quote-left-open"),
+        pytest.param("basic_auth_users:\n  me: sec\0ret\n", "line 2: not YAML", id="web.yml-nul"),
+        pytest.param("basic_auth_users:\n  me: 12345\n", "line 2: user and hash have to be texts", id="web.yml-number"),
+        pytest.param("basic_auth_users:\n  me:\n", "line 2: user and hash have to be texts", id="web.yml-no-hash"),
+        pytest.param(
+            "basic_auth_users:\n  me: [secret]\n", "line 2: user and hash have to be texts", id="web.yml-list-of"
+        ),
+        pytest.param(
+            f"basic_auth_users:\n  1: {HASH}\n", "line 2: user and hash have to be texts", id="web.yml-user-1"
+        ),
+        pytest.param(
+            "basic_auth_users: {me:secret}\n", "line 1: user and hash have to be texts", id="web.yml-no-space"
+        ),
+        pytest.param(f'basic_auth_users:\n  "": {HASH}\n', "line 2: the user's name is empty", id="web.yml-empty-user"),
+        pytest.param(f"basic_auth_users:\n  'm:e': {HASH}\n", "line 2: a colon", id="web.yml-colon"),
+        pytest.param(f"basic_auth_users:\n  '#me': {HASH}\n", "line 2: the user's name begins", id="web.yml-comment"),
+    ],
+)
+def test_an_auth_file_that_is_not_one_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(CredentialsError) as caught:
+        parse_auth_file(text)
+    assert str(caught.value).startswith(reason)
+    no_secret_in(caught.value)
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        pytest.param("x" * 72, id="72-bytes"),
+        pytest.param("ä" * 36, id="72-bytes-in-36-letters"),
+        pytest.param("a:b,c d#", id="other-characters"),
+    ],
+)
+def test_a_hash_that_we_make_lets_its_password_in(password: str) -> None:
+    users = parse_auth_file(f"me:{hash_password(password, 4)}\n")
+    assert let_in(users, "me", password)
+    assert not let_in(users, "me", password[:-1])
+
+
+def test_a_hash_is_made_with_the_cost_that_is_usual() -> None:
+    assert hash_password("secret").startswith("$2b$12$")
+
+
+@pytest.mark.parametrize(
+    ("password", "reason"),
+    [
+        pytest.param("", "the password is empty", id="empty"),
+        pytest.param("secret" * 13, "the password is 78 bytes long; bcrypt reads 72", id="too-long"),
+        pytest.param("ä" * 37, "the password is 74 bytes long; bcrypt reads 72", id="too-long-in-utf-8"),
+        pytest.param("secret\0", "a control character in the password", id="nul"),
+        pytest.param("secret\n", "a control character in the password", id="line-end"),
+        pytest.param("secret\udce4", "the password is not UTF-8", id="latin-1"),
+    ],
+)
+def test_a_password_that_could_not_be_used_gets_no_hash(password: str, reason: str) -> None:
+    with pytest.raises(CredentialsError, match=reason) as caught:
+        hash_password(password, 4)
+    no_secret_in(caught.value)
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        pytest.param(b"", id="empty"),
+        pytest.param(b"secret\0", id="nul"),
+        pytest.param(b"secret\xff", id="not-utf-8"),
+        pytest.param(b"secret" * 1000, id="long"),
+    ],
+)
+@pytest.mark.parametrize("secret", [Plain.of(b"secret"), Bcrypt(HASH.encode())])
+def test_odd_input_matches_nothing_and_breaks_nothing(secret: Secret, password: bytes) -> None:
+    assert not secret.matches(password)
+
+
+def test_what_is_behind_the_72nd_byte_is_not_ignored() -> None:
+    """``htpasswd -B`` cuts a longer password off there, and lets everybody in who knows the beginning."""
+    secret = Bcrypt(bcrypt.hashpw(b"x" * 72, bcrypt.gensalt(4)))
+    assert secret.matches(b"x" * 72)
+    assert not secret.matches(b"x" * 73)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: Credentials("me", b"secret"), id="credentials"),
+        pytest.param(lambda: parse_entries(["me:secret"]), id="plain"),
+        pytest.param(lambda: parse_auth_file(f"me:{HASH}\n"), id="bcrypt"),
+    ],
+)
+def test_no_secret_is_shown(make: Callable[[], object]) -> None:
+    shown = repr(make())
+    assert "me" in shown
+    assert "secret" not in shown
+    assert HASH not in shown
+    assert repr(Plain.of(b"secret").digest) not in shown
+
+
+@pytest.mark.parametrize("user", ["me", "jörg", "me@example.com", "first last", "a#b"])
+def test_such_users_there_may_be(user: str) -> None:
+    check_user(user)

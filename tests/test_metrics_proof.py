@@ -1,0 +1,408 @@
+"""The metrics are what really happened: real workers on real brokers, killed, restarted and cut off."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from redis import Redis
+
+from tests.support import rabbitmq
+from tests.support.ledger import Ledger
+from tests.support.outage import Interruptible
+from tests.support.processes import Address, free_port, request, running, wait_until
+from tests.support.programs import Broker, Flower, launch, redis_server, worker_process
+
+# On one host, and each with a queue of its own
+FIRST, SECOND = "w1@h", "w2@h"
+QUEUES = {FIRST: "celery", SECOND: "second"}
+# Redis delivers again what a worker has had for so many seconds, as soon as another one comes; the other wait is for
+# the result of a process that is gone
+OPTIONS = {
+    "redis": ["worker_lost_wait=1", 'broker_transport_options=(json){"visibility_timeout": 1}'],
+    "rabbitmq": ["worker_lost_wait=1"],
+}
+
+PREFETCHED, EXECUTING = "flower_worker_prefetched_tasks", "flower_worker_number_of_currently_executing_tasks"
+# What is 0 where no task is with a worker
+BUSY = {PREFETCHED, EXECUTING, "flower_task_prefetch_time_seconds", "celery_worker_tasks_active"}
+
+# How often an event happened: by its type, the worker or the producers, and the task's name
+Events = Counter[tuple[str, str, str]]
+
+
+def eventually(read: Callable[[], object], expected: object) -> None:
+    """Check that something comes to be as expected, and show what it came to if it does not."""
+    with contextlib.suppress(TimeoutError):
+        wait_until(lambda: read() == expected, what="as expected")
+    assert read() == expected
+
+
+class Watcher(threading.Thread):
+    """Looks at a Flower again and again, and notes what must never be."""
+
+    def __init__(self, flower: Flower) -> None:
+        super().__init__(name="watcher")
+        self.looks = 0
+        self.faults: list[str] = []
+        self._flower = flower
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        while not self._stopping.wait(0.1):
+            try:
+                self._look()
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                # No answer within ten seconds is one, too
+                self.faults.append(repr(error))
+
+    def _look(self) -> None:
+        for path, right in {"/healthcheck": {200}, "/ready": {200, 503}}.items():
+            status = request(self._flower.address, path).status
+            if status not in right:
+                self.faults.append(f"{path} answers {status}")
+        gauges = [family for family in self._flower.metrics() if family.type == "gauge"]
+        self.faults += [str(sample) for family in gauges for sample in family.samples if sample.value < 0]
+        self.looks += 1
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self.join()
+
+
+class Stage:
+    """A broker, a worker that has nothing to do, a Flower that has heard it from the beginning, and a watcher."""
+
+    def __init__(self, kind: str, outage: Interruptible, network: Interruptible, flower: Flower, folder: Path) -> None:
+        self.outage = outage
+        # between Flower and the broker
+        self.network = network
+        self.flower = flower
+        self.watcher = Watcher(flower)
+        self.ledger = Ledger(folder / "ledger")
+        # What happened while Flower could not hear it
+        self.missed = Events()
+        self._kind = kind
+        self._folder = folder
+        self._numbers = count()
+
+    @contextlib.contextmanager
+    def worker(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
+        """Run a worker, which Flower has heard when the block begins."""
+        options = ["--without-mingle", "-Q", QUEUES[name], "--", *OPTIONS[self._kind]]
+        folder, env = self._folder / f"worker{next(self._numbers)}", {"LEDGER": str(self.ledger.path)}
+        with worker_process(self.outage.broker, folder, name=name, options=options, env=env) as process:
+            eventually(lambda: self.online(name), 1)
+            yield process
+
+    def file(self) -> Path:
+        """A file that is not there yet, for tasks to wait for."""
+        return self._folder / f"file{next(self._numbers)}"
+
+    def send(self, name: str, *args: object, times: int = 1, **options: Any) -> list[str]:
+        """Send tasks, and return their ids."""
+        with Celery(broker=self.outage.broker.url) as app, self.ledger.of_producer():
+            app.conf.task_send_sent_event = True
+            return [app.send_task(f"server.{name}", args, **options).id for _ in range(times)]
+
+    def revoke(self, uuid: str, *, terminate: bool = False) -> None:
+        """Tell the first worker to revoke a task; it has understood when this returns."""
+        with Celery(broker=self.outage.broker.url) as app:
+            app.control.revoke(uuid, terminate=terminate, reply=True, destination=[FIRST])
+
+    def wait_for(self, event: str, *ids: str) -> None:
+        """Wait until this has happened to each of these tasks."""
+        wait_until(lambda: {line.uuid for line in self.ledger.of(*ids, event=event)} == set(ids), what=f"{event} {ids}")
+
+    # What Flower says
+
+    def is_ready(self) -> bool:
+        status = request(self.flower.address, "/ready").status
+        assert status in (200, 503)
+        return status == 200
+
+    def samples(self, name: str) -> list[tuple[dict[str, str], float]]:
+        return [(s.labels, s.value) for family in self.flower.metrics() for s in family.samples if s.name == name]
+
+    def total(self, name: str, /, **labels: str) -> float:
+        return sum(value for its, value in self.samples(name) if labels.items() <= its.items())
+
+    def online(self, worker: str) -> float | None:
+        """Whether a worker is online; None if it is not known, or if two families contradict each other."""
+        told = {its["worker"]: value for its, value in self.samples("flower_worker_online")}
+        same = {its["hostname"]: value for its, value in self.samples("celery_worker_up")}
+        return told.get(worker) if told == same else None
+
+    def busy(self) -> dict[str, float]:
+        """What seems to be left to do."""
+        return {f"{name}{labels}": value for name in BUSY for labels, value in self.samples(name) if value}
+
+    def counted(self) -> tuple[Events, Events]:
+        """What ``flower_events_total`` and ``celery_task_*_total`` have counted."""
+        flower, celery = Events(), Events()
+        for name, labels, value, *_ in (sample for family in self.flower.metrics() for sample in family.samples):
+            if name == "flower_events_total":
+                flower[labels["type"], labels["worker"], labels["task"]] += int(value)
+            elif match := re.match(r"celery_task_(\w+)_total", name):
+                celery[f"task-{match[1]}", labels["hostname"], labels["name"]] += int(value)
+        return flower, +celery
+
+    def runs(self) -> tuple[Counter[tuple[str, str]], Counter[tuple[str, str]]]:
+        """How many runs are in the histograms: those of Flower, and those of celery-exporter, where they ended well."""
+        flower = self.samples("flower_task_runtime_seconds_count")
+        celery = self.samples("celery_task_runtime_count")
+        return (
+            Counter({(labels["worker"], labels["task"]): int(value) for labels, value in flower}),
+            Counter({(labels["hostname"], labels["name"]): int(value) for labels, value in celery}),
+        )
+
+    # What must be
+
+    def happened(self) -> Events:
+        """What workers and producers have written down."""
+        return Events((line.event, line.who, line.name) for line in self.ledger.lines())
+
+    def check(self) -> None:
+        """Check that Flower has counted what happened, no more and no less, and that no task seems to be left over."""
+        heard = self.happened() - self.missed
+        eventually(self.counted, (heard, heard))
+        eventually(self.busy, {})
+
+    def check_runs(self) -> None:
+        """Check that each run which Flower has heard end is in the histograms, once."""
+        ran, ended_well = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+        for (event, worker, name), number in (self.happened() - self.missed).items():
+            if event in ("task-succeeded", "task-failed", "task-retried"):
+                ran[worker, name] += number
+            if event == "task-succeeded":
+                ended_well[worker, name] += number
+        eventually(self.runs, (ran, ended_well))
+
+
+@pytest.fixture(scope="module", params=["redis", "rabbitmq"])
+def stage(request: pytest.FixtureRequest, broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    kind, port, near = request.param, free_port(), free_port()
+    folder = tmp_path_factory.mktemp(kind)
+    # A Redis that stands still keeps the results
+    results = broker.url.removesuffix("/0") + "/1"
+    if kind == "redis":
+        told = Broker(f"redis://127.0.0.1:{port}/0", results)
+        outage = Interruptible(told, lambda: redis_server(folder, port, keeps=True))
+    else:
+        told = Broker(f"amqp://guest:guest@127.0.0.1:{port}//", results)
+        outage = Interruptible(told, lambda: rabbitmq.server(folder, port))
+    command = [sys.executable, "-m", "tests.support.relay", f"{near}", f"{port}"]
+    network = Interruptible(
+        Broker(told.url.replace(f":{port}", f":{near}"), results),
+        lambda: running(command, log=folder / "relay.log", ready=Address(near).accepts),
+    )
+    with contextlib.ExitStack() as stack:
+        for interruptible in (outage, network):
+            stack.callback(interruptible.stop)
+            interruptible.start()
+        options = ["--task_runtime_metric_buckets=0.1,0.2"]
+        flower = stack.enter_context(launch("ours", network.broker, folder / "flower", options=options))
+        stage = Stage(kind, outage, network, flower, folder)
+        eventually(stage.is_ready, True)
+        stage.watcher.start()
+        stack.callback(stage.watcher.stop)
+        stack.enter_context(stage.worker(FIRST))
+        yield stage
+
+
+def test_what_is_run_is_counted(stage: Stage) -> None:
+    well = [*stage.send("add", 1, 1, times=20), *stage.send("total_of_sums", 3)]
+    badly = [*stage.send("fail", times=5), *stage.send("fail_otherwise", times=3), *stage.send("retry", times=3)]
+    stage.wait_for("task-succeeded", *well)
+    stage.wait_for("task-failed", *badly)
+    wait_until(lambda: stage.happened()["task-succeeded", FIRST, "server.total"], what="the chord has ended")
+    stage.check()
+    happened = stage.happened()
+    assert happened["task-succeeded", FIRST, "server.add"] == 20 + 3
+    assert happened["task-retried", FIRST, "server.retry"] == 3 * 2
+
+    # The result backend says the same
+    ended = Counter[tuple[str, str]]()
+    with contextlib.closing(Redis.from_url(stage.outage.broker.results, decode_responses=True)) as client:
+        for uuid, name in {line.uuid: line.name for line in stage.ledger.lines()}.items():
+            result = json.loads(str(client.get(f"celery-task-meta-{uuid}") or "{}"))
+            ended[name, "" if result["status"] == "SUCCESS" else result["result"]["exc_type"]] += 1
+    told = {(its["name"], its["exception"]): n for its, n in stage.samples("celery_task_failed_total") if n}
+    told |= {(its["name"], ""): n for its, n in stage.samples("celery_task_succeeded_total") if n}
+    assert told == ended
+
+
+def test_each_run_of_a_task_that_is_tried_again_is_measured(stage: Stage) -> None:
+    """P28: its next run may be received before the end of this one is told."""
+    stage.wait_for("task-failed", *stage.send("retry", times=5))
+    stage.check_runs()
+
+
+def test_a_task_runs_longer_than_the_largest_bucket(stage: Stage) -> None:
+    stage.wait_for("task-succeeded", *stage.send("slow", 0.3))
+    stage.check()
+    for name, worker, task in (
+        ("flower_task_runtime_seconds", "worker", "task"),
+        ("celery_task_runtime", "hostname", "name"),
+    ):
+        of_it = {worker: FIRST, task: "server.slow"}
+        buckets = {its["le"]: n for its, n in stage.samples(f"{name}_bucket") if of_it.items() <= its.items()}
+        assert buckets == {"0.1": 0, "0.2": 0, "+Inf": 1}
+        assert 0.3 <= stage.total(f"{name}_sum", **of_it) < 10
+
+
+def test_tasks_that_wait_for_their_eta_and_tasks_that_are_revoked(stage: Stage) -> None:
+    file = stage.file()
+    later = stage.send("add", 1, 1, times=3, countdown=2)
+    stage.wait_for("task-received", *later)
+    eventually(stage.counted, (stage.happened(), stage.happened()))
+    assert stage.total(PREFETCHED) == 0
+    running, waiting = stage.send("wait", str(file)), stage.send("add", 1, 1)
+    stage.wait_for("task-started", *running)
+    stage.wait_for("task-received", *waiting)
+    for uuid in (later[0], *waiting):
+        stage.revoke(uuid)
+    stage.revoke(*running, terminate=True)
+    stage.wait_for("task-revoked", later[0], *waiting, *running)
+    stage.wait_for("task-succeeded", *later[1:])
+    stage.check()
+
+
+def test_a_task_whose_process_is_killed_is_delivered_again(stage: Stage) -> None:
+    file = stage.file()
+    (uuid,) = stage.send("wait_late", str(file))
+    stage.wait_for("task-started", uuid)
+    (line,) = stage.ledger.of(uuid, event="task-started")
+    os.kill(line.pid, signal.SIGKILL)
+    # No signal of Celery's tells a worker that it gives a task back
+    stage.ledger.write("task-rejected", FIRST, line.name, line.queue, uuid)
+    file.touch()
+    stage.wait_for("task-succeeded", uuid)
+    stage.check()
+    assert len(stage.ledger.of(uuid, event="task-received")) == 2
+
+
+def test_a_worker_that_is_killed_is_down_and_its_tasks_are_run_when_it_is_back(stage: Stage) -> None:
+    """P3, P17."""
+    file = stage.file()
+    with stage.worker(SECOND) as process:
+        ids = stage.send("wait_late", str(file), times=5, queue=QUEUES[SECOND])
+        # It takes four at a time
+        eventually(lambda: (stage.total(EXECUTING, worker=SECOND), stage.total(PREFETCHED, worker=SECOND)), (1, 3))
+        os.killpg(process.pid, signal.SIGKILL)
+        wait_until(lambda: stage.online(SECOND) == 0, timeout=10, what="it is down")
+        assert stage.online(FIRST) == 1
+        assert (stage.total(EXECUTING, worker=SECOND), stage.total(PREFETCHED, worker=SECOND)) == (0, 0)
+        assert stage.total("celery_worker_tasks_active", hostname=SECOND) == 0
+    file.touch()
+    with stage.worker(SECOND):
+        stage.wait_for("task-succeeded", *ids)
+        stage.check()
+        assert len(stage.ledger.of(*ids, event="task-received")) == 4 + 5
+    # A worker may be faster than the word that a task was sent; then, and only then, its queue may be unknown
+    counters = [f"celery_task_{kind}_total" for kind in ("received", "started", "succeeded")]
+    queues = {
+        name: {its["queue_name"] for its, n in stage.samples(name) if its["hostname"] == SECOND and n}
+        for name in counters
+    }
+    assert queues.pop("celery_task_received_total") <= {"celery", "second"}
+    assert queues.pop("celery_task_started_total") <= {"celery", "second"}
+    assert queues == {"celery_task_succeeded_total": {"second"}}
+
+
+def test_a_warm_shutdown_leaves_the_rest_to_the_next(stage: Stage) -> None:
+    file = stage.file()
+    with stage.worker(SECOND) as process:
+        ids = stage.send("wait_late", str(file), times=3, queue=QUEUES[SECOND])
+        eventually(lambda: (stage.total(EXECUTING, worker=SECOND), stage.total(PREFETCHED, worker=SECOND)), (1, 2))
+        process.terminate()
+        eventually(lambda: stage.online(SECOND), 0)
+        assert stage.total(PREFETCHED, worker=SECOND) == 0
+        file.touch()
+        assert process.wait() == 0
+        assert len(stage.ledger.of(*ids, event="task-succeeded")) == 1
+    with stage.worker(SECOND):
+        stage.wait_for("task-succeeded", *ids)
+        stage.check()
+        assert len(stage.ledger.of(*ids, event="task-received")) == 3 + 2
+
+
+def test_an_outage_of_the_broker(stage: Stage) -> None:
+    """P9, P20, P30: what is told before Flower can hear again is not counted, and everything else is."""
+    before_it_is_back, after = stage.file(), stage.file()
+    with stage.worker(SECOND):
+        # Each gets more than it takes: with kombu 5.7 and Redis, one that waits for more ends with an error
+        running, waiting = [], []
+        for queue in QUEUES.values():
+            running += stage.send("wait", str(before_it_is_back), queue=queue)
+            waiting += stage.send("wait", str(after), times=3, queue=queue)
+            waiting += stage.send("wait_late", str(after), times=3, queue=queue)
+        eventually(lambda: [stage.total(PREFETCHED, worker=name) for name in QUEUES], [4, 4])
+        assert stage.is_ready()
+        stage.outage.stop()
+        eventually(stage.is_ready, False)
+        before = stage.happened()
+        before_it_is_back.touch()
+        stage.wait_for("task-succeeded", *running)
+        eventually(lambda: [stage.online(name) for name in QUEUES], [0, 0])
+        assert not stage.is_ready()
+        stage.outage.start()
+        eventually(stage.is_ready, True)
+        unheard = stage.happened() - before
+        after.touch()
+        stage.wait_for("task-succeeded", *waiting)
+        happened = stage.happened()
+        # Not more than happened, and all that happened since
+        wait_until(
+            lambda: all(happened - unheard <= counted <= happened for counted in stage.counted()), what="counted"
+        )
+        stage.missed += happened - stage.counted()[0]
+        stage.wait_for("task-succeeded", *stage.send("add", 1, 1, times=5))
+        stage.check()
+        eventually(lambda: [stage.online(name) for name in QUEUES], [1, 1])
+
+
+def test_tasks_that_end_unheard_are_not_left_over(stage: Stage) -> None:
+    """P30: Flower asks the workers what they have."""
+    file = stage.file()
+    ids = stage.send("wait", str(file), times=4)
+    eventually(lambda: stage.total(PREFETCHED, worker=FIRST), 3)
+    before = stage.happened()
+    stage.network.stop()
+    eventually(stage.is_ready, False)
+    file.touch()
+    stage.wait_for("task-succeeded", *ids)
+    stage.network.start()
+    eventually(stage.is_ready, True)
+    stage.missed += stage.happened() - before
+    stage.wait_for("task-succeeded", *stage.send("add", 1, 1, times=5))
+    stage.check()
+
+
+def test_in_the_end_each_run_is_measured(stage: Stage) -> None:
+    stage.wait_for("task-succeeded", *stage.send("add", 1, 1))
+    stage.check_runs()
+
+
+def test_in_the_end_no_queue_seems_to_hold_anything(stage: Stage) -> None:
+    eventually(lambda: [n for its, n in stage.samples("celery_queue_length") if its["queue_name"] == "celery"], [0])
+    assert stage.total("celery_queue_length") == 0
+
+
+def test_all_the_while_it_answered_and_no_gauge_was_negative(stage: Stage) -> None:
+    eventually(lambda: stage.watcher.looks > 1, True)
+    assert stage.watcher.faults == []

@@ -1,0 +1,328 @@
+"""The files in ``examples/nginx`` do what they say, run as they are but for ports and paths."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.support.browser import Browser
+from tests.support.journey import Journey, Place
+from tests.support.processes import PROJECT, Address, Answer, basic, free_port, request
+from tests.support.programs import CREDENTIALS, USER, Broker, htpasswd, launch, nginx
+from tests.support.standins import HostApplication, IdentityProvider, Mirror, NamelessProvider, serving
+
+FOLDER = PROJECT / "examples" / "nginx"
+README = "README.md"
+COLLEAGUE = "bob:secret"
+# The ways in that an example's comment names, in place of the password that the tests give Flower otherwise
+WAYS_IN = {"auth_file", "auth_header"}
+# Who is logged in, and what acts: tabs are buttons too, but not of this class
+NAMES, BUTTONS = ".app-nav-secondary .nav-link.text-break", "#main-content .btn"
+FILES = [README, *sorted(path.name for path in FOLDER.glob("*.conf"))]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One of the files, with everything running that it speaks of."""
+
+    public: Address
+    # where it answers without TLS
+    plain: Address
+
+    @property
+    def place(self) -> Place:
+        return Place(f"{'https' if self.public.tls else 'http'}://localhost:{self.public.port}", "/flower")
+
+    def ask(
+        self,
+        path: str,
+        *,
+        method: str = "GET",
+        source: str = "127.0.0.1",
+        headers: Mapping[str, str] | None = None,
+    ) -> Answer:
+        """Ask as somebody who may enter."""
+        known = {**basic(CREDENTIALS), "Cookie": IdentityProvider.SESSION}
+        return request(self.public, path, method=method, source=source, headers={**known, **(headers or {})})
+
+
+def substitute(text: str, table: Mapping[str, str]) -> str:
+    """Replace each key by its value; a key that is not there shows that the file says something else by now."""
+    missing = [old for old in table if old not in text]
+    assert not missing, f"not in the file: {missing}"
+    return re.sub("|".join(map(re.escape, table)), lambda match: table[match[0]], text)
+
+
+def read(name: str) -> tuple[str, dict[str, str]]:
+    """The file, and the options with which its comment says to start Flower."""
+    if name == README:
+        text = (PROJECT / README).read_text()
+        (block,) = re.findall(r"```nginx\n(.*?)```", text, re.DOTALL)
+        return f"events {{}} http {{ gzip on; gzip_types *; server {{ listen 80; {block} }} }}", {
+            "url_prefix": "flower"
+        }
+    text = (FOLDER / name).read_text()
+    command = next(line for line in text.splitlines() if "flower-proxy -A" in line)
+    return text, dict(word.lstrip("-").split("=") for word in shlex.split(command.lstrip("# ")) if "=" in word)
+
+
+@contextlib.contextmanager
+def served(
+    name: str,
+    flower: Address,
+    files: Mapping[str, str],
+    folder: Path,
+    *,
+    changes: Mapping[str, str] | None = None,
+    provider: type[IdentityProvider] = IdentityProvider,
+) -> Iterator[tuple[Address, Address]]:
+    """Run nginx with the file, in front of this Flower, and tell where it is: publicly, and without TLS."""
+    text, said = read(name)
+    plain, tls = Address(free_port()), Address(free_port(), tls=True)
+    with contextlib.ExitStack() as stack:
+        table = {
+            "listen 80;": f"listen {plain};",
+            f"unix:{said['unix_socket']}" if "unix_socket" in said else "127.0.0.1:5555": str(flower),
+            **{path: file for path, file in files.items() if path in text},
+            **(changes or {}),
+        }
+        if name == "tls.conf":
+            table["listen 443 ssl;"] = f"listen {tls} ssl;"
+        if name == "auth_request.conf":
+            table["127.0.0.1:4180"] = str(stack.enter_context(serving(provider)))
+        if name == "host-application.conf":
+            table["127.0.0.1:8000"] = str(stack.enter_context(serving(HostApplication)))
+        stack.enter_context(nginx(substitute(text, table), folder, ready=plain))
+        yield tls if name == "tls.conf" else plain, plain
+
+
+@contextlib.contextmanager
+def standing(
+    name: str, worker: Broker, files: Mapping[str, str], folder: Path, options: Sequence[str] = ()
+) -> Iterator[Example]:
+    """Run Flower as the file's comment says, with these options too, and nginx with the file."""
+    _, said = read(name)
+    with launch(
+        "ours",
+        worker,
+        folder,
+        url_prefix=said.pop("url_prefix", ""),
+        unix_socket=bool(said.pop("unix_socket", "")),
+        authenticates=not WAYS_IN & said.keys(),
+        options=[
+            *(f"--{option}={files.get(value, value)}" for option, value in said.items() if option != "address"),
+            *options,
+        ],
+    ) as flower:
+        flower.watch_tasks(worker)
+        with served(name, flower.address, files, folder / "nginx") as (public, plain):
+            yield Example(public, plain)
+
+
+@pytest.fixture(scope="module")
+def files(certificate: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The files that the examples name, and where they are here."""
+    users = htpasswd(tmp_path_factory.mktemp("users"), CREDENTIALS, COLLEAGUE)
+    return {
+        "/etc/flower/htpasswd": str(users),
+        **{f"/etc/letsencrypt/live/example.com/{file.name}": str(file) for file in certificate},
+    }
+
+
+@pytest.fixture(scope="module", params=FILES)
+def example(
+    request: pytest.FixtureRequest, worker: Broker, files: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Example]:
+    with standing(request.param, worker, files, tmp_path_factory.mktemp("example")) as example:
+        yield example
+
+
+def test_a_person_comes_through(example: Example, browser: Browser, tmp_path: Path) -> None:
+    assert not Journey(browser, example.place, screenshots=tmp_path).faults()
+
+
+def test_the_missing_slash_is_added_wherever_people_came_from(example: Example) -> None:
+    answer = example.ask("/flower?a=b")
+    assert (answer.status, answer.headers["Location"]) == (308, "/flower/?a=b")
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/flower/metrics", "/flower//metrics", "/flower/%6detrics", "/flower/x/../metrics"],
+)
+def test_metrics_are_closed_to_other_machines(example: Example, path: str) -> None:
+    assert example.ask(path, source="127.0.0.2").status == 403
+
+
+def test_metrics_are_not_open_at_a_repeated_prefix(example: Example) -> None:
+    answer = example.ask("/flower/flower/metrics", source="127.0.0.2")
+    # sent on to where they are closed, or closed there too
+    assert answer.headers.get("Location") == "/flower/metrics" or answer.status == 403
+
+
+def test_metrics_are_open_to_this_machine(example: Example) -> None:
+    answer = example.ask("/flower/metrics")
+    assert answer.status == 200
+    assert "flower_worker_online" in answer.text
+
+
+def test_names_arrive_as_they_were_sent(example: Example) -> None:
+    answer = example.ask("/flower/task/a%2F%2Fb%25c")
+    assert answer.status == 404
+    assert "a//b%c" in answer.text
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_flower_is_told_by_nginx_and_not_by_the_client(name: str, files: dict[str, str], tmp_path: Path) -> None:
+    lies = {f"X-Forwarded-{about}": "elsewhere" for about in ("For", "Proto", "Host", "Port", "Prefix")}
+    lies |= {"X-Script-Name": "elsewhere", "Forwarded": "host=elsewhere", "Cookie": IdentityProvider.SESSION}
+    if name == "auth_request.conf":
+        # Elsewhere nobody takes a user's name from there
+        lies["X-Forwarded-User"] = "elsewhere"
+    # As browsers send it; by this Flower tells them from a proxy that vouches for the host
+    lies["Connection"] = "keep-alive"
+    with serving(Mirror) as mirror, served(name, mirror, files, tmp_path / "nginx") as (public, _):
+        answer = request(public, "/flower/", headers={**basic(CREDENTIALS), **lies})
+    told = json.loads(answer.text)
+    assert "elsewhere" not in answer.text
+    assert told["host"] == told["x-forwarded-host"] == f"localhost:{public.port}"
+    assert told["x-forwarded-for"] == "127.0.0.1"
+    assert told["x-forwarded-proto"] == ("https" if public.tls else "http")
+    assert told["x-forwarded-prefix"] == "/flower"
+    assert "keep-alive" not in told.get("connection", "")
+    assert told.get("x-forwarded-user") == (IdentityProvider.USER if name == "auth_request.conf" else None)
+    # the credentials are for Flower, unless somebody else has let people in
+    assert ("authorization" in told) == (name != "auth_request.conf")
+
+
+def test_scripts_are_compressed(example: Example) -> None:
+    answer = example.ask("/flower/static/js/flower.js", headers={"Accept-Encoding": "gzip"})
+    assert answer.headers["Content-Encoding"] == "gzip"
+
+
+@pytest.mark.parametrize("example", ["tls.conf"], indirect=True)
+def test_plain_http_is_sent_to_tls(example: Example) -> None:
+    answer = request(example.plain, "/flower/?a=b")
+    assert (answer.status, answer.headers["Location"]) == (308, "https://example.com/flower/?a=b")
+
+
+@pytest.mark.parametrize("example", ["auth_request.conf"], indirect=True)
+def test_people_who_are_not_signed_in_are_sent_to_the_identity_provider(example: Example) -> None:
+    answer = request(example.public, "/flower/tasks", headers=basic(CREDENTIALS))
+    assert (answer.status, answer.headers["Location"]) == (302, "/oauth2/start?rd=/flower/tasks")
+
+
+@pytest.mark.parametrize("example", ["auth_request.conf"], indirect=True)
+def test_the_page_names_whom_the_provider_knows(example: Example, browser: Browser) -> None:
+    browser.open(example.place.url)
+    browser.wait(lambda: browser.text(NAMES), what="a name")
+    assert browser.text(NAMES).split() == [IdentityProvider.USER]
+
+
+@pytest.mark.parametrize("example", ["auth_request.conf"], indirect=True)
+def test_nobody_is_let_in_under_a_name_of_their_own(example: Example) -> None:
+    page = example.ask("/flower/", headers={"X-Forwarded-User": "mallory"}).text
+    assert IdentityProvider.USER in page
+    assert "mallory" not in page
+
+
+def test_a_provider_that_names_nobody_does_not_leave_the_name_to_the_client(
+    files: dict[str, str], tmp_path: Path
+) -> None:
+    """As with oauth2-proxy without --set-xauthrequest."""
+    known = {"Cookie": NamelessProvider.SESSION, "X-Forwarded-User": "mallory"}
+    with (
+        serving(Mirror) as mirror,
+        served("auth_request.conf", mirror, files, tmp_path / "nginx", provider=NamelessProvider) as (public, _),
+    ):
+        told = json.loads(request(public, "/flower/", headers=known).text)
+    assert "x-forwarded-user" not in told
+
+
+@pytest.mark.parametrize("example", ["auth_basic.conf"], indirect=True)
+def test_one_login_is_for_nginx_and_flower(example: Example, browser: Browser) -> None:
+    Journey(browser, example.place).log_in()
+    browser.open(example.place.url)
+    browser.wait(lambda: browser.text(NAMES), what="a name")
+    assert browser.text(NAMES).split() == [USER]
+    assert {request.status for request in browser.traffic() if request.type == "Document"} <= {200, 308}
+
+
+@pytest.mark.parametrize("example", ["auth_basic.conf"], indirect=True)
+@pytest.mark.parametrize("credentials", ["demo:wrong", "demo:", "nobody:secret", ""])
+def test_nobody_comes_past_nginx_without_a_password(example: Example, credentials: str) -> None:
+    answer = request(example.public, "/flower/api/workers", headers=basic(credentials) if credentials else {})
+    assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, 'Basic realm="flower"')
+    assert answer.headers["Server"].startswith("nginx")
+
+
+@pytest.mark.parametrize(
+    ("name", "viewer", "credentials"),
+    [
+        pytest.param("auth_request.conf", IdentityProvider.USER, CREDENTIALS, id="known-to-the-provider"),
+        pytest.param("auth_basic.conf", "bob", COLLEAGUE, id="by-password"),
+    ],
+)
+def test_a_viewer_sees_no_button_and_can_press_none(
+    name: str, viewer: str, credentials: str, worker: Broker, files: dict[str, str], browser: Browser, tmp_path: Path
+) -> None:
+    with standing(name, worker, files, tmp_path, [f"--viewers={viewer}"]) as example:
+        journey = Journey(browser, example.place)
+        journey.log_in(credentials)
+        journey.open_with_slash()
+        journey.open_worker()
+        assert browser.text(NAMES) == f"{viewer} (may look only)"
+        assert not browser.find_all(BUTTONS)
+        worker_name = browser.text("#workername")
+        answer = example.ask(f"/flower/api/worker/pool/grow/{worker_name}", method="POST", headers=basic(credentials))
+        assert answer.status == 403
+        assert "you may look, not act" in answer.text
+
+
+@pytest.mark.parametrize("example", ["auth_request.conf", "auth_basic.conf"], indirect=True)
+def test_others_see_the_buttons(example: Example, browser: Browser) -> None:
+    journey = Journey(browser, example.place)
+    journey.log_in()
+    journey.open_with_slash()
+    journey.open_worker()
+    assert browser.find_all(BUTTONS)
+
+
+def test_where_nginx_and_flower_have_other_users_flower_takes_the_word_of_nginx(
+    worker: Broker, files: dict[str, str], browser: Browser, tmp_path: Path
+) -> None:
+    """P36. As the comment in the file says."""
+    text, _ = read("auth_basic.conf")
+    added = re.findall(r"^#  ( proxy_set_header .*;)$", text, re.MULTILINE)
+    assert len(added) == 2
+    asks = "auth_basic flower;"
+    changes = {asks: asks + "".join(added)}
+    options = ["--auth_header=X-Forwarded-User", "--basic_auth=other:password"]
+    with (
+        launch("ours", worker, tmp_path, url_prefix="flower", authenticates=False, options=options) as flower,
+        served("auth_basic.conf", flower.address, files, tmp_path / "nginx", changes=changes) as (public, plain),
+    ):
+        flower.watch_tasks(worker)
+        example = Example(public, plain)
+        assert not Journey(browser, example.place, screenshots=tmp_path).faults()
+        assert browser.text(NAMES) == USER
+        page = example.ask("/flower/", headers={"X-Forwarded-User": "mallory"}).text
+        assert "mallory" not in page
+
+
+@pytest.mark.parametrize("example", ["host-application.conf"], indirect=True)
+def test_the_host_application_keeps_its_page_and_its_cookie(example: Example, browser: Browser) -> None:
+    browser.open(example.place.origin)
+    assert browser.text("body") == HostApplication.PAGE
+    assert not Journey(browser, example.place).faults()
+    name, value = HostApplication.COOKIE
+    cookie = browser.driver.get_cookie(name)
+    assert cookie is not None
+    assert cookie["value"] == value

@@ -1,0 +1,138 @@
+"""Prometheus scrapes as ``examples/prometheus`` says, directly and over nginx, while a real worker runs tasks."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from celery import Celery
+
+from tests.support.processes import Address, free_port, wait_until
+from tests.support.programs import Broker, Flower, launch
+from tests.support.prometheus import Prometheus, prometheus
+from tests.test_nginx_examples import served
+from tests.test_prometheus_examples import PROMETHEUS, RULES, Query, each_query, used_metrics
+
+CONFIG = (PROMETHEUS / "prometheus.yml").read_text()
+JOBS = [job["job_name"] for job in yaml.safe_load(CONFIG)["scrape_configs"]]
+SCRAPER = "prometheus:secret"
+
+
+@dataclass(frozen=True)
+class Scraped:
+    """A Flower that a Prometheus scrapes every second."""
+
+    flower: Flower
+    broker: Broker
+    prometheus: Prometheus
+
+    def run_tasks(self) -> None:
+        """Run tasks whose sending is told too, and wait until Prometheus has seen them end."""
+        before = self.ended()
+        with Celery(broker=self.broker.url, backend=self.broker.url) as app:
+            app.conf.task_send_sent_event = True
+            results = [app.send_task("server.add", (1, 1)), app.send_task("server.fail")]
+            try:
+                for result in results:
+                    wait_until(result.ready, what="a worker runs the tasks")
+            finally:
+                app.backend.result_consumer.stop()
+                app.backend.client.close()
+        wait_until(lambda: self.ended() >= before + 2, what="Prometheus has seen the tasks end")
+
+    def ended(self) -> float:
+        query = "sum(celery_task_succeeded_total) + sum(celery_task_failed_total)"
+        return sum(value for _, value in self.prometheus.query(query))
+
+
+def config(job: str, target: Address, folder: Path) -> Path:
+    """The example with this job alone, each second, and with the paths and addresses of here."""
+    text: dict[str, Any] = yaml.safe_load(CONFIG)
+    (mine,) = (one for one in text["scrape_configs"] if one["job_name"] == job)
+    mine["static_configs"] = [{"targets": [f"localhost:{target.port}"]}]
+    if "basic_auth" in mine:
+        (folder / "password").write_text(SCRAPER.partition(":")[2])
+        mine["basic_auth"]["password_file"] = str(folder / "password")
+    if target.tls:
+        # it signs itself
+        mine["tls_config"] = {"insecure_skip_verify": True}
+    text |= {"rule_files": [str(PROMETHEUS / "rules.yml")], "scrape_configs": [mine]}
+    text["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(text))
+    return folder / "prometheus.yml"
+
+
+@pytest.fixture(scope="module", params=JOBS)
+def scraped(
+    request: pytest.FixtureRequest,
+    worker: Broker,
+    certificate: tuple[Path, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Scraped]:
+    job, folder = request.param, tmp_path_factory.mktemp("prometheus")
+    # what the comment before the job says, or the one before the job before it
+    commands = re.findall(r"#   (flower-proxy .*)", CONFIG.partition(f"job_name: {job}\n")[0])
+    said = dict(word.lstrip("-").partition("=")[::2] for word in shlex.split(commands[-1])[3:])
+    with contextlib.ExitStack() as stack:
+        target = Address(free_port())
+        if "metrics_port" in said:
+            said["metrics_port"] = str(target.port)
+        url_prefix = said.pop("url_prefix")
+        options = [f"--{name}={value}" if value else f"--{name}" for name, value in said.items()]
+        flower = stack.enter_context(launch("ours", worker, folder / "flower", url_prefix=url_prefix, options=options))
+        if job == "celery":
+            target = flower.address
+        if job == "celery-nginx":
+            files = dict(zip(("fullchain.pem", "privkey.pem"), map(str, certificate), strict=True))
+            files = {f"/etc/letsencrypt/live/example.com/{name}": path for name, path in files.items()}
+            target, _ = stack.enter_context(served("tls.conf", flower.address, files, folder / "nginx"))
+        (folder / "data").mkdir()
+        running = stack.enter_context(prometheus(config(job, target, folder), folder / "data"))
+        yield Scraped(flower, worker, running)
+
+
+def test_the_target_is_up(scraped: Scraped) -> None:
+    def asked() -> list[dict[str, Any]]:
+        targets: list[dict[str, Any]] = scraped.prometheus.get("targets")["activeTargets"]
+        return [target for target in targets if target["health"] != "unknown"]
+
+    (target,) = wait_until(asked, what="Prometheus scrapes")
+    assert (target["health"], target["lastError"]) == ("up", "")
+
+
+def test_each_rule_is_evaluated(scraped: Scraped) -> None:
+    def rules() -> list[dict[str, Any]]:
+        return [rule for group in scraped.prometheus.get("rules")["groups"] for rule in group["rules"]]
+
+    wait_until(lambda: all(rule["health"] != "unknown" for rule in rules()), what="Prometheus evaluates the rules")
+    assert len(rules()) == len(RULES)
+    assert {rule["name"]: rule.get("lastError") for rule in rules() if rule["health"] != "ok"} == {}
+
+
+def test_a_scrape_has_what_rules_and_panels_name(scraped: Scraped) -> None:
+    scraped.run_tasks()
+    found: dict[str, set[str]] = {}
+    for family in scraped.flower.metrics():
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    used = used_metrics()
+    # there is no reason before a login was refused
+    assert used.keys() - found.keys() <= {"flower_proxy_refused_logins_total"}
+    assert {name: labels - found[name] for name, labels in used.items() if labels - found.get(name, labels)} == {}
+
+
+@each_query
+def test_a_panel_shows_something(scraped: Scraped, query: Query) -> None:
+    # a rate needs tasks that end between two scrapes
+    if not scraped.prometheus.query(query.expression):
+        scraped.run_tasks()
+    found = wait_until(lambda: scraped.prometheus.query(query.expression), what=f"{query.panel} shows something")
+    assert all(math.isfinite(value) for _, value in found)

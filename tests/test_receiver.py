@@ -1,0 +1,324 @@
+"""Events reach Flower's state: all of them, soon, also after an outage, and without holding up the event loop."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.events import EventReceiver
+from flower.events import Events, EventsState
+from kombu.mixins import ConsumerMixin
+from kombu.pidbox import Mailbox
+from tornado.ioloop import IOLoop
+from tornado.platform.asyncio import AsyncIOLoop
+
+from flower_proxy.receiver import Receiver
+from tests.support import programs
+from tests.support.outage import Interruptible, interruptible, leaves_a_deaf_broker
+from tests.support.processes import wait_until
+
+# The oldest kombu calls redis in a way that its newest release for that kombu no longer likes
+pytestmark = pytest.mark.filterwarnings("ignore:Call to 'get_connection' function:DeprecationWarning")
+
+WORKER = "w9@test"
+HEARTBEAT = {"type": "worker-heartbeat", "hostname": WORKER, "freq": 60.0, "active": 0, "processed": 0}
+
+
+class CountingLoop(AsyncIOLoop):
+    """An event loop that counts what it is asked to call."""
+
+    asked = 0
+
+    def add_callback(self, *args: Any, **kwargs: Any) -> None:
+        self.asked += 1
+        super().add_callback(*args, **kwargs)
+
+
+@pytest.fixture
+def idle_loop() -> Iterator[CountingLoop]:
+    """An event loop that does not turn yet."""
+    loop = CountingLoop(make_current=False)
+    yield loop
+    loop.close(all_fds=True)
+
+
+@pytest.fixture
+def loop(idle_loop: CountingLoop) -> Iterator[IOLoop]:
+    """An event loop that turns, in a thread of its own."""
+    with turning(idle_loop):
+        yield idle_loop
+
+
+@contextmanager
+def turning(loop: IOLoop) -> Iterator[None]:
+    thread = threading.Thread(target=loop.start)
+    thread.start()
+    try:
+        yield
+    finally:
+        loop.add_callback(loop.stop)
+        thread.join()
+
+
+def new_receiver(
+    loop: IOLoop, capp: Celery | None = None, kind: type[Receiver] = Receiver, **settings: Any
+) -> Receiver:
+    settings = {"max_tasks_in_memory": 100_000, "enable_events": False, **settings}
+    return kind(capp or Celery(broker="memory://"), io_loop=loop, **settings)
+
+
+@contextmanager
+def receiving(loop: IOLoop, capp: Celery, kind: type[Receiver] = Receiver) -> Iterator[Receiver]:
+    receiver = new_receiver(loop, capp, kind)
+    receiver.start()
+    try:
+        wait_until(lambda: receiver.connected, what="events can arrive")
+        yield receiver
+    finally:
+        receiver.stop()
+        receiver.join()
+
+
+def heartbeat(number: int = 0, *, age: float = 0.0) -> dict[str, Any]:
+    now = time.time()
+    return {**HEARTBEAT, "clock": number, "timestamp": now - age, "local_received": now, "utcoffset": 0}
+
+
+def task_received(number: int) -> dict[str, Any]:
+    return {**heartbeat(number), "type": "task-received", "uuid": f"id-{number}", "name": "tasks.add"}
+
+
+def send_from_a_thread(receiver: Receiver, events: list[dict[str, Any]]) -> None:
+    """As they come from the broker: beside the event loop."""
+
+    def send() -> None:
+        for event in events:
+            receiver.on_event(event)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    thread.join()
+
+
+# On their way into the event loop
+
+
+def test_what_exceeds_the_bound_is_dropped_and_counted(idle_loop: CountingLoop) -> None:
+    """P31: a loop that is held up must not fill the memory."""
+    receiver = new_receiver(idle_loop, most_waiting=10)
+    send_from_a_thread(receiver, [task_received(number) for number in range(15)])
+    assert (receiver.received, receiver.dropped) == (15, 5)
+    with turning(idle_loop):
+        wait_until(lambda: receiver.state.event_count == 10, what="those that waited are taken in")
+        send_from_a_thread(receiver, [task_received(20)])
+        wait_until(lambda: "id-20" in receiver.state.tasks, what="there is room again")
+    assert (receiver.received, receiver.dropped) == (16, 5)
+    assert list(receiver.state.tasks) == [f"id-{number}" for number in [*range(10), 20]]
+
+
+def test_many_events_need_one_callback(idle_loop: CountingLoop) -> None:
+    """P31: stock Flower wakes its event loop for each."""
+    receiver = new_receiver(idle_loop)
+    send_from_a_thread(receiver, [heartbeat(number) for number in range(1000)])
+    assert idle_loop.asked == 1
+
+
+def test_the_loop_turns_to_others_while_events_wait(idle_loop: CountingLoop) -> None:
+    receiver = new_receiver(idle_loop)
+    events = 10_000
+    send_from_a_thread(receiver, [task_received(number) for number in range(events)])
+    taken: list[int] = []
+
+    def look() -> None:
+        taken.append(receiver.state.event_count)
+        if taken[-1] < events:
+            idle_loop.add_callback(look)
+
+    idle_loop.add_callback(look)
+    with turning(idle_loop):
+        wait_until(lambda: taken and taken[-1] == events, what="all are taken in")
+    assert len({count for count in taken if 0 < count < events}) > 3
+
+
+def test_events_that_come_while_others_are_taken_in_are_not_forgotten(loop: IOLoop) -> None:
+    receiver = new_receiver(loop)
+    for number in range(5000):
+        receiver.on_event(heartbeat(number))
+    wait_until(lambda: receiver.state.event_count == 5000, what="all are taken in")
+
+
+def test_an_event_that_cannot_be_taken_in_does_not_stop_the_others(
+    loop: IOLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver = new_receiver(loop)
+    send_from_a_thread(receiver, [{"type": "task-received"}, {}, heartbeat()])
+    wait_until(lambda: WORKER in receiver.state.workers, what="the third is taken in")
+    assert [record.message for record in caplog.records] == ["An event that cannot be taken in"] * 2
+
+
+@pytest.mark.parametrize(
+    ("age", "least", "most"),
+    [
+        pytest.param(100.0, 100.0, 160.0, id="late"),
+        pytest.param(-100.0, 0.0, 0.0, id="from-a-clock-that-is-fast"),
+    ],
+)
+def test_the_delay_of_events_is_told(age: float, least: float, most: float, loop: IOLoop) -> None:
+    receiver = new_receiver(loop)
+    delays: list[float] = []
+    receiver.on_delay = delays.append
+    receiver.on_event(heartbeat(age=age))
+    wait_until(lambda: delays, what="the delay is told")
+    assert least <= delays[0] <= most
+
+
+# What is kept
+
+
+@pytest.mark.parametrize("writer", [Receiver, Events])
+@pytest.mark.parametrize("reader", [Receiver, Events])
+def test_what_one_saves_the_other_reads(
+    writer: type[Events], reader: type[Events], idle_loop: CountingLoop, tmp_path: Path
+) -> None:
+    """P45: one can change to flower-proxy, and back."""
+    settings = {"db": str(tmp_path / "flower"), "persistent": True, "max_tasks_in_memory": 100}
+    capp = Celery(broker="memory://")
+    before = writer(capp, io_loop=idle_loop, enable_events=False, **settings)
+    for event in (heartbeat(1), task_received(2)):
+        before.state.event(event)
+    before.stop()
+    after = reader(capp, io_loop=idle_loop, enable_events=False, **settings)
+    assert type(after.state) is EventsState
+    assert after.state.tasks["id-2"].name == "tasks.add"
+    assert after.state.counter[WORKER] == {"worker-heartbeat": 1, "task-received": 1}
+
+
+# From the broker
+
+
+@pytest.fixture(scope="module", params=["redis", "rabbitmq"])
+def outage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interruptible]:
+    with interruptible(request.param, tmp_path_factory.mktemp(request.param)) as outage:
+        yield outage
+
+
+def send_heartbeat(capp: Celery, worker: str) -> None:
+    with capp.connection_for_write() as connection, capp.events.Dispatcher(connection, hostname=worker) as dispatcher:
+        dispatcher.send("worker-heartbeat", freq=60.0)
+
+
+def test_events_arrive_and_arrive_again_after_an_outage(
+    loop: IOLoop, outage: Interruptible, caplog: pytest.LogCaptureFixture
+) -> None:
+    """P9: soon after the broker is back, however long it was away."""
+    capp = Celery(broker=outage.broker.url)
+    with receiving(loop, capp) as receiver:
+        send_heartbeat(capp, "before@test")
+        wait_until(lambda: "before@test" in receiver.state.workers, what="the first event is taken in")
+        first = receiver.last_event
+        outage.stop()
+        wait_until(lambda: not receiver.connected, what="the outage is noticed")
+        outage.start()
+        wait_until(lambda: receiver.connected, what="events can arrive again")
+        send_heartbeat(capp, "after@test")
+        wait_until(lambda: "after@test" in receiver.state.workers, what="the second event is taken in")
+        assert first is not None
+        assert receiver.last_event is not None
+        assert receiver.last_event > first
+        assert (receiver.received, receiver.dropped, receiver.reconnects) == (2, 0, 1)
+    assert not receiver.connected
+    told = [record.message for record in caplog.records if record.name == "flower_proxy.receiver"]
+    assert told == ["No events arrive: the broker cannot be reached; trying again and again"]
+
+
+class SendsWhenReady(Receiver):
+    def on_ready(self) -> None:
+        super().on_ready()
+        send_heartbeat(self.capp, WORKER)
+
+
+def test_nothing_is_missed_from_the_moment_it_is_connected(loop: IOLoop, outage: Interruptible) -> None:
+    """Such as the heartbeats that the workers are asked for at that moment."""
+    with receiving(loop, Celery(broker=outage.broker.url), SendsWhenReady) as receiver:
+        wait_until(lambda: WORKER in receiver.state.workers, what="the event is taken in")
+
+
+def test_it_connects_when_the_broker_comes_up_later(loop: IOLoop, outage: Interruptible) -> None:
+    outage.stop()
+    receiver = new_receiver(loop, Celery(broker=outage.broker.url))
+    receiver.start()
+    try:
+        outage.start()
+        wait_until(lambda: receiver.connected, what="events can arrive")
+        assert receiver.reconnects == 0
+    finally:
+        receiver.stop()
+        receiver.join()
+
+
+def test_a_broker_that_hangs_does_not_keep_it(loop: IOLoop, outage: Interruptible) -> None:
+    with receiving(loop, Celery(broker=outage.broker.url)) as receiver, outage.frozen():
+        receiver.stop()
+        wait_until(lambda: not receiver.connected, what="it has left")
+
+
+def test_real_workers_are_heard(loop: IOLoop, worker: programs.Broker) -> None:
+    with receiving(loop, Celery(broker=worker.url)) as receiver:
+        ids = worker.run_tasks()
+        wait_until(lambda: all(receiver.state.tasks.get(uuid) is not None for uuid in ids), what="the tasks are known")
+        wait_until(lambda: [name for name, w in receiver.state.workers.items() if w.alive], what="the worker is alive")
+
+
+SCRIPT = """
+import asyncio, sys
+from celery import Celery
+from tornado.ioloop import IOLoop
+from flower_proxy.receiver import Receiver
+
+async def main():
+    receiver = Receiver(Celery(broker=sys.argv[1]), io_loop=IOLoop.current(), max_tasks_in_memory=10)
+    receiver.start()
+    await asyncio.to_thread(sys.stdin.readline)
+    receiver.stop()
+
+asyncio.run(main())
+print("left")
+"""
+
+
+@pytest.mark.parametrize("scheme", ["redis", "amqp"])
+def test_a_broker_that_hangs_does_not_keep_the_process(scheme: str) -> None:
+    """P10: SIGTERM, then nothing for minutes."""
+    assert leaves_a_deaf_broker(SCRIPT, scheme) == ("left\n", 0)
+
+
+# What is leaned on
+
+
+def test_of_flower() -> None:
+    parameters = inspect.signature(Events.__init__).parameters
+    assert list(parameters)[1:3] == ["capp", "io_loop"]
+    source = inspect.getsource(Events)
+    assert 'handlers={"*": self.on_event}' in source
+    assert "self.timer = PeriodicCallback(self.on_enable_events" in source
+    assert inspect.iscoroutinefunction(Events.on_enable_events)
+    assert "threading.Thread.start(self)" in inspect.getsource(Events.start)
+    assert "self.save_state()" in inspect.getsource(Events.stop)
+
+
+def test_of_celery_and_kombu() -> None:
+    """Where a connection is made, when it is ready, and how workers are woken."""
+    assert issubclass(EventReceiver, ConsumerMixin)
+    assert "with self.establish_connection() as conn" in inspect.getsource(ConsumerMixin.Consumer)
+    assert "self.on_consume_ready(" in inspect.getsource(ConsumerMixin.consumer_context)
+    assert "if self.should_stop" in inspect.getsource(ConsumerMixin.consume)
+    assert "self.wakeup_workers(channel=channel)" in inspect.getsource(EventReceiver.on_consume_ready)
+    assert "control.broadcast('heartbeat'" in inspect.getsource(EventReceiver.wakeup_workers)
+    assert "with self.producer_pool.acquire() as producer" in inspect.getsource(Mailbox.producer_or_acquire)

@@ -1,0 +1,787 @@
+"""What the metrics say after the events of workers, through Flower's own state."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import pickle
+import re
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery.utils.nodenames import anon_nodename
+from celery.utils.saferepr import saferepr
+from celery.worker.heartbeat import Heart
+from flower.app import Flower
+from flower.events import EventsState
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flower_proxy.broker_watch import QueueFigures
+from flower_proxy.exposition import render
+from flower_proxy.recorder import Recorder
+
+W1, W2, W3 = "w1@host", "w2@host", "w3@host"
+PRODUCER = "gen4711@web"
+BUCKETS = (0.1, 1.0, 60.0)
+GROUPS = ("flower", "celery")
+
+# When the tasks of these tests run: long ago, so that only heartbeats tell that a worker lives
+BEGIN = float(int(time.time())) - 100_000
+
+Event = dict[str, Any]
+clocks = itertools.count(1)
+
+
+def task(kind: str, uuid: str, worker: str, at: float, **fields: Any) -> Event:
+    fields = {"hostname": worker, "timestamp": BEGIN + at, "local_received": BEGIN + at, **fields}
+    return {"type": f"task-{kind}", "uuid": uuid, "clock": next(clocks), **fields}
+
+
+def sent(uuid: str = "1", by: str = PRODUCER, at: float = 0, name: str = "add", queue: str = "fast") -> Event:
+    return task("sent", uuid, by, at, name=name, queue=queue)
+
+
+def received(uuid: str = "1", worker: str = W1, at: float = 1, name: str = "add", eta: datetime | None = None) -> Event:
+    return task("received", uuid, worker, at, name=name, eta=eta and eta.isoformat())
+
+
+def started(uuid: str = "1", worker: str = W1, at: float = 3) -> Event:
+    return task("started", uuid, worker, at)
+
+
+def succeeded(uuid: str = "1", worker: str = W1, at: float = 4, runtime: Any = 0.5) -> Event:
+    return task("succeeded", uuid, worker, at, runtime=runtime, result="None")
+
+
+def failed(uuid: str = "1", worker: str = W1, at: float = 4, exception: str = "ValueError('no')") -> Event:
+    return task("failed", uuid, worker, at, exception=exception)
+
+
+def retried(uuid: str = "1", worker: str = W1, at: float = 4) -> Event:
+    return task("retried", uuid, worker, at, exception="ValueError('not yet')")
+
+
+def revoked(uuid: str = "1", worker: str = W1, at: float = 4) -> Event:
+    return task("revoked", uuid, worker, at, terminated=True, signum=15, expired=False)
+
+
+def rejected(uuid: str = "1", worker: str = W1, at: float = 4) -> Event:
+    return task("rejected", uuid, worker, at, requeue=True)
+
+
+def of_worker(kind: str, worker: str, ago: float = 0, **fields: Any) -> Event:
+    fields = {"hostname": worker, "timestamp": -ago, "local_received": -ago, "freq": 2.0, **fields}
+    return {"type": f"worker-{kind}", "clock": next(clocks), **fields}
+
+
+def dated(event: Event) -> Event:
+    """The event as it comes now; scenarios are written down long before they are run."""
+    if event["type"].startswith("task-"):
+        return dict(event)
+    now = time.time()
+    return {**event, "timestamp": now + event["timestamp"], "local_received": now + event["local_received"]}
+
+
+def online(worker: str = W1) -> Event:
+    return of_worker("online", worker)
+
+
+def heartbeat(worker: str = W1, active: Any = 0, ago: float = 0) -> Event:
+    return of_worker("heartbeat", worker, ago, active=active, processed=0)
+
+
+def offline(worker: str = W1) -> Event:
+    return of_worker("offline", worker)
+
+
+class Cluster:
+    """Flower's state with a recorder in it; keywords are the recorder's.
+
+    :param max_tasks: how many tasks the state keeps.
+    """
+
+    def __init__(self, *events: Event, max_tasks: int = 1000, **options: Any) -> None:
+        self.now = BEGIN
+        self.state = EventsState(max_tasks_in_memory=max_tasks)
+        self.recorder = Recorder(BUCKETS, clock=lambda: self.now, **options)
+        self.state.metrics = self.recorder
+        self.feed(*events)
+
+    def feed(self, *events: Event) -> None:
+        for event in events:
+            self.state.event(dated(event))
+
+    def text(self, queues: QueueFigures | None = None, groups: Sequence[str] = GROUPS) -> str:
+        return "".join(render(self.recorder.families(self.state, queues, groups=groups), openmetrics=False))
+
+    def samples(self, queues: QueueFigures | None = None) -> dict[str, float]:
+        """Each number by what stands before it."""
+        lines = [line.rpartition(" ") for line in self.text(queues).splitlines() if not line.startswith("#")]
+        return {sample: float(number) for sample, _, number in lines}
+
+
+def sample(name: str, /, **labels: str) -> str:
+    return name + "{" + ",".join(f'{label}="{value}"' for label, value in labels.items()) + "}"
+
+
+def events(worker: str, kind: str, name: str = "add") -> str:
+    return sample("flower_events_total", worker=worker, type=f"task-{kind}", task=name)
+
+
+def prefetched(worker: str = W1, name: str = "add") -> str:
+    return sample("flower_worker_prefetched_tasks", worker=worker, task=name)
+
+
+def prefetch_time(worker: str = W1, name: str = "add") -> str:
+    return sample("flower_task_prefetch_time_seconds", worker=worker, task=name)
+
+
+def is_online(worker: str = W1) -> str:
+    return sample("flower_worker_online", worker=worker)
+
+
+def executing(worker: str = W1) -> str:
+    return sample("flower_worker_number_of_currently_executing_tasks", worker=worker)
+
+
+def runtime(what: str, worker: str = W1, name: str = "add", **more: str) -> str:
+    return sample(f"flower_task_runtime_seconds_{what}", worker=worker, task=name, **more)
+
+
+def celery_up(worker: str) -> str:
+    return sample("celery_worker_up", hostname=worker)
+
+
+def celery_active(worker: str) -> str:
+    return sample("celery_worker_tasks_active", hostname=worker)
+
+
+def celery(what: str, worker: str = W1, queue: str = "celery", name: str = "add", **more: str) -> str:
+    return sample(f"celery_task_{what}", name=name, hostname=worker, queue_name=queue, **more)
+
+
+ABSENT = None
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Events, and what the metrics say after them.
+
+    :ivar options: of the cluster.
+    """
+
+    events: Sequence[Event]
+    expected: dict[str, float | None]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+IN_AN_HOUR = datetime.fromtimestamp(BEGIN, timezone.utc) + timedelta(hours=1)
+
+SCENARIOS = {
+    # Who lives (P3)
+    "a worker that is heard of is online": Scenario(
+        [online(), heartbeat(active=3)],
+        {is_online(): 1, executing(): 3, celery_up(W1): 1},
+    ),
+    "a worker killed without a word is offline, though workers of the same host live (P3)": Scenario(
+        [heartbeat(W1, 2), heartbeat(W2, 5, ago=10), heartbeat(W3, 1)],
+        {
+            **{is_online(W1): 1, is_online(W2): 0, is_online(W3): 1},
+            **{executing(W1): 2, executing(W2): 0, executing(W3): 1},
+            **{celery_up(W1): 1, celery_up(W2): 0, celery_up(W3): 1},
+            **{celery_active(W1): 2, celery_active(W2): 0, celery_active(W3): 1},
+        },
+    ),
+    "a worker that stops is offline": Scenario([online(), offline()], {is_online(): 0, executing(): 0}),
+    "a worker of which only the end was heard": Scenario([offline()], {is_online(): 0}),
+    "a worker that comes back is online": Scenario(
+        [heartbeat(active=2, ago=60), online(), heartbeat(active=1)], {is_online(): 1, executing(): 1}
+    ),
+    "a heartbeat without a number": Scenario([heartbeat(active=None)], {is_online(): 1, executing(): 0}),
+    "a heartbeat with nonsense": Scenario([heartbeat(active="many")], {is_online(): 1, executing(): 0}),
+    # Who sends (P16)
+    "all processes that send from one host are one": Scenario(
+        [sent("1", "gen17@web"), sent("2", "gen18@web"), sent("3", "gen19@db")],
+        {
+            events("gen@web", "sent"): 2,
+            events("gen@db", "sent"): 1,
+            celery("sent_total", "gen@web", "fast"): 2,
+            events("gen17@web", "sent"): ABSENT,
+            is_online("gen@web"): ABSENT,
+            prefetched("gen@web"): ABSENT,
+        },
+    ),
+    "a worker that is called like a producer keeps its name": Scenario(
+        [online("gen1@host"), received(worker="gen1@host")], {prefetched("gen1@host"): 1, is_online("gen1@host"): 1}
+    ),
+    # What waits at a worker (P17)
+    "a task that waits, and one that runs": Scenario(
+        [online(), received("1", at=1), received("2", at=2), started("1", at=3.5)],
+        {prefetched(): 1, prefetch_time(): 2.5},
+    ),
+    "of two that run, the one started last tells how long it waited": Scenario(
+        [online(), received("1", at=1), received("2", at=2), started("2", at=3), started("1", at=9)],
+        {prefetched(): 0, prefetch_time(): 8},
+    ),
+    "the one started last has ended, the other still runs": Scenario(
+        [online(), received("1"), received("2"), started("1", at=3), started("2", at=9), succeeded("2", at=10)],
+        {prefetched(): 0, prefetch_time(): 2},
+    ),
+    **{
+        f"nothing waits and nothing runs after {what} (P17)": Scenario(
+            [online(), received(), started(), end], {prefetched(): 0, prefetch_time(): 0}
+        )
+        for what, end in {
+            "success": succeeded(),
+            "failure": failed(),
+            "retry": retried(),
+            "termination": revoked(),
+            "rejection": rejected(),
+        }.items()
+    },
+    "a task that is revoked before it was started": Scenario([online(), received(), revoked()], {prefetched(): 0}),
+    "a task that is rejected before it was started": Scenario([online(), received(), rejected()], {prefetched(): 0}),
+    "a task that is run again waits again": Scenario(
+        [online(), received(), started(), retried(), received(at=10)], {prefetched(): 1, prefetch_time(): 0}
+    ),
+    "a task that is delivered again waits at one worker only (P17)": Scenario(
+        [online(W1), online(W2), received(worker=W1), received(worker=W2, at=2)],
+        {prefetched(W1): 0, prefetched(W2): 1},
+    ),
+    "a task that is delivered again to where it was": Scenario(
+        [online(), received(), received(at=100)], {prefetched(): 1}
+    ),
+    "where it was delivered first it ends, while it waits elsewhere": Scenario(
+        [online(W1), online(W2), received(worker=W1), received(worker=W2), succeeded(worker=W1)],
+        {prefetched(W1): 0, prefetched(W2): 1},
+    ),
+    "tasks that the state has forgotten before they start (P17)": Scenario(
+        [online(), *(received(str(n)) for n in range(6)), *(started(str(n)) for n in range(6))],
+        {prefetched(): 0, events(W1, "started"): 6, prefetch_time(): 2},
+        {"max_tasks": 2},
+    ),
+    "more tasks than are followed": Scenario(
+        [online(), *(received(str(n)) for n in range(6)), started("0")],
+        {prefetched(): 3, events(W1, "received"): 6},
+        {"most_in_flight": 4},
+    ),
+    "what was delivered again is not the oldest": Scenario(
+        [online(), received("1", name="mul"), received("2"), received("1", name="mul"), received("3")],
+        {prefetched(name="mul"): 1, prefetched(): 1},
+        {"most_in_flight": 2},
+    ),
+    "a task that waits for its eta is not prefetched": Scenario(
+        [online(), received(eta=IN_AN_HOUR)], {prefetched(): 0, events(W1, "received"): 1}
+    ),
+    "a task that has waited for its eta did not wait at the worker": Scenario(
+        [online(), received(eta=IN_AN_HOUR), started(at=3601)], {prefetched(): 0, prefetch_time(): 0}
+    ),
+    "what a dead worker had is nowhere (P17)": Scenario(
+        [heartbeat(ago=60), received("1"), received("2"), started("1")], {prefetched(): 0, prefetch_time(): 0}
+    ),
+    "what a worker had before it was started again is gone": Scenario(
+        [online(), received("1"), received("2"), started("1"), online(), received("3")],
+        {prefetched(): 1, prefetch_time(): 0},
+    ),
+    "what a worker had when it stopped is gone, and of no other": Scenario(
+        [online(W1), online(W2), received("1"), received("2", W2), offline(W1), heartbeat(W1)],
+        {prefetched(W1): 0, prefetched(W2): 1},
+    ),
+    "a start without anything before": Scenario(
+        [online(), started()], {prefetched(name=""): 0, prefetch_time(name=""): 0, events(W1, "started", ""): 1}
+    ),
+    "an end without anything before": Scenario(
+        [online(), succeeded()], {prefetched(name=""): 0, runtime("count", name=""): 1}
+    ),
+    "clocks that go backwards": Scenario([online(), received(at=5), started(at=3)], {prefetch_time(): 0}),
+    # How long tasks run (P28)
+    "the run time of a task that succeeded": Scenario(
+        [received(), started(), succeeded(runtime=0.5)],
+        {
+            runtime("count"): 1,
+            runtime("sum"): 0.5,
+            runtime("bucket", le="0.1"): 0,
+            runtime("bucket", le="1.0"): 1,
+            celery("runtime_count"): 1,
+            celery("runtime_sum"): 0.5,
+        },
+    ),
+    "a task that took no time counts (P28)": Scenario(
+        [received(), started(), succeeded(runtime=0.0)], {runtime("count"): 1, runtime("sum"): 0}
+    ),
+    "a task that ran longer than the largest bucket": Scenario(
+        [received(), started(), succeeded(runtime=7200)],
+        {
+            runtime("bucket", le="60.0"): 0,
+            runtime("bucket", le="+Inf"): 1,
+            runtime("sum"): 7200,
+        },
+    ),
+    "the run time of a task that failed (P28)": Scenario(
+        [received(), started(at=3), failed(at=5.5)],
+        {runtime("count"): 1, runtime("sum"): 2.5, celery("runtime_count"): ABSENT},
+    ),
+    "the run times of a task that was run again (P28)": Scenario(
+        [received(), started(at=3), retried(at=4), received(at=9), started(at=10), succeeded(at=20, runtime=7)],
+        {runtime("count"): 2, runtime("sum"): 8, celery("runtime_count"): 1},
+    ),
+    "a task that failed and of whose start nothing is known": Scenario(
+        [received(), failed()], {runtime("count"): ABSENT, events(W1, "failed"): 1}
+    ),
+    "a task that was started elsewhere": Scenario(
+        [received(), started(worker=W2, at=3), failed(worker=W1, at=9)], {runtime("count"): ABSENT}
+    ),
+    "a run time that is no number": Scenario(
+        [received(), started(), succeeded(runtime="soon")], {runtime("count"): ABSENT, events(W1, "succeeded"): 1}
+    ),
+    # What celery-exporter counts
+    "every counter is there with 0 from the first event on": Scenario(
+        [received()],
+        {
+            celery("received_total"): 1,
+            celery("sent_total"): 0,
+            celery("started_total"): 0,
+            celery("succeeded_total"): 0,
+            celery("failed_total", exception=""): 0,
+            celery("rejected_total"): 0,
+            celery("revoked_total"): 0,
+            celery("retried_total"): 0,
+        },
+    ),
+    "each event has its counter": Scenario(
+        [received("1"), started("1"), succeeded("1"), received("2"), rejected("2"), revoked("3"), retried("1")],
+        {
+            celery("received_total"): 2,
+            celery("started_total"): 1,
+            celery("succeeded_total"): 1,
+            celery("rejected_total"): 1,
+            celery("retried_total"): 1,
+            celery("revoked_total"): 0,
+            celery("revoked_total", name=""): 1,
+        },
+    ),
+    "workers of one host are apart": Scenario(
+        [received("1", W1), received("2", W2), received("3", W2)],
+        {celery("received_total", W1): 1, celery("received_total", W2): 2},
+    ),
+    "failures are told apart by their exception": Scenario(
+        [
+            *(received(str(n)) for n in range(4)),
+            failed("0"),
+            failed("1"),
+            failed("2", exception="KeyError('x')"),
+            failed("3", exception="no class at all"),
+        ],
+        {
+            celery("failed_total", exception=""): 0,
+            celery("failed_total", exception="ValueError"): 2,
+            celery("failed_total", exception="KeyError"): 1,
+            celery("failed_total", exception="UnknownException"): 1,
+        },
+    ),
+    "no more than a hundred exceptions": Scenario(
+        [*(failed(str(n), exception=f"Error{n}()") for n in range(105)), failed("again", exception="Error1()")],
+        {
+            celery("failed_total", name="", exception="Error99"): 1,
+            celery("failed_total", name="", exception="Error1"): 2,
+            celery("failed_total", name="", exception="Error100"): ABSENT,
+            celery("failed_total", name="", exception="UnknownException"): 5,
+        },
+    ),
+    "the queue is known where the sending was heard": Scenario(
+        [sent(queue="fast"), received(), started(), succeeded(), received("2")],
+        {
+            celery("succeeded_total", queue="fast"): 1,
+            celery("runtime_count", queue="fast"): 1,
+            celery("received_total", queue="fast"): 1,
+            celery("received_total", queue="celery"): 1,
+        },
+    ),
+    "else it is the only queue of the worker": Scenario(
+        [received("1", W1), received("2", W2), received("3", W3)],
+        {
+            celery("received_total", W1, "slow"): 1,
+            celery("received_total", W2, "celery"): 1,
+            celery("received_total", W3, "celery"): 1,
+        },
+        {"queues_of": lambda worker: {W1: ("slow",), W2: ("slow", "fast")}.get(worker, ())},
+    ),
+    "no more than a thousand queues": Scenario(
+        [sent(str(n), queue=f"queue{n}") for n in range(1002)],
+        {celery("sent_total", "gen@web", "queue1"): 1, celery("sent_total", "gen@web", "other"): 2},
+    ),
+    "no more than a thousand hosts that send": Scenario(
+        [sent(str(n), by=f"gen{n}@pod{n}") for n in range(1003)],
+        {events("gen@pod1", "sent"): 1, events("gen@other", "sent"): 3},
+    ),
+    "the wait in the queue": Scenario(
+        [sent(at=0), received(at=1), started(at=7.5)],
+        {
+            celery("queue_wait_time_count", queue="fast"): 1,
+            celery("queue_wait_time_sum", queue="fast"): 7.5,
+            celery("queue_wait_time_bucket", queue="fast", le="5.0"): 0,
+            celery("queue_wait_time_bucket", queue="fast", le="10.0"): 1,
+        },
+    ),
+    "the wait in the queue begins with the eta": Scenario(
+        [sent(at=0), received(eta=IN_AN_HOUR), started(at=3602)],
+        {celery("queue_wait_time_count", queue="fast"): 1, celery("queue_wait_time_sum", queue="fast"): 2},
+    ),
+    "an eta that was over when it was sent": Scenario(
+        [sent(at=3700), received(eta=IN_AN_HOUR), started(at=3705)],
+        {celery("queue_wait_time_sum", queue="fast"): 5},
+    ),
+    "an eta that cannot be read": Scenario(
+        [sent(at=0), {**received(), "eta": "tomorrow"}, started(at=4)],
+        {celery("queue_wait_time_sum", queue="fast"): 4},
+    ),
+    "a start before it was sent, by another clock": Scenario(
+        [sent(at=5), received(), started(at=3)], {celery("queue_wait_time_sum", queue="fast"): 0}
+    ),
+    "no wait is known where the sending was not heard": Scenario(
+        [received(), started()], {celery("queue_wait_time_count"): ABSENT}
+    ),
+    # What is bounded
+    "task names beyond the limit are one": Scenario(
+        [received(str(n), name=f"task{n}") for n in range(5)],
+        {
+            events(W1, "received", "task2"): 1,
+            events(W1, "received", "task3"): ABSENT,
+            events(W1, "received", "other"): 2,
+            celery("received_total", name="other"): 2,
+        },
+        {"most_task_names": 3},
+    ),
+    "events that an application has thought of": Scenario(
+        [received(), task("progress", "1", W1, 3, percent=50)],
+        {events(W1, "progress"): 1, celery("received_total"): 1},
+    ),
+    "no more than a hundred types of events": Scenario(
+        [received(), *(task(f"step{n}", "1", W1, 3) for n in range(100))],
+        {
+            events(W1, "step98"): 1,
+            events(W1, "step99"): ABSENT,
+            sample("flower_events_total", worker=W1, type="other", task="add"): 1,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
+def test_after(scenario: Scenario) -> None:
+    samples = Cluster(*scenario.events, **scenario.options).samples()
+    assert {sample: samples.get(sample) for sample in scenario.expected} == scenario.expected
+
+
+# Purge
+
+
+def series_of(cluster: Cluster, worker: str) -> list[str]:
+    return [sample for sample in cluster.samples() if f'"{worker}"' in sample]
+
+
+def busy(worker: str, uuid: str) -> list[Event]:
+    more = [sent(f"{uuid}b"), received(f"{uuid}b", worker), started(f"{uuid}b", worker), failed(f"{uuid}b", worker)]
+    return [heartbeat(worker, 1), received(uuid, worker), succeeded(uuid, worker), *more, received(f"{uuid}c", worker)]
+
+
+def test_purged_workers_are_nowhere_and_nothing_else_is_hidden() -> None:
+    cluster = Cluster(*busy(W1, "1"), *busy(W2, "2"), *busy(W3, "3"), sent("9"))
+    before = cluster.samples()
+    assert len(series_of(cluster, W1)) > 30
+    # Flower hands over those it takes for offline: producers too, since they are no workers (P16)
+    assert cluster.recorder.remove_workers({W1, W2, PRODUCER, "unknown@host"}) == 2
+    after = cluster.samples()
+    assert after == {sample: number for sample, number in before.items() if W1 not in sample and W2 not in sample}
+    assert after[events("gen@web", "sent")] == 4
+    assert cluster.recorder.remove_workers({W1, W2, PRODUCER}) == 0, "they are removed once"
+
+
+def test_a_purged_worker_that_is_heard_of_again_begins_anew() -> None:
+    cluster = Cluster(*busy(W1, "1"))
+    cluster.recorder.remove_workers([W1])
+    cluster.feed(heartbeat())
+    assert cluster.samples()[is_online()] == 1
+    assert events(W1, "received") not in cluster.samples()
+    cluster.feed(received("9"))
+    samples = cluster.samples()
+    assert (samples[events(W1, "received")], samples[prefetched()]) == (1, 1)
+    assert samples[celery("failed_total", exception="")] == 0
+
+
+# What is known otherwise than by events
+
+
+def restored(cluster: Cluster) -> Cluster:
+    """The same after a restart with --persistent."""
+    after = Cluster()
+    after.state = pickle.loads(pickle.dumps(cluster.state))
+    after.state.metrics = after.recorder
+    after.recorder.rebuild(after.state)
+    return after
+
+
+def test_after_a_restart_with_persistent_what_waits_is_known() -> None:
+    cluster = restored(
+        Cluster(
+            heartbeat(),
+            heartbeat(W2, ago=60),
+            *(received(str(n)) for n in range(5)),
+            started("0", at=5),
+            *(started("1"), succeeded("1"), revoked("2")),
+            received("7", eta=IN_AN_HOUR),
+            received("8", W2),
+            sent("9"),
+        )
+    )
+    samples = cluster.samples()
+    assert (samples[prefetched()], samples[prefetch_time()]) == (2, 4)
+    assert (samples[is_online(W1)], samples[is_online(W2)], samples[prefetched(W2)]) == (1, 0, 0)
+    assert is_online(PRODUCER) not in samples
+
+
+def test_after_a_restart_with_persistent_nothing_is_negative() -> None:
+    cluster = restored(Cluster(heartbeat(), received("1"), received("2")))
+    cluster.feed(started("1"), succeeded("1"), started("2"), failed("2", at=8))
+    samples = cluster.samples()
+    assert samples[prefetched()] == 0
+    assert samples[runtime("sum")] == 0.5 + 5
+    assert samples[events(W1, "started")] == 2
+
+
+def test_a_task_whose_end_was_not_heard_is_dropped_when_its_worker_says_so() -> None:
+    cluster = Cluster(online(W1), online(W2), *(received(n) for n in "1234"), received("5", W2), started("4"))
+    cluster.now += 1
+    cluster.recorder.reconcile(W1, {"1", "unknown"}, asked_at=cluster.now)
+    samples = cluster.samples()
+    assert (samples[prefetched(W1)], samples[prefetched(W2)], samples[prefetch_time(W1)]) == (1, 1, 0)
+
+
+def test_a_task_that_came_after_the_worker_was_asked_stays() -> None:
+    cluster = Cluster(online(), received("1"))
+    cluster.now += 10
+    asked_at = cluster.now
+    cluster.now += 1
+    cluster.feed(received("2"))
+    cluster.recorder.reconcile(W1, set(), asked_at)
+    assert cluster.samples()[prefetched()] == 1
+
+
+# Queues, groups, names
+
+
+def test_figures_of_queues() -> None:
+    queues = QueueFigures(
+        lengths={"celery": 7, "empty": 0}, consumers={"celery": 2}, workers={"celery": 3}, processes={"celery": 12}
+    )
+    samples = Cluster().samples(queues)
+    assert samples == {
+        'celery_queue_length{queue_name="celery"}': 7,
+        'celery_queue_length{queue_name="empty"}': 0,
+        'celery_active_consumer_count{queue_name="celery"}': 2,
+        'celery_active_worker_count{queue_name="celery"}': 3,
+        'celery_active_process_count{queue_name="celery"}': 12,
+    }
+
+
+FAMILIES = {
+    "flower": """
+        flower_events_total flower_task_runtime_seconds flower_task_prefetch_time_seconds
+        flower_worker_prefetched_tasks flower_worker_online flower_worker_number_of_currently_executing_tasks
+    """,
+    "celery": """
+        celery_task_sent_total celery_task_received_total celery_task_started_total celery_task_succeeded_total
+        celery_task_failed_total celery_task_rejected_total celery_task_revoked_total celery_task_retried_total
+        celery_task_runtime celery_task_queue_wait_time celery_worker_up celery_worker_tasks_active
+        celery_queue_length celery_active_consumer_count celery_active_worker_count celery_active_process_count
+    """,
+}
+
+
+@pytest.mark.parametrize("groups", [(), ("flower",), ("celery",), ("self",), ("flower", "celery", "self")], ids=str)
+def test_the_families_of_a_group(groups: tuple[str, ...]) -> None:
+    text = Cluster(*busy(W1, "1")).text(groups=groups)
+    wanted = " ".join(FAMILIES.get(group, "") for group in groups).split()
+    assert re.findall(r"^# TYPE (\S+)", text, re.MULTILINE) == wanted
+
+
+def test_events_counted_as_other_are_counted() -> None:
+    cluster = Cluster(*(received(str(n), name=f"task{n}") for n in range(5)), started("4"), most_task_names=2)
+    assert cluster.recorder.other_task_names == 4
+    assert cluster.samples()[events(W1, "started", "other")] == 1
+
+
+# Names and endings that dashboards for celery-exporter know
+LINTS = """
+celery_active_consumer_count non-histogram and non-summary metrics should not have "_count" suffix
+celery_active_process_count non-histogram and non-summary metrics should not have "_count" suffix
+celery_active_worker_count non-histogram and non-summary metrics should not have "_count" suffix
+"""
+
+
+def test_promtool_finds_fault_with_nothing_but_names_that_are_not_ours_to_choose() -> None:
+    cluster = Cluster(*busy(W1, "1"), *busy('a "quoted\\" name@host', "2"), sent("9"))
+    text = cluster.text(QueueFigures({"q": 1}, {"q": 1}, {"q": 1}, {"q": 1}))
+    checked = subprocess.run(["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False)
+    assert sorted((checked.stdout + checked.stderr).splitlines()) == LINTS.strip().splitlines()
+
+
+# Whatever comes
+
+
+workers = st.sampled_from([W1, W2])
+uuids = st.sampled_from("1234")
+times = st.floats(0, 100)
+tasks_events = st.one_of(
+    st.builds(received, uuids, workers, times, st.sampled_from(["add", "mul"]), st.sampled_from([None, IN_AN_HOUR])),
+    st.builds(sent, uuids, at=times),
+    *(st.builds(make, uuids, workers, times) for make in (started, succeeded, failed, retried, revoked, rejected)),
+)
+worker_events = st.one_of(
+    st.builds(online, workers), st.builds(offline, workers), st.builds(heartbeat, workers, ago=st.sampled_from([0, 60]))
+)
+
+
+def waiting(said: Sequence[Event]) -> Counter[str]:
+    """How many tasks wait at each worker: the events read one after the other."""
+    at: dict[str, tuple[str, bool]] = {}
+    for event in said:
+        uuid, worker = event.get("uuid", ""), event["hostname"]
+        kind = event["type"].partition("-")[2]
+        if kind == "received":
+            at[uuid] = (worker, not event["eta"])
+        elif kind == "started":
+            at[uuid] = (worker, False)
+        elif kind in ("online", "offline"):
+            at = {uuid: where for uuid, where in at.items() if where[0] != worker}
+        elif kind not in ("sent", "heartbeat") and uuid in at and at[uuid][0] == worker:
+            del at[uuid]
+    return Counter(worker for worker, waits in at.values() if waits)
+
+
+@given(st.lists(st.one_of(tasks_events, tasks_events, worker_events), max_size=40), st.data())
+def test_whatever_comes_in_whatever_order_and_twice(said: list[Event], data: st.DataObject) -> None:
+    repeated = data.draw(st.lists(st.sampled_from(said), max_size=5)) if said else []
+    said = data.draw(st.permutations([*said, *repeated])) if data.draw(st.booleans()) else said
+    cluster = Cluster(*said)
+    samples = cluster.samples()
+    assert [sample for sample, number in samples.items() if not number >= 0] == []
+    counted: Counter[str] = Counter()
+    for sample, number in samples.items():
+        if sample.startswith("flower_events_total"):
+            counted[sample.partition('type="')[2].partition('"')[0]] += int(number)
+        elif sample.startswith("celery_task_") and "_total{" in sample:
+            counted["celery " + sample.removeprefix("celery_task_").partition("_")[0]] += int(number)
+    fed = Counter(event["type"] for event in said if "uuid" in event)
+    for kind in ("sent", "received", "started", "succeeded", "failed", "retried", "revoked", "rejected"):
+        assert counted[f"task-{kind}"] == counted[f"celery {kind}"] == fed[f"task-{kind}"]
+    expected = waiting(said)
+    for worker in (W1, W2):
+        found = sum(
+            number
+            for sample, number in samples.items()
+            if sample.startswith(f'flower_worker_prefetched_tasks{{worker="{worker}"')
+        )
+        assert found == (expected[worker] if samples.get(is_online(worker)) else 0)
+
+
+# What of Flower and Celery this leans on
+
+
+class Told:
+    """What stands in the place of the metrics, and notes what it is told."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def observe_task(self, worker: str, event: Event, task: Any) -> None:
+        self.calls.append(
+            (worker, event["type"], task.uuid, task.name, task.state, task.received, task.worker.hostname)
+        )
+
+    def observe_worker(self, worker: str, event: Event) -> None:
+        self.calls.append((worker, event["type"]))
+
+
+def test_the_next_run_may_be_received_before_it_is_told_that_the_last_one_is_to_be_tried_again() -> None:
+    """P28."""
+    again = {**received(at=4), "retries": 1}
+    cluster = Cluster(heartbeat(), received(at=1), started(at=2), again, retried(at=5))
+    assert cluster.samples()[sample("flower_task_runtime_seconds_sum", worker=W1, task="add")] == 3
+    assert cluster.samples()[prefetched()] == 1
+    cluster.feed(started(at=6), failed(at=8))
+    assert cluster.samples()[sample("flower_task_runtime_seconds_sum", worker=W1, task="add")] == 5
+    assert cluster.samples()[prefetched()] == 0
+
+
+def test_the_state_tells_its_metrics_of_each_event_after_it_has_taken_it() -> None:
+    state = EventsState()
+    state.metrics = told = Told()
+    event = received()
+    for one in (event, started(), heartbeat()):
+        state.event(one)
+    assert told.calls == [
+        (W1, "task-received", "1", "add", "RECEIVED", event["timestamp"], W1),
+        (W1, "task-started", "1", "add", "STARTED", event["timestamp"], W1),
+        (W1, "worker-heartbeat"),
+    ]
+
+
+def test_flower_asks_the_metrics_of_the_state_to_forget_workers() -> None:
+    assert "state.metrics.remove_workers(offline_workers)" in inspect.getsource(Flower.purge_offline_worker_metrics)
+
+
+def test_metrics_are_not_kept_with_the_state() -> None:
+    cluster = Cluster(received())
+    state = pickle.loads(pickle.dumps(cluster.state))
+    assert not isinstance(state.metrics, Recorder)
+    assert [(task.state, task.worker.hostname) for _, task in state.itertasks()] == [("RECEIVED", W1)]
+
+
+def test_what_is_read_of_a_task() -> None:
+    state = Cluster(sent(), received(eta=IN_AN_HOUR)).state
+    task = state.tasks["1"]
+    assert (task.name, task.queue, task.sent, task.eta) == ("add", "fast", BEGIN, IN_AN_HOUR.isoformat())
+    assert state.Task("2").name is state.Task("2").sent is state.Task("2").eta is None
+    assert not hasattr(state.Task("2"), "queue")
+
+
+def test_what_is_read_of_workers() -> None:
+    state = Cluster(heartbeat(active=3), received(worker=W2), offline(W3)).state
+    assert set(state.workers) == {W1, W2}
+    assert (state.workers.get(W1).active, state.workers.get(W2).active, state.workers.get(W3)) == (3, None, None)
+
+
+@pytest.mark.parametrize(("ago", "alive"), [(0, True), (3, True), (5, False)])
+def test_a_worker_is_alive_for_two_intervals_after_its_heartbeat(ago: float, alive: bool) -> None:
+    assert Cluster(heartbeat(ago=ago)).state.workers.get(W1).alive is alive
+
+
+def test_a_worker_sends_a_heartbeat_every_two_seconds() -> None:
+    eventer = SimpleNamespace(on_enabled=set(), on_disabled=set(), enabled=False)
+    assert Heart(None, eventer).interval == 2.0
+
+
+def test_a_producer_calls_itself_by_its_process() -> None:
+    cluster = Cluster(sent(by=anon_nodename("web")))
+    assert cluster.samples()[events("gen@web", "sent")] == 1
+
+
+class Wrong(Exception):  # noqa: N818
+    pass
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Wrong(), lambda: Wrong("no"), lambda: Wrong("no", 1), lambda: Wrong("x" * 1000)]
+)
+def test_an_exception_is_known_by_its_class(make: Callable[[], Exception]) -> None:
+    cluster = Cluster(received(), failed(exception=saferepr(make())))
+    assert cluster.samples()[celery("failed_total", exception="Wrong")] == 1

@@ -1,0 +1,317 @@
+"""Users of options and files, and what happens while somebody edits the files."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from flower_proxy.credentials import CredentialsError, hash_password
+from flower_proxy.users import Users
+
+HASH = hash_password("secret", 4)
+OTHER = hash_password("other", 4)
+
+
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "users"
+
+
+@pytest.fixture(autouse=True)
+def umask() -> Iterator[None]:
+    """Files that only their owner can read."""
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
+
+
+@pytest.fixture(autouse=True)
+def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, logger="flower_proxy.users")
+    return caplog
+
+
+def lines(log: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
+    """What was logged since the last time it was asked for."""
+    found = [(record.levelname, record.getMessage()) for record in log.records]
+    log.clear()
+    return found
+
+
+def let_in(users: Users, user: str, password: str) -> bool:
+    secret = users.current().get(user)
+    return secret is not None and secret.matches(password.encode())
+
+
+def in_place(path: Path, text: str) -> None:
+    path.write_text(text)
+
+
+def replaced(path: Path, text: str) -> None:
+    """As editors and ``htpasswd`` do, with the time and size of the old version."""
+    new = path.with_name("new")
+    new.write_text(text)
+    if path.exists():
+        os.utime(new, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    new.replace(path)
+
+
+def test_users_of_all_sources_may_enter(tmp_path: Path) -> None:
+    (tmp_path / "passwords").write_text("b:p,ss\n")
+    (tmp_path / "hashes").write_text(f"c:{HASH}\n")
+    users = Users(["a:secret"], str(tmp_path / "passwords"), str(tmp_path / "hashes"))
+    assert users
+    assert users.names() == ["a", "b", "c"]
+    assert let_in(users, "a", "secret")
+    assert let_in(users, "b", "p,ss")
+    assert let_in(users, "c", "secret")
+    assert not let_in(users, "d", "secret")
+
+
+def test_without_any_source_there_is_nobody() -> None:
+    users = Users()
+    assert not users
+    assert users.names() == []
+
+
+@pytest.mark.parametrize(
+    ("entries", "passwords", "hashes", "reason"),
+    [
+        pytest.param("a:p,ss", None, None, "--basic_auth: entry 2 is not user:password (a comma", id="entry"),
+        pytest.param(None, "a:b\nsecret", None, "--basic_auth_file: 'passwords': line 2: not user:password", id="line"),
+        pytest.param(None, "", None, "--basic_auth_file: 'passwords': no user in it", id="empty-file"),
+        pytest.param(
+            None, None, "\na:secret", "--auth_file: 'hashes': line 2: what is there is no bcrypt", id="no-hash"
+        ),
+        pytest.param(None, None, b"\xff", "--auth_file: 'hashes': not UTF-8", id="not-utf-8"),
+        pytest.param(
+            "a:secret",
+            "a:secret",
+            None,
+            "--basic_auth_file: 'passwords': the user 'a' is in --basic_auth too",
+            id="twice",
+        ),
+        pytest.param(
+            None,
+            "a:secret",
+            f"a:{HASH}",
+            "--auth_file: 'hashes': the user 'a' is in --basic_auth_file: 'passwords' too",
+            id="in-both-files",
+        ),
+    ],
+)
+def test_nothing_starts_with_users_that_cannot_be_used(
+    entries: str | None,
+    passwords: str | None,
+    hashes: str | bytes | None,
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """P11: nobody is to think that a password is asked for, while an empty one will do."""
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("passwords", passwords), ("hashes", hashes)):
+        if content is not None:
+            Path(name).write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(CredentialsError) as caught:
+        Users(
+            entries.split(",") if entries else (),
+            "passwords" if passwords is not None else None,
+            "hashes" if hashes is not None else None,
+        )
+    message = str(caught.value)
+    assert message.startswith(reason)
+    assert len(message.splitlines()) == 1
+    assert "secret" not in message
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        pytest.param("missing", "'missing': No such file or directory", id="missing"),
+        pytest.param("", "'': Is a directory", id="empty"),
+        pytest.param(".", "'.': Is a directory", id="folder"),
+        pytest.param("file/users", "'file/users': Not a directory", id="below-a-file"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_said_in_one_line(
+    path: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    with pytest.raises(CredentialsError) as caught:
+        Users(auth_file=path)
+    assert str(caught.value) == f"--auth_file: {reason}"
+
+
+@pytest.mark.parametrize("write", [in_place, replaced])
+def test_a_changed_file_counts_without_a_restart(
+    write: Callable[[Path, str], None], file: Path, clock: Clock, log: pytest.LogCaptureFixture
+) -> None:
+    file.write_text(f"a:{HASH}\n")
+    users = Users(auth_file=str(file), clock=clock)
+    write(file, f"b:{HASH}\nc:{OTHER}\n")
+    clock.now += 1
+    assert users.names() == ["b", "c"]
+    assert let_in(users, "c", "other")
+    assert lines(log) == [("INFO", f"--auth_file: {str(file)!r}: read again, users: 2")]
+    clock.now += 1
+    assert users.names() == ["b", "c"]
+    assert lines(log) == []
+
+
+def test_a_version_of_the_same_size_and_time_is_not_missed(file: Path, clock: Clock) -> None:
+    file.write_text("a:secret\n")
+    users = Users(password_file=str(file), clock=clock)
+    replaced(file, "a:SECRET\n")
+    clock.now += 1
+    assert let_in(users, "a", "SECRET")
+    assert not let_in(users, "a", "secret")
+
+
+def test_a_secret_that_kubernetes_swaps_counts_without_a_restart(tmp_path: Path, clock: Clock) -> None:
+    """It is a link to ``..data/users``, and ``..data`` is a link that is replaced."""
+    for version, text in (("1", "a:secret\n"), ("2", "b:secret\n")):
+        (tmp_path / version).mkdir()
+        (tmp_path / version / "users").write_text(text)
+    (tmp_path / "..data").symlink_to("1")
+    (tmp_path / "users").symlink_to("..data/users")
+    users = Users(password_file=str(tmp_path / "users"), clock=clock)
+    assert users.names() == ["a"]
+    (tmp_path / "..data_tmp").symlink_to("2")
+    (tmp_path / "..data_tmp").replace(tmp_path / "..data")
+    clock.now += 1
+    assert users.names() == ["b"]
+
+
+def test_files_are_looked_at_once_a_second_at_most(file: Path, clock: Clock) -> None:
+    file.write_text("a:secret\n")
+    users = Users(password_file=str(file), clock=clock)
+    file.write_text("second:secret\n")
+    clock.now += 0.9
+    assert users.names() == ["a"]
+    clock.now += 0.1
+    assert users.names() == ["second"]
+    file.write_text("the-third:secret\n")
+    clock.now += 0.9
+    assert users.names() == ["second"]
+
+
+@pytest.mark.parametrize(
+    ("break_", "reason"),
+    [
+        pytest.param(
+            lambda path: path.write_text("b:secret\n"), "line 1: what is there is no bcrypt hash", id="broken"
+        ),
+        pytest.param(lambda path: path.write_text(""), "no user in it", id="empty"),
+        pytest.param(lambda path: path.write_bytes(b"\xff"), "not UTF-8", id="not-utf-8"),
+        pytest.param(lambda path: path.unlink(), "No such file or directory", id="missing"),
+    ],
+)
+def test_a_bad_version_changes_nothing_and_is_logged_once(
+    break_: Callable[[Path], object], reason: str, file: Path, clock: Clock, log: pytest.LogCaptureFixture
+) -> None:
+    file.write_text(f"a:{HASH}\n")
+    users = Users(auth_file=str(file), clock=clock)
+    break_(file)
+    for _ in range(3):
+        clock.now += 1
+        assert let_in(users, "a", "secret")
+    [(level, line)] = lines(log)
+    assert level == "ERROR"
+    assert line.startswith(f"--auth_file: {str(file)!r}: {reason}")
+    assert line.endswith("; the users stay as they were")
+    file.write_text("another broken one\n")
+    clock.now += 1
+    assert let_in(users, "a", "secret")
+    assert [level for level, _ in lines(log)] == ["ERROR"]
+    replaced(file, f"b:{HASH}\n")
+    clock.now += 1
+    assert users.names() == ["b"]
+    assert [level for level, _ in lines(log)] == ["INFO"]
+
+
+def test_a_user_that_another_source_has_changes_nothing_until_one_of_them_is_gone(
+    tmp_path: Path, clock: Clock, log: pytest.LogCaptureFixture
+) -> None:
+    passwords, hashes = tmp_path / "passwords", tmp_path / "hashes"
+    passwords.write_text("a:secret\nb:secret\n")
+    hashes.write_text(f"c:{HASH}\n")
+    users = Users(password_file=str(passwords), auth_file=str(hashes), clock=clock)
+    hashes.write_text(f"b:{OTHER}\nc:{HASH}\n")
+    for _ in range(3):
+        clock.now += 1
+        assert let_in(users, "b", "secret")
+    assert [level for level, _ in lines(log)] == ["ERROR"]
+    passwords.write_text("a:secret\n")
+    clock.now += 1
+    assert users.names() == ["a", "b", "c"]
+    assert let_in(users, "b", "other")
+    assert [level for level, _ in lines(log)] == ["INFO"]
+
+
+def test_one_bad_file_does_not_hold_up_the_other(tmp_path: Path, clock: Clock) -> None:
+    passwords, hashes = tmp_path / "passwords", tmp_path / "hashes"
+    passwords.write_text("a:secret\n")
+    hashes.write_text(f"b:{HASH}\n")
+    users = Users(password_file=str(passwords), auth_file=str(hashes), clock=clock)
+    passwords.write_text("broken\n")
+    hashes.write_text(f"new:{HASH}\n")
+    clock.now += 1
+    assert users.names() == ["a", "new"]
+
+
+def test_a_file_that_everybody_can_read_is_warned_of_with_the_cure(
+    tmp_path: Path, clock: Clock, log: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "our users"
+    file.write_text("a:secret\n")
+    file.chmod(0o644)
+    users = Users(password_file=str(file), clock=clock)
+    [(level, line)] = lines(log)
+    assert level == "WARNING"
+    assert line.endswith(f"everybody on this machine can read it: chmod o-r '{file}'")
+    file.write_text("a:secret\nb:secret\n")
+    clock.now += 1
+    assert users.names() == ["a", "b"]
+    assert [level for level, _ in lines(log)] == ["INFO"], "it has been said"
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o440])
+def test_a_file_that_not_everybody_can_read_is_fine(mode: int, file: Path, log: pytest.LogCaptureFixture) -> None:
+    file.write_text("a:secret\n")
+    file.chmod(mode)
+    Users(password_file=str(file))
+    assert lines(log) == []
+
+
+def test_a_pipe_is_read_once(clock: Clock, log: pytest.LogCaptureFixture) -> None:
+    """As of ``--basic_auth_file=<(pass show flower)``; read again, it would be empty, or hold everything up."""
+    reading, writing = os.pipe()
+    try:
+        os.write(writing, b"a:secret\n")
+        os.close(writing)
+        users = Users(password_file=f"/dev/fd/{reading}", clock=clock)
+        clock.now += 1
+        assert users.names() == ["a"]
+        assert lines(log) == []
+    finally:
+        os.close(reading)
