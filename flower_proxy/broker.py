@@ -15,8 +15,6 @@ from kombu.pidbox import Mailbox
 SECONDS_TO_ANSWER = 5.0
 """How long a broker may take for one answer."""
 
-_LONGEST_PAUSE = 10.0  # seconds
-
 # So that a host which is gone without a word is noticed within half a minute, where the system has these
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 _KEEPALIVE_OPTIONS = {getattr(socket, name): value for name, value in _KEEPALIVE.items() if hasattr(socket, name)}
@@ -88,15 +86,15 @@ def problem_of(error: BaseException) -> str:
     return next((phrase for phrase, known in _PROBLEMS.items() if names & known), "the broker answers with an error")
 
 
-def back_off() -> Iterator[float]:
-    """Yield the seconds to wait before the next attempt, and the next: ever more, but never above ten (P9).
+def back_off(longest: float) -> Iterator[float]:
+    """Yield the seconds to wait before the next attempt, and the next: ever more, but never above `longest` (P9).
 
     A part of them is left to chance, so that not everybody comes at the same moment when a broker is back.
     """
     pause = 1.0
     while True:
         yield random.uniform(pause / 2, pause)  # noqa: S311
-        pause = min(2 * pause, _LONGEST_PAUSE)
+        pause = min(2 * pause, longest)
 
 
 def mailbox_of(capp: Celery, connection: Connection) -> Mailbox:

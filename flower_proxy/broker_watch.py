@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 MOST_QUEUES = 1000
 """How many queues are asked for at most, each by itself."""
 
+_LONGEST_PAUSE = 10.0  # seconds
 _NOT_YET = "the broker has not answered yet"
 _SECONDS_FOR_WORKERS = 1.0
 # Beyond what a question may take where it is given up in time, the workers' seconds included
@@ -106,12 +107,16 @@ class BrokerWatch(threading.Thread):
             return NO_ANSWER
         return self._problem
 
+    def ask_workers(self) -> None:
+        """Ask all workers at the next look, however short a time ago they were asked."""
+        self._inspect_at = 0.0
+
     def stop(self) -> None:
         """End the thread, at once unless the broker keeps it waiting; does not wait for that."""
         self._stopping.set()
 
     def run(self) -> None:
-        pauses = back_off()
+        pauses = back_off(_LONGEST_PAUSE)
         while not self._stopping.is_set():
             self._asking_since = time.monotonic()
             try:
@@ -119,7 +124,7 @@ class BrokerWatch(threading.Thread):
                     try:
                         self._watch(connection)
                     except Exception as error:
-                        pauses = back_off()
+                        pauses = back_off(_LONGEST_PAUSE)
                         # Now, as to close the connection may take as long again
                         self._fail(error)
                         raise

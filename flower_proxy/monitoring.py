@@ -57,6 +57,7 @@ class Monitor:
         self.watch = BrokerWatch(capp, queues=queues, workers=self._alive_workers, on_held=self._reconcile)
         self.own = SelfMetrics(receiver, self.recorder)
         receiver.state.metrics = self.recorder
+        receiver.on_reconnect = self.watch.ask_workers
         receiver.on_delay = self.own.event_delay.observe
         self.recorder.rebuild(receiver.state)
 

@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 MOST_WAITING = 50_000
 """How many events may wait for the event loop; what comes beyond is dropped."""
 
+# Seconds; what workers tell between their reconnecting and ours is lost (P30)
+_LONGEST_PAUSE = 2.0
 _SLICE = 0.005  # seconds that the event loop gives to events before it turns to the rest
 
 
@@ -35,6 +37,7 @@ class Receiver(Events):  # type: ignore[misc]
     :ivar dropped: how many were dropped because too many were waiting.
     :ivar reconnects: how often events could arrive again after they could not.
     :ivar last_event: when the last one arrived, by `time.monotonic`; None before the first.
+    :ivar on_reconnect: called in this thread when events can arrive again; some may have been missed.
     :ivar on_delay: called in the event loop with the seconds from an event's timestamp to its handling, never below 0.
     """
 
@@ -46,6 +49,7 @@ class Receiver(Events):  # type: ignore[misc]
         self.dropped = 0
         self.reconnects = 0
         self.last_event: float | None = None
+        self.on_reconnect: Callable[[], None] | None = None
         self.on_delay: Callable[[float], None] | None = None
         self._has_received = False
         self._stopping = threading.Event()
@@ -61,7 +65,7 @@ class Receiver(Events):  # type: ignore[misc]
     # In the thread
 
     def run(self) -> None:
-        pauses, missed = back_off(), False
+        pauses, missed = back_off(_LONGEST_PAUSE), False
         while not self._stopping.is_set():
             try:
                 with connected(self.capp) as connection:
@@ -69,7 +73,7 @@ class Receiver(Events):  # type: ignore[misc]
                         self._receive(connection)
                     finally:
                         if self.connected:
-                            self.connected, pauses, missed = False, back_off(), False
+                            self.connected, pauses, missed = False, back_off(_LONGEST_PAUSE), False
             except Exception as error:
                 if not missed:
                     logger.warning("No events arrive: %s; trying again and again", problem_of(error))
@@ -87,6 +91,8 @@ class Receiver(Events):  # type: ignore[misc]
         if self._has_received:
             self.reconnects += 1
             logger.info("Events arrive again")
+            if self.on_reconnect is not None:
+                self.on_reconnect()
         self.connected = self._has_received = True
 
     @property

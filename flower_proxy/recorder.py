@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flower_proxy.exposition import Counter, Family, Gauge, Histogram
 
@@ -28,6 +28,8 @@ _MOST_EXCEPTIONS = 100
 _MOST_QUEUES = 1000
 _MOST_PRODUCERS = 1000
 _MOST_TYPES = 100
+# Runs whose sending is not known yet; where producers do not tell of it at all, it never will be
+_MOST_UNSENT = 5000
 
 _UNKNOWN_EXCEPTION = "UnknownException"
 _DEFAULT_QUEUE = "celery"
@@ -38,6 +40,9 @@ _PROCESS = re.compile(r"^gen\d+(?=@)")
 _CALLED = re.compile(r"\w+(?=\()")
 
 _WAITS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)  # seconds
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 _CELERY_COUNTERS = {
     "task-sent": ("celery_task_sent", "Tasks that were published, where task_send_sent_event is on."),
@@ -76,47 +81,74 @@ class _Names:
         return name
 
 
+class _Newest(OrderedDict[K, V]):
+    """Keeps no more than `most` entries; those that were put first are forgotten first."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self._most = most
+
+    def put(self, key: K, value: V) -> None:
+        self[key] = value
+        self.move_to_end(key)
+        if len(self) > self._most:
+            self.popitem(last=False)
+
+
 @dataclass(slots=True)
 class _Held:
     """A task that a worker has; the times are the worker's, but that we heard of it, `seen`, is ours.
 
+    :ivar eta: as Celery writes it.
     :ivar retries: which run it is, counted from 0.
-    :ivar unended: when the run before it was started, if its end has not been told yet.
+    :ivar unended: when its runs before this one were started whose end has not been told yet. The next run may be
+        received before the end of this one is told; and what takes longer than the broker waits is delivered again.
     """
 
     worker: str
     name: str
     seen: float
     received: float | None = None
-    started: float | None = None
-    has_eta: bool = False
+    eta: str | None = None
     retries: int = 0
-    unended: float | None = None
+    started: float | None = None
+    unended: tuple[float, ...] = ()
 
     @property
     def waited(self) -> float:
         """Seconds between received and started, where that tells anything; else 0."""
-        if self.has_eta or self.received is None or self.started is None:
+        if self.eta or self.received is None or self.started is None:
             return 0
         return max(0, self.started - self.received)
+
+    @property
+    def begun(self) -> tuple[float, ...]:
+        """When its runs were started that have not ended, the first one first."""
+        return self.unended if self.started is None else (*self.unended, self.started)
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """When a run was started, and when it was due if that was later than its sending; 0 if it was due at once."""
+
+    worker: str
+    name: str
+    at: float
+    due: float
 
 
 class _InFlight:
     """The tasks that workers have, by id; no more than `most`, of which the oldest are forgotten first."""
 
     def __init__(self, most: int) -> None:
-        self._most = most
-        self._held: dict[str, _Held] = {}
+        self._held: _Newest[str, _Held] = _Newest(most)
 
     def get(self, uuid: str) -> _Held | None:
         return self._held.get(uuid)
 
     def put(self, uuid: str, held: _Held) -> None:
         # Delivered again, a task is not where it was before; and it is the newest
-        self._held.pop(uuid, None)
-        self._held[uuid] = held
-        if len(self._held) > self._most:
-            del self._held[next(iter(self._held))]
+        self._held.put(uuid, held)
 
     def drop(self, uuid: str) -> None:
         del self._held[uuid]
@@ -129,7 +161,7 @@ class _InFlight:
         """Return, by worker and name, how many tasks wait at these workers for nothing but their turn."""
         numbers: dict[tuple[str, str], int] = defaultdict(int)
         for held in self._held.values():
-            if held.started is None and not held.has_eta and held.worker in workers:
+            if held.started is None and not held.eta and held.worker in workers:
                 numbers[held.worker, held.name] += 1
         return numbers
 
@@ -169,6 +201,9 @@ class Recorder:
 
         self._workers: set[str] = set()
         self._in_flight = _InFlight(most_in_flight)
+        # By task and retries, when a run was sent, or started, where the other is not known yet: either may come first
+        self._sent: _Newest[tuple[str, int], float] = _Newest(most_in_flight)
+        self._unsent: _Newest[tuple[str, int], _Start] = _Newest(_MOST_UNSENT)
         # Task name, worker and queue that were seen together, in the order that they were
         self._known: dict[tuple[str, str, str], None] = {}
 
@@ -216,6 +251,7 @@ class Recorder:
             producer = self._producers(_PROCESS.sub("gen", worker))
             self._events.inc(producer, "task-sent", name)
             self._celery["task-sent"].inc(name, producer, queue)
+            self._note_sent(event, task)
         else:
             self._workers.add(worker)
             self._events.inc(worker, self._types(event["type"]), name)
@@ -267,24 +303,26 @@ class Recorder:
     ) -> None:
         uuid, kind, timestamp = event["uuid"], event["type"], event["timestamp"]
         if kind == "task-received":
-            # The next run may be received before the worker tells that this one is to be tried again
-            retries = int(event.get("retries") or 0)
-            unended = held.started if held and retries > held.retries else None
-            has_eta = bool(event.get("eta"))
-            held = _Held(worker, name, self._clock(), timestamp, has_eta=has_eta, retries=retries, unended=unended)
+            held = _Held(
+                worker,
+                name,
+                self._clock(),
+                timestamp,
+                eta=event.get("eta"),
+                retries=_retries(event),
+                unended=held.begun if held else (),
+            )
             self._in_flight.put(uuid, held)
         elif kind == "task-started":
             if held is None:
-                held = _Held(worker, name, self._clock())
+                held = _Held(worker, name, self._clock(), eta=task.eta, retries=task.retries or 0)
                 self._in_flight.put(uuid, held)
             held.started = timestamp
-            if task.sent:
-                due = max(task.sent, _timestamp(task.eta))
-                self._celery_wait.observe(max(0.0, timestamp - due), name, worker, queue)
+            self._note_start((uuid, held.retries), _Start(worker, name, timestamp, _timestamp(held.eta)), queue)
         elif kind in _ENDS:
-            begin = held.started if held else None
-            if held and held.unended is not None and kind == "task-retried":
-                begin, held.unended = held.unended, None
+            begin = held.begun[0] if held and held.begun else None
+            if held and held.unended:
+                held.unended = held.unended[1:]
             elif held:
                 self._in_flight.drop(uuid)
             runtime = _measured(event.get("runtime"))
@@ -293,6 +331,24 @@ class Recorder:
                 self._celery_runtime.observe(runtime, name, worker, queue)
             elif kind in ("task-failed", "task-retried") and begin is not None:
                 self._runtime.observe(max(0.0, timestamp - begin), worker, name)
+
+    def _note_sent(self, event: Mapping[str, Any], task: Task) -> None:
+        run = event["uuid"], _retries(event)
+        start = self._unsent.pop(run, None)
+        if start is None:
+            self._sent.put(run, event["timestamp"])
+        elif start.worker in self._workers:
+            self._observe_wait(event["timestamp"], start, self._queue(start.worker, task))
+
+    def _note_start(self, run: tuple[str, int], start: _Start, queue: str) -> None:
+        sent = self._sent.pop(run, None)
+        if sent is None:
+            self._unsent.put(run, start)
+        else:
+            self._observe_wait(sent, start, queue)
+
+    def _observe_wait(self, sent: float, start: _Start, queue: str) -> None:
+        self._celery_wait.observe(max(0.0, start.at - max(sent, start.due)), start.name, start.worker, queue)
 
     def _queue(self, worker: str, task: Task) -> str:
         # Only the event of its sending tells
@@ -308,10 +364,18 @@ class Recorder:
         """Begin with the workers and tasks of a state that was kept over a restart (P17)."""
         self._workers.update(state.workers)
         for uuid, task in state.itertasks():
+            if task.sent and not task.started:
+                self._sent.put((uuid, task.retries or 0), task.sent)
             if task.state in ("RECEIVED", "STARTED") and task.worker is not None:
-                held = _Held(task.worker.hostname, self._task_names(task.name or ""), self._clock(), task.received)
-                held.started = task.started if task.state == "STARTED" else None
-                held.has_eta = bool(task.eta)
+                held = _Held(
+                    task.worker.hostname,
+                    self._task_names(task.name or ""),
+                    self._clock(),
+                    task.received,
+                    eta=task.eta,
+                    retries=task.retries or 0,
+                    started=task.started if task.state == "STARTED" else None,
+                )
                 self._in_flight.put(uuid, held)
                 self._meet((held.name, held.worker, self._queue(held.worker, task)))
 
@@ -396,6 +460,11 @@ def _celery_gauges(active: Mapping[str, float | None], queues: QueueFigures | No
             for queue, number in numbers.items():
                 gauge.set(number, queue)
     return [up, running, length, consumers, workers, processes]
+
+
+def _retries(event: Mapping[str, Any]) -> int:
+    """Return which run of its task a message is about, counted from 0."""
+    return int(event.get("retries") or 0)
 
 
 def _exception_class(representation: object) -> str:

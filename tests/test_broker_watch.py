@@ -234,6 +234,16 @@ def test_what_a_worker_holds(standing: Celery, workers: list[str]) -> None:
             standing.control.revoke(list(ids), terminate=True, signal="SIGKILL", connection=connection)
 
 
+def test_workers_are_asked_anew_when_events_may_have_been_missed(standing: Celery, workers: list[str]) -> None:
+    told: list[str] = []
+    with watching(
+        standing, workers=lambda: workers, on_held=lambda name, *_: told.append(name), inspect_every=3600
+    ) as watch:
+        wait_until(lambda: sorted(told) == workers, what="they are asked")
+        watch.ask_workers()
+        wait_until(lambda: sorted(told) == sorted(workers * 2), what="they are asked again")
+
+
 # Outages
 
 

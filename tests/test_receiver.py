@@ -219,7 +219,9 @@ def test_events_arrive_and_arrive_again_after_an_outage(
 ) -> None:
     """P9: soon after the broker is back, however long it was away."""
     capp = Celery(broker=outage.broker.url)
+    reconnected: list[bool] = []
     with receiving(loop, capp) as receiver:
+        receiver.on_reconnect = lambda: reconnected.append(receiver.connected)
         send_heartbeat(capp, "before@test")
         wait_until(lambda: "before@test" in receiver.state.workers, what="the first event is taken in")
         first = receiver.last_event
@@ -233,6 +235,7 @@ def test_events_arrive_and_arrive_again_after_an_outage(
         assert receiver.last_event is not None
         assert receiver.last_event > first
         assert (receiver.received, receiver.dropped, receiver.reconnects) == (2, 0, 1)
+        assert len(reconnected) == 1
     assert not receiver.connected
     told = [record.message for record in caplog.records if record.name == "flower_proxy.receiver"]
     assert told == ["No events arrive: the broker cannot be reached; trying again and again"]

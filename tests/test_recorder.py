@@ -45,12 +45,21 @@ def task(kind: str, uuid: str, worker: str, at: float, **fields: Any) -> Event:
     return {"type": f"task-{kind}", "uuid": uuid, "clock": next(clocks), **fields}
 
 
-def sent(uuid: str = "1", by: str = PRODUCER, at: float = 0, name: str = "add", queue: str = "fast") -> Event:
-    return task("sent", uuid, by, at, name=name, queue=queue)
+def sent(
+    uuid: str = "1", by: str = PRODUCER, at: float = 0, name: str = "add", queue: str = "fast", retries: int = 0
+) -> Event:
+    return task("sent", uuid, by, at, name=name, queue=queue, retries=retries)
 
 
-def received(uuid: str = "1", worker: str = W1, at: float = 1, name: str = "add", eta: datetime | None = None) -> Event:
-    return task("received", uuid, worker, at, name=name, eta=eta and eta.isoformat())
+def received(
+    uuid: str = "1",
+    worker: str = W1,
+    at: float = 1,
+    name: str = "add",
+    eta: datetime | None = None,
+    retries: int = 0,
+) -> Event:
+    return task("received", uuid, worker, at, name=name, eta=eta and eta.isoformat(), retries=retries)
 
 
 def started(uuid: str = "1", worker: str = W1, at: float = 3) -> Event:
@@ -256,6 +265,18 @@ SCENARIOS = {
         [online(W1), online(W2), received(worker=W1), received(worker=W2, at=2)],
         {prefetched(W1): 0, prefetched(W2): 1},
     ),
+    "a task that is delivered again while it runs waits, too, until that ends": Scenario(
+        [online(), received(), started(at=3), received(at=9), failed(at=10)],
+        {prefetched(): 1, prefetch_time(): 0, runtime("count"): 1, runtime("sum"): 7},
+    ),
+    "of a task that was delivered again while it ran both runs have ended": Scenario(
+        [online(), received(), started(at=3), received(at=9), started(at=10), failed(at=12), failed(at=14)],
+        {prefetched(): 0, prefetch_time(): 0, runtime("count"): 2, runtime("sum"): 9 + 4},
+    ),
+    "of a task that was delivered again while it ran the second run goes on": Scenario(
+        [online(), received(), started(at=3), received(at=9), started(at=10), succeeded(at=12)],
+        {prefetched(): 0, prefetch_time(): 1},
+    ),
     "a task that is delivered again to where it was": Scenario(
         [online(), received(), received(at=100)], {prefetched(): 1}
     ),
@@ -431,6 +452,35 @@ SCENARIOS = {
             celery("queue_wait_time_bucket", queue="fast", le="10.0"): 1,
         },
     ),
+    "the wait in the queue of a task whose start was told before its sending": Scenario(
+        [received(at=1), started(at=7.5), succeeded(), sent(at=0)],
+        {
+            celery("queue_wait_time_count", queue="fast"): 1,
+            celery("queue_wait_time_sum", queue="fast"): 7.5,
+            celery("queue_wait_time_count"): ABSENT,
+        },
+    ),
+    "the wait from the eta of a task whose start was told before its sending": Scenario(
+        [received(eta=IN_AN_HOUR), started(at=3602), sent(at=0)], {celery("queue_wait_time_sum", queue="fast"): 2}
+    ),
+    "each run of a task waits from its own sending": Scenario(
+        [
+            *(sent(at=0), received(at=1), started(at=2), retried(at=3)),
+            *(sent(at=3, by=W1, retries=1), received(at=4, retries=1), started(at=7), succeeded(at=8)),
+        ],
+        {celery("queue_wait_time_count", queue="fast"): 2, celery("queue_wait_time_sum", queue="fast"): 2 + 4},
+    ),
+    "each run of a task waits from its own sending, though that is told late": Scenario(
+        [
+            *(sent(at=0), received(at=1), started(at=2), received(at=4, retries=1), retried(at=4)),
+            *(started(at=7), sent(at=3, by=W1, retries=1), succeeded(at=8)),
+        ],
+        {celery("queue_wait_time_count", queue="fast"): 2, celery("queue_wait_time_sum", queue="fast"): 2 + 4},
+    ),
+    "a task that is delivered again has waited in the queue once": Scenario(
+        [sent(at=0), received(at=1), started(at=2), received(at=9), started(at=10)],
+        {celery("queue_wait_time_count", queue="fast"): 1, celery("queue_wait_time_sum", queue="fast"): 2},
+    ),
     "the wait in the queue begins with the eta": Scenario(
         [sent(at=0), received(eta=IN_AN_HOUR), started(at=3602)],
         {celery("queue_wait_time_count", queue="fast"): 1, celery("queue_wait_time_sum", queue="fast"): 2},
@@ -555,6 +605,20 @@ def test_after_a_restart_with_persistent_nothing_is_negative() -> None:
     assert samples[prefetched()] == 0
     assert samples[runtime("sum")] == 0.5 + 5
     assert samples[events(W1, "started")] == 2
+
+
+def test_after_a_restart_with_persistent_the_wait_in_the_queue_is_known() -> None:
+    cluster = restored(Cluster(heartbeat(), sent(at=0)))
+    cluster.feed(received(at=1), started(at=5))
+    # Celery's state does not keep the queue
+    assert cluster.samples()[celery("queue_wait_time_sum")] == 5
+
+
+def test_a_sending_that_is_told_after_its_worker_was_purged_brings_nothing_back() -> None:
+    cluster = Cluster(heartbeat(), received(), started())
+    cluster.recorder.remove_workers([W1])
+    cluster.feed(sent())
+    assert series_of(cluster, W1) == []
 
 
 def test_a_task_whose_end_was_not_heard_is_dropped_when_its_worker_says_so() -> None:
