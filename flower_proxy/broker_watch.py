@@ -138,6 +138,8 @@ class BrokerWatch(threading.Thread):
             logger.warning("No queue lengths: %s; trying again and again", problem)
         logger.debug("No queue lengths", exc_info=True)
         self._asking_since, self._problem = None, problem
+        # Who was asked last may not have got the question
+        self.ask_workers()
         self.figures = _sum_up({}, self._known_workers(self._alive()), told=False)
 
     def _watch(self, connection: Connection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from flower_proxy import broker_watch
 from flower_proxy.broker_watch import BrokerWatch, QueueFigures
 from flower_proxy.queues import KombuQueues
 from tests.support import programs
-from tests.support.outage import Interruptible, deaf_port, interruptible, leaves_a_deaf_broker
+from tests.support.outage import Interruptible, deaf_port, interruptible, leaves_a_deaf_broker, network_to
 from tests.support.processes import running, wait_until
 
 # The oldest kombu calls redis in a way that its newest release for that kombu no longer likes
@@ -261,6 +262,25 @@ def test_an_outage_is_told_and_is_over_when_the_broker_is_back(
         assert look(watch).lengths == {"mail": 0, "celery": 0}
     told = [record.message for record in caplog.records if record.name == "flower_proxy.broker_watch"]
     assert told == ["No queue lengths: the broker cannot be reached; trying again and again"]
+
+
+def test_after_an_outage_the_workers_are_asked_at_once(broker: programs.Broker, tmp_path: Path) -> None:
+    """P30: they may have told something meanwhile."""
+    network = network_to(broker, tmp_path)
+    told: list[str] = []
+    with contextlib.ExitStack() as stack:
+        stack.callback(network.stop)
+        network.start()
+        stack.enter_context(programs.worker_process(broker, tmp_path, name="w7@h", options=["-Q", "q7"]))
+        capp = Celery(broker=network.broker.url)
+        watch = stack.enter_context(
+            watching(capp, workers=lambda: ["w7@h"], on_held=lambda name, *_: told.append(name), inspect_every=3600)
+        )
+        wait_until(lambda: told == ["w7@h"], what="it is asked")
+        network.stop()
+        wait_until(lambda: watch.problem, what="the outage is noticed")
+        network.start()
+        wait_until(lambda: told == ["w7@h"] * 2, what="it is asked again")
 
 
 def test_a_broker_that_hangs_is_given_up(

@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,8 +22,8 @@ from redis import Redis
 
 from tests.support import rabbitmq
 from tests.support.ledger import Ledger
-from tests.support.outage import Interruptible
-from tests.support.processes import Address, free_port, request, running, wait_until
+from tests.support.outage import Interruptible, network_to
+from tests.support.processes import free_port, request, wait_until
 from tests.support.programs import Broker, Flower, launch, redis_server, worker_process
 
 # On one host, and each with a queue of its own
@@ -195,7 +194,7 @@ class Stage:
 
 @pytest.fixture(scope="module", params=["redis", "rabbitmq"])
 def stage(request: pytest.FixtureRequest, broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    kind, port, near = request.param, free_port(), free_port()
+    kind, port = request.param, free_port()
     folder = tmp_path_factory.mktemp(kind)
     # A Redis that stands still keeps the results
     results = broker.url.removesuffix("/0") + "/1"
@@ -205,11 +204,7 @@ def stage(request: pytest.FixtureRequest, broker: Broker, tmp_path_factory: pyte
     else:
         told = Broker(f"amqp://guest:guest@127.0.0.1:{port}//", results)
         outage = Interruptible(told, lambda: rabbitmq.server(folder, port))
-    command = [sys.executable, "-m", "tests.support.relay", f"{near}", f"{port}"]
-    network = Interruptible(
-        Broker(told.url.replace(f":{port}", f":{near}"), results),
-        lambda: running(command, log=folder / "relay.log", ready=Address(near).accepts),
-    )
+    network = network_to(told, folder)
     with contextlib.ExitStack() as stack:
         for interruptible in (outage, network):
             stack.callback(interruptible.stop)

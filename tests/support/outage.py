@@ -9,7 +9,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from . import rabbitmq
 from .processes import PROJECT, Address, free_port, program, running
@@ -43,6 +45,16 @@ class Interruptible:
             yield
         finally:
             os.killpg(self._group, signal.SIGCONT)
+
+
+def network_to(broker: Broker, folder: Path) -> Interruptible:
+    """The network between a client and its broker, which has not been started; others reach the broker without it."""
+    near, far = free_port(), urlsplit(broker.url).port
+    command = [sys.executable, "-m", "tests.support.relay", f"{near}", f"{far}"]
+    return Interruptible(
+        replace(broker, url=broker.url.replace(f":{far}", f":{near}")),
+        lambda: running(command, log=folder / "relay.log", ready=Address(near).accepts),
+    )
 
 
 @contextlib.contextmanager
