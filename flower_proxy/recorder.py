@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from math import isfinite
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from flower_proxy.exposition import Counter, Family, Gauge, Histogram
+from flower_proxy.in_flight import Held, InFlight, Newest
 
 if TYPE_CHECKING:
     from celery.events.state import Task
@@ -40,9 +40,6 @@ _PROCESS = re.compile(r"^gen\d+(?=@)")
 _CALLED = re.compile(r"\w+(?=\()")
 
 _WAITS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)  # seconds
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 _CELERY_COUNTERS = {
     "task-sent": ("celery_task_sent", "Tasks that were published, where task_send_sent_event is on."),
@@ -81,52 +78,6 @@ class _Names:
         return name
 
 
-class _Newest(OrderedDict[K, V]):
-    """Keeps no more than `most` entries; those that were put first are forgotten first."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self._most = most
-
-    def put(self, key: K, value: V) -> None:
-        self[key] = value
-        self.move_to_end(key)
-        if len(self) > self._most:
-            self.popitem(last=False)
-
-
-@dataclass(slots=True)
-class _Held:
-    """A task that a worker has; the times are the worker's, but that we heard of it, `seen`, is ours.
-
-    :ivar eta: as Celery writes it.
-    :ivar retries: which run it is, counted from 0.
-    :ivar unended: when its runs before this one were started whose end has not been told yet. The next run may be
-        received before the end of this one is told; and what takes longer than the broker waits is delivered again.
-    """
-
-    worker: str
-    name: str
-    seen: float
-    received: float | None = None
-    eta: str | None = None
-    retries: int = 0
-    started: float | None = None
-    unended: tuple[float, ...] = ()
-
-    @property
-    def waited(self) -> float:
-        """Seconds between received and started, where that tells anything; else 0."""
-        if self.eta or self.received is None or self.started is None:
-            return 0
-        return max(0, self.started - self.received)
-
-    @property
-    def begun(self) -> tuple[float, ...]:
-        """When its runs were started that have not ended, the first one first."""
-        return self.unended if self.started is None else (*self.unended, self.started)
-
-
 @dataclass(frozen=True, slots=True)
 class _Start:
     """When a run was started, and when it was due if that was later than its sending; 0 if it was due at once."""
@@ -135,40 +86,6 @@ class _Start:
     name: str
     at: float
     due: float
-
-
-class _InFlight:
-    """The tasks that workers have, by id; no more than `most`, of which the oldest are forgotten first."""
-
-    def __init__(self, most: int) -> None:
-        self._held: _Newest[str, _Held] = _Newest(most)
-
-    def get(self, uuid: str) -> _Held | None:
-        return self._held.get(uuid)
-
-    def put(self, uuid: str, held: _Held) -> None:
-        # Delivered again, a task is not where it was before; and it is the newest
-        self._held.put(uuid, held)
-
-    def drop(self, uuid: str) -> None:
-        del self._held[uuid]
-
-    def drop_where(self, is_gone: Callable[[str, _Held], bool]) -> None:
-        for uuid in [uuid for uuid, held in self._held.items() if is_gone(uuid, held)]:
-            del self._held[uuid]
-
-    def waiting(self, workers: Container[str]) -> dict[tuple[str, str], int]:
-        """Return, by worker and name, how many tasks wait at these workers for nothing but their turn."""
-        numbers: dict[tuple[str, str], int] = defaultdict(int)
-        for held in self._held.values():
-            if held.started is None and not held.eta and held.worker in workers:
-                numbers[held.worker, held.name] += 1
-        return numbers
-
-    def last_started(self, workers: Container[str]) -> dict[tuple[str, str], _Held]:
-        """Return, by worker and name, which of the tasks that these workers run was started last."""
-        running = [held for held in self._held.values() if held.started is not None and held.worker in workers]
-        return {(held.worker, held.name): held for held in sorted(running, key=lambda held: held.started or 0)}
 
 
 class Recorder:
@@ -200,10 +117,10 @@ class Recorder:
         self._types = _Names(_MOST_TYPES, "other")
 
         self._workers: set[str] = set()
-        self._in_flight = _InFlight(most_in_flight)
+        self._in_flight = InFlight(most_in_flight)
         # By task and retries, when a run was sent, or started, where the other is not known yet: either may come first
-        self._sent: _Newest[tuple[str, int], float] = _Newest(most_in_flight)
-        self._unsent: _Newest[tuple[str, int], _Start] = _Newest(_MOST_UNSENT)
+        self._sent: Newest[tuple[str, int], float] = Newest(most_in_flight)
+        self._unsent: Newest[tuple[str, int], _Start] = Newest(_MOST_UNSENT)
         # Task name, worker and queue that were seen together, in the order that they were
         self._known: dict[tuple[str, str, str], None] = {}
 
@@ -299,11 +216,11 @@ class Recorder:
                 counter.touch(*key, *([""] if kind == "task-failed" else []))
 
     def _follow(
-        self, event: Mapping[str, Any], name: str, worker: str, queue: str, held: _Held | None, task: Task
+        self, event: Mapping[str, Any], name: str, worker: str, queue: str, held: Held | None, task: Task
     ) -> None:
         uuid, kind, timestamp = event["uuid"], event["type"], event["timestamp"]
         if kind == "task-received":
-            held = _Held(
+            held = Held(
                 worker,
                 name,
                 self._clock(),
@@ -315,7 +232,7 @@ class Recorder:
             self._in_flight.put(uuid, held)
         elif kind == "task-started":
             if held is None:
-                held = _Held(worker, name, self._clock(), eta=task.eta, retries=task.retries or 0)
+                held = Held(worker, name, self._clock(), eta=task.eta, retries=task.retries or 0)
                 self._in_flight.put(uuid, held)
             held.started = timestamp
             self._note_start((uuid, held.retries), _Start(worker, name, timestamp, _timestamp(held.eta)), queue)
@@ -324,7 +241,7 @@ class Recorder:
             if held and held.unended:
                 held.unended = held.unended[1:]
             elif held:
-                self._in_flight.drop(uuid)
+                del self._in_flight[uuid]
             runtime = _measured(event.get("runtime"))
             if kind == "task-succeeded" and runtime is not None:
                 self._runtime.observe(runtime, worker, name)
@@ -367,7 +284,7 @@ class Recorder:
             if task.sent and not task.started:
                 self._sent.put((uuid, task.retries or 0), task.sent)
             if task.state in ("RECEIVED", "STARTED") and task.worker is not None:
-                held = _Held(
+                held = Held(
                     task.worker.hostname,
                     self._task_names(task.name or ""),
                     self._clock(),
