@@ -25,6 +25,8 @@ HEADERS = (
 )
 """The headers that count from a trusted peer."""
 
+_READ = (*HEADERS, "X-Real-Ip", "X-Scheme")
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?P<port>:\d{1,5})?")
@@ -37,6 +39,19 @@ class Headers(Protocol):
 
     def get_list(self, name: str, /) -> list[str]:
         """Return the values of all lines of that name, in order; an empty list if there is none."""
+
+
+class Lines(tuple[tuple[str, tuple[str, ...]], ...]):
+    """Those of a request's headers that `read_forwarded` looks at, by name: hashable, as headers are not."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, headers: Headers) -> Lines:
+        return cls((name, tuple(headers.get_list(name))) for name in _READ)
+
+    def get_list(self, name: str, /) -> list[str]:
+        return list(dict(self)[name])
 
 
 class ForwardedHeaderError(ValueError):

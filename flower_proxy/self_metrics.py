@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import celery
@@ -45,12 +46,14 @@ class SelfMetrics(Collector):
             registry=own,
         )
         build.labels(__version__, flower_version, celery.__version__, platform.python_version()).set(1)
-        self._requests = Counter(
+        requests = Counter(
             "flower_proxy_requests",
             "HTTP requests answered, by the route that they matched.",
             ["route", "method", "status"],
             registry=own,
         )
+        # prometheus_client looks the labels up under a lock each time; there are only so many
+        self._answered = lru_cache(maxsize=None)(requests.labels)
         self.event_delay = Histogram(
             "flower_proxy_event_delay_seconds",
             "From the timestamp of an event to its handling here: network, queues, load, and clocks that differ.",
@@ -70,7 +73,7 @@ class SelfMetrics(Collector):
         self._timer = PeriodicCallback(self._look_at_loop, _LOOK_AT_LOOP * 1000)
 
     def count_request(self, *, route: str, method: str, status: int) -> None:
-        self._requests.labels(route, method if method in _METHODS else "other", str(status)).inc()
+        self._answered(route, method if method in _METHODS else "other", str(status)).inc()
 
     def start(self) -> None:
         """Begin to watch the event loop."""

@@ -77,14 +77,14 @@ class OverlaidStaticFiles(StaticFileHandler):
     :cvar folders: absolute paths of the folders in front of Flower's own.
     :cvar files: what they held at start-up: absolute paths, by the path below the folder.
     :cvar made: content made at start-up, by the absolute path of the file that it stands for.
-    :cvar versions: the hash of each file that a page has named, by its path below the folders.
+    :cvar urls: the URL of each file that a page has named, by its path below the folders, with its hash or without.
     """
 
     folders: ClassVar[tuple[str, ...]] = ()
     files: ClassVar[dict[str, str]] = {}
     made: ClassVar[dict[str, bytes]] = {}
     made_at: ClassVar[datetime.datetime]
-    versions: ClassVar[dict[str, str | None]] = {}
+    urls: ClassVar[dict[tuple[str, bool], str]] = {}
 
     @classmethod
     def configure(cls, folders: Sequence[Path], made: dict[Path, bytes]) -> type[OverlaidStaticFiles]:
@@ -100,21 +100,21 @@ class OverlaidStaticFiles(StaticFileHandler):
             },
             "made": {str(path): content for path, content in made.items()},
             "made_at": datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0),
-            "versions": {},
+            "urls": {},
         }
         return type(cls.__name__, (cls,), attributes)
 
     @classmethod
-    def get_version(cls, settings: dict[str, Any], path: str) -> str | None:
-        # A page names a dozen, always the same: Tornado keeps the hashes too, but looks for the files each time
-        if path not in cls.versions:
-            cls.versions[path] = super().get_version(settings, path)
-        return cls.versions[path]
+    def make_static_url(cls, settings: dict[str, Any], path: str, include_version: bool = True) -> str:
+        # A page names a dozen, always the same: Tornado keeps the hashes, but looks for the files each time
+        if (path, include_version) not in cls.urls:
+            cls.urls[path, include_version] = super().make_static_url(settings, path, include_version)
+        return cls.urls[path, include_version]
 
     @classmethod
     def reset(cls) -> None:
         super().reset()
-        cls.versions.clear()
+        cls.urls.clear()
 
     @classmethod
     def get_absolute_path(cls, root: str, path: str) -> str:
