@@ -70,6 +70,7 @@ class FlowerProxy(Flower):  # type: ignore[misc]
 
     def __init__(self, *, capp: Celery, options: OptionParser = default_options, **settings: Any) -> None:
         self.entrance = build_entrance(options)
+        self._access_log = options.access_log
         self.frame_ancestors = parse_frame_ancestors(options.frame_ancestors)
         ours = {
             "static_handler_class": _static_handler(Path(flower_settings["static_path"]), options.static_overrides),
@@ -225,7 +226,7 @@ class FlowerProxy(Flower):  # type: ignore[misc]
             method=str(handler.request.method),
             status=handler.get_status(),
         )
-        if not self.options.access_log:
+        if not self._access_log:
             return
         audit.request(
             user=handler.person.name if isinstance(handler, Proxied) else "",

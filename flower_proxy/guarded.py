@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-from asyncio import Future
 from collections.abc import Awaitable
 from functools import cached_property, lru_cache
 from http import HTTPStatus
@@ -204,12 +203,12 @@ class Guarded(Bare):
     def csp_nonce(self) -> str:
         return secrets.token_urlsafe(16)
 
-    def render(self, template_name: str, **kwargs: Any) -> Future[None]:
+    def make_browser_known(self) -> None:
+        """Let this browser be told from others that share its address, if somebody has logged in with it."""
         user = self.person.password_of
         if user and not self._known_browser(user):
             known = f"{secrets.token_urlsafe(12)} {user}"
             self.set_signed_cookie(_BROWSER, known, httponly=True, samesite="Lax")
-        return super().render(template_name, **kwargs)
 
     # Control actions
 

@@ -5,6 +5,7 @@ Checked on Flower 2.2.0. `tests/test_contract.py` has a test for each, so that a
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from celery.utils.imports import symbol_by_name
@@ -12,7 +13,7 @@ from flower import __version__ as flower_version
 from flower.app import Flower
 from flower.options import DEFAULT_CONFIG_FILE, default_options
 from flower.urls import settings as flower_settings
-from flower.utils import strtobool
+from flower.utils import strtobool, template
 from flower.utils.authentication import authenticate, validate_auth_option
 from flower.utils.broker import validate_broker_api
 from flower.views import BaseHandler
@@ -30,6 +31,7 @@ __all__ = [
     "FLOWER_VARIABLES",
     "STOCK_FAMILIES",
     "TASK_COLUMNS",
+    "TEMPLATE_FUNCTIONS",
     "UNAUTHENTICATED_API",
     "BaseHandler",
     "Flower",
@@ -65,6 +67,9 @@ STOCK_FAMILIES = {
     "flower_worker_number_of_currently_executing_tasks",
 }
 """The metrics that Flower registers with prometheus_client."""
+
+TEMPLATE_FUNCTIONS = dict(inspect.getmembers(template, inspect.isfunction))
+"""What Flower's templates may call."""
 
 UNAUTHENTICATED_API = "FLOWER_UNAUTHENTICATED_API"
 """The environment variable by which stock Flower opens its API to everybody, and to every web site (P8)."""
