@@ -22,6 +22,7 @@ from tornado.web import RequestHandler, StaticFileHandler
 
 from flower_proxy import audit
 from flower_proxy.browser_policy import parse_frame_ancestors
+from flower_proxy.checks import parse_mode
 from flower_proxy.entrance import build_entrance
 from flower_proxy.forwarded import HEADERS, UNIX, ForwardedHeaderError, TrustedProxies
 from flower_proxy.gate import Gate
@@ -41,7 +42,6 @@ from flower_proxy.internals import (
 )
 from flower_proxy.location import Locator
 from flower_proxy.monitoring import Monitor, Ready, TrustedMetrics
-from flower_proxy.options import parse_mode
 from flower_proxy.paths import parse_mount
 from flower_proxy.receiver import Receiver
 from flower_proxy.statics import OverlaidStaticFiles, SpliceError, packaged_overrides, prepend, splice

@@ -5,38 +5,27 @@ Flower's own options are taken from Flower, so that a new one of a later release
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from celery.utils.imports import symbol_by_name
 from tornado.options import OptionParser
-from tornado.web import RequestHandler
 
+from flower_proxy import checks
 from flower_proxy.browser_policy import parse_frame_ancestors
 from flower_proxy.browser_proof import parse_allowed_host, parse_origin
 from flower_proxy.credentials import parse_entries
-from flower_proxy.forwarded import HEADERS, TrustedProxies
+from flower_proxy.forwarded import TrustedProxies
 from flower_proxy.internals import (
-    TASK_COLUMNS,
     definitions,
     strtobool,
-    validate_auth_option,
     validate_broker_api,
 )
-from flower_proxy.paths import parse_mount
 
 ENV_PREFIX = "FLOWER_"
 WHO = "Who may enter"
 
-# RFC 9110, section 5.6.2
-_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
-_NOT_USER_HEADERS = {name.title() for name in (*HEADERS, "Authorization", "Cookie", "Host", "Origin", "Referer")}
 _GROUPS = ("flower", "celery", "self")
 # Seconds; tasks that take an hour are told from those that take longer (P28)
 _BUCKETS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1800.0, 3600.0]
@@ -131,111 +120,6 @@ def parse_bool(text: str) -> bool:
     return bool(strtobool(text))
 
 
-def _check_mount(value: str) -> None:
-    try:
-        parse_mount(value)
-    except ValueError as error:
-        raise ValueError(f"{value!r} is not {error}") from None
-
-
-def _check_folder(value: str) -> None:
-    if value and not Path(value).expanduser().is_dir():
-        raise ValueError(f"{value!r} is not a folder")
-
-
-def _check_file(value: str) -> None:
-    if value and not os.access(os.path.expanduser(value), os.R_OK):
-        raise ValueError(f"{value!r} is not a file that can be read")
-
-
-def _check_credentials(entries: Iterable[str]) -> None:
-    if not parse_entries(entries):
-        raise ValueError("it is empty: leave it out, or name a user")
-
-
-def _check_given_file(value: str) -> None:
-    if not value:
-        raise ValueError("it is empty: leave it out, or name a file")
-    _check_file(value)
-
-
-def _check_each(parse: Callable[[str], object]) -> Callable[[Iterable[str]], None]:
-    def check(values: Iterable[str]) -> None:
-        for value in values:
-            parse(value)
-
-    return check
-
-
-def _check_user_header(value: str) -> None:
-    if value and (not _TOKEN.fullmatch(value) or value.title() in _NOT_USER_HEADERS):
-        raise ValueError(f"{value!r} is not a header in which a proxy names the user, such as X-Forwarded-User")
-
-
-def _check_cookie_secret(value: str) -> None:
-    if not value:
-        raise ValueError("it is empty: leave it out, or set it")
-
-
-def parse_mode(text: str) -> int:
-    """Read a file's mode, written in octal digits as for chmod.
-
-    :raises ValueError: it is none.
-    """
-    if not re.fullmatch(r"0?[0-7]{3}", text):
-        raise ValueError(f"{text!r} is not a mode such as 0660")
-    return int(text, 8)
-
-
-def _check_auth(value: str) -> None:
-    if not value or not validate_auth_option(value):
-        raise ValueError(f"{value!r} is not an address, several with |, or a pattern with one * before the @")
-
-
-def _check_provider(value: str) -> None:
-    try:
-        provider = symbol_by_name(value)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{value!r} cannot be imported: {error}") from None
-    if not (isinstance(provider, type) and issubclass(provider, RequestHandler)):
-        raise ValueError(f"{value!r} is not a class of request handlers")
-
-
-def _check_columns(value: str) -> None:
-    for column in value.split(","):
-        if column.strip() not in TASK_COLUMNS:
-            raise ValueError(f"{column.strip()!r} is not one of {', '.join(TASK_COLUMNS)}")
-
-
-def _between(least: float, most: float = float("inf")) -> Callable[[float], None]:
-    def check(value: float) -> None:
-        if not least <= value <= most:
-            raise ValueError(
-                f"{value} is not " + (f"{least} or more" if most == float("inf") else f"{least} to {most}")
-            )
-
-    return check
-
-
-def _one_of(*choices: str) -> Callable[[str], None]:
-    def check(value: str) -> None:
-        if value.lower() not in choices:
-            raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
-
-    return check
-
-
-def _check_database(value: str) -> None:
-    folder = Path(value).expanduser().absolute().parent
-    if not (folder.is_dir() and os.access(folder, os.W_OK)):
-        raise ValueError(f"{value!r} cannot be written: {str(folder)!r} is not a folder that can be written to")
-
-
-def _check_buckets(bounds: Sequence[float]) -> None:
-    if not all(low < high for low, high in pairwise([float("-inf"), *bounds])):
-        raise ValueError(f"{','.join(map(str, bounds))} are not bounds that rise")
-
-
 OWN = (
     Option(
         name="trusted_proxies",
@@ -253,7 +137,7 @@ OWN = (
         help="a folder whose files go in front of Flower's static ones: a logo, a stylesheet",
         group=_PROXY,
         is_path=True,
-        check=_check_folder,
+        check=checks.folder,
     ),
     Option(
         name="unix_socket_mode",
@@ -261,7 +145,7 @@ OWN = (
         default="0660",
         help="who may connect to the unix socket, as for chmod",
         group=_LISTEN,
-        check=parse_mode,
+        check=checks.parse_mode,
     ),
     Option(
         name="metrics_port",
@@ -269,7 +153,7 @@ OWN = (
         default=None,
         help="another port, for /metrics alone; 0 takes a free one",
         group=_LISTEN,
-        check=_between(0, 65535),
+        check=checks.between(0, 65535),
     ),
     Option(
         name="metrics_address",
@@ -285,7 +169,7 @@ OWN = (
         help="a file with user:password lines, such as a mounted secret; read again when it changes",
         group=WHO,
         is_path=True,
-        check=_check_given_file,
+        check=checks.given_file,
     ),
     Option(
         name="auth_file",
@@ -294,7 +178,7 @@ OWN = (
         help="a file with hashed passwords: htpasswd by bcrypt, or Prometheus' web.yml; read again when it changes",
         group=WHO,
         is_path=True,
-        check=_check_given_file,
+        check=checks.given_file,
     ),
     Option(
         name="auth_header",
@@ -302,7 +186,7 @@ OWN = (
         default=None,
         help="the header in which a trusted proxy names the user, such as X-Forwarded-User",
         group=WHO,
-        check=_check_user_header,
+        check=checks.user_header,
     ),
     Option(
         name="no_auth",
@@ -342,7 +226,7 @@ OWN = (
         multiple=True,
         help="host names that are ours, where no password is asked for; .example.com for all below it",
         group=WHO,
-        check=_check_each(parse_allowed_host),
+        check=checks.each(parse_allowed_host),
     ),
     Option(
         name="cors_origins",
@@ -351,7 +235,7 @@ OWN = (
         multiple=True,
         help="web sites whose pages may read, such as https://dashboard.example.com",
         group=WHO,
-        check=_check_each(parse_origin),
+        check=checks.each(parse_origin),
     ),
     Option(
         name="frame_ancestors",
@@ -369,7 +253,7 @@ OWN = (
         multiple=True,
         help="which metrics: Flower's names, celery-exporter's names, those of flower-proxy itself",
         group=_WORKERS,
-        check=_check_each(_one_of(*_GROUPS)),
+        check=checks.each(checks.one_of(*_GROUPS)),
     ),
     Option(
         name="metrics_task_names",
@@ -377,7 +261,7 @@ OWN = (
         default=1000,
         help="of so many task names there are metrics; those beyond are counted as other",
         group=_WORKERS,
-        check=_between(1),
+        check=checks.between(1),
     ),
     Option(
         name="queues",
@@ -400,41 +284,41 @@ OWN = (
 # What is added to Flower's own declarations: a heading, words, a check, another default
 _FLOWERS: dict[str, dict[str, dict[str, Any]]] = {
     _LISTEN: {
-        "port": {"check": _between(0, 65535), "help": "the port to listen on; 0 takes a free one"},
+        "port": {"check": checks.between(0, 65535), "help": "the port to listen on; 0 takes a free one"},
         "address": {"help": "the address to listen on; all interfaces if empty"},
         "unix_socket": {"is_path": True, "help": "the path of a unix socket to listen on instead"},
         "certfile": {
-            "check": _check_file,
+            "check": checks.file,
             "is_path": True,
             "help": "the TLS certificate, with those between it and the root",
         },
-        "keyfile": {"check": _check_file, "is_path": True, "help": "the key of the TLS certificate"},
+        "keyfile": {"check": checks.file, "is_path": True, "help": "the key of the TLS certificate"},
         "ca_certs": {
-            "check": _check_file,
+            "check": checks.file,
             "is_path": True,
             "help": "certificates of further authorities; clients are not asked for theirs",
         },
     },
     _PROXY: {
-        "url_prefix": {"check": _check_mount, "help": "the path under which the proxy shows it, such as /flower"},
+        "url_prefix": {"check": checks.mount, "help": "the path under which the proxy shows it, such as /flower"},
         "xheaders": {"help": "read X-Real-Ip and X-Scheme too, from trusted proxies only"},
     },
     WHO: {
         "basic_auth": {
-            "check": _check_credentials,
+            "check": checks.credentials,
             "secret": True,
             "help": "user:password, for each user; one is made up if nothing here is given",
         },
-        "auth": {"check": _check_auth, "help": "the e-mail addresses that may log in by OAuth: a|b, or .*@example.com"},
+        "auth": {"check": checks.auth, "help": "the e-mail addresses that may log in by OAuth: a|b, or .*@example.com"},
         "auth_provider": {
-            "check": _check_provider,
+            "check": checks.provider,
             "help": "the login handler, such as flower.views.auth.GithubLoginHandler",
         },
         "oauth2_key": {"help": "the client id at the OAuth provider"},
         "oauth2_secret": {"secret": True, "help": "the client secret at the OAuth provider"},
         "oauth2_redirect_uri": {"help": "where the OAuth provider sends people back to: https://HOST/PREFIX/login"},
         "cookie_secret": {
-            "check": _check_cookie_secret,
+            "check": checks.cookie_secret,
             "secret": True,
             "help": "what signs sessions and pages; new at each start, so set it for replicas",
         },
@@ -443,16 +327,19 @@ _FLOWERS: dict[str, dict[str, dict[str, Any]]] = {
     _WORKERS: {
         "enable_events": {"help": "ask the workers every few seconds to send events"},
         "inspect_timeout": {
-            "check": _between(1, 3_600_000),
+            "check": checks.between(1, 3_600_000),
             "help": "how long a worker may take to answer, in milliseconds",
         },
-        "max_workers": {"check": _between(1), "help": "how many workers are kept in memory"},
-        "max_tasks": {"check": _between(1), "help": "how many tasks are kept in memory"},
-        "purge_offline_workers": {"check": _between(0), "help": "forget workers that are silent for so many seconds"},
+        "max_workers": {"check": checks.between(1), "help": "how many workers are kept in memory"},
+        "max_tasks": {"check": checks.between(1), "help": "how many tasks are kept in memory"},
+        "purge_offline_workers": {
+            "check": checks.between(0),
+            "help": "forget workers that are silent for so many seconds",
+        },
         "persistent": {"help": "keep tasks and workers over a restart"},
-        "db": {"check": _check_database, "is_path": True, "help": "the file in which they are kept"},
+        "db": {"check": checks.database, "is_path": True, "help": "the file in which they are kept"},
         "state_save_interval": {
-            "check": _between(0),
+            "check": checks.between(0),
             "help": "save them every so many milliseconds; 0 only at the end",
         },
         "broker_api": {
@@ -462,21 +349,21 @@ _FLOWERS: dict[str, dict[str, dict[str, Any]]] = {
         },
         "task_runtime_metric_buckets": {
             "default": _BUCKETS,
-            "check": _check_buckets,
+            "check": checks.buckets,
             "help": "upper bounds of the runtime histogram, in seconds",
         },
     },
     "Pages": {
         "auto_refresh": {"help": "let the workers page refresh itself"},
         "natural_time": {"help": "show times as so long ago"},
-        "tasks_columns": {"check": _check_columns, "help": "columns of the tasks page, in this order"},
+        "tasks_columns": {"check": checks.columns, "help": "columns of the tasks page, in this order"},
         "format_task": {"help": "a function that changes how a task is shown; in the configuration file only"},
     },
     _LOG: {
         "conf": {"is_path": True, "help": "the configuration file, Python like flowerconfig.py"},
         "debug": {"help": "log everything, show errors on pages, restart when the code changes"},
         "logging": {
-            "check": _one_of("debug", "info", "warning", "error", "critical", "none"),
+            "check": checks.one_of("debug", "info", "warning", "error", "critical", "none"),
             "help": "the least important messages that are logged",
         },
     },
