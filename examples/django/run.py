@@ -119,7 +119,7 @@ def _refuse_port_in_use(port: int) -> None:
 
 def _set_up(root: Path, port: int) -> dict[str, str]:
     """Fill the folder that stands for the root of the file system, and return the environment for what runs there."""
-    for folder in ("etc/server", "var/lib/server/media", "var/log/server"):
+    for folder in ("etc/server", "tmp", "var/lib/server/media", "var/log/server"):
         (root / folder).mkdir(parents=True)
     shutil.copytree(HERE, root / "srv/server", ignore=shutil.ignore_patterns("__pycache__"))
     (root / "srv/server/.venv").symlink_to(sys.prefix)
@@ -128,6 +128,8 @@ def _set_up(root: Path, port: int) -> dict[str, str]:
     passwords = {name: secrets.token_urlsafe(12) for name in ("redis", "metrics", USER)}
     environ = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("CELERY_", "DJANGO_", "FLOWER_"))},
+        # What a killed worker leaves there goes with the rest
+        "TMPDIR": f"{root}/tmp",
         "DJANGO_ALLOWED_HOSTS": "localhost",
         "DJANGO_SECRET_KEY": secrets.token_urlsafe(48),
         "SERVER_DATA": f"{root}/var/lib/server",
