@@ -103,7 +103,7 @@ class FlowerProxy(Flower):  # type: ignore[misc]
             options=UnproxiedOptions(options),
             events=receiver,
             io_loop=io_loop,
-            **{**flower_settings, **_settings(options), **ours, **settings},
+            **{**flower_settings, **_tornado_settings(options), **ours, **settings},
         )
         self.wildcard_router.rules.insert(0, Rule(PathMatches("/ready"), Ready))
         self._purge_timer = PeriodicCallback(self._forget_workers, _SECONDS_TO_PURGE * 1000)
@@ -265,11 +265,13 @@ class FlowerProxy(Flower):  # type: ignore[misc]
         """
         if asyncio.get_running_loop() is not self.loop.asyncio_loop:
             raise RuntimeError("a FlowerProxy is made and opened in the same event loop, while that runs")
+        if self.events.ident is not None:
+            raise RuntimeError("a FlowerProxy is opened once; make another one")
         try:
             for bound in sockets:
                 bound.setblocking(False)
                 bound.listen()
-            self.port = self._serve(self, list(sockets)) if sockets else self.start_http_server()
+            self.port = (self._serve(self, list(sockets)) or None) if sockets else self.start_http_server()
             self.metrics_port = self.start_metrics_server()
             self._begin()
         except BaseException:
@@ -277,7 +279,11 @@ class FlowerProxy(Flower):  # type: ignore[misc]
             raise
 
     async def close(self) -> None:
-        """End everything, and wait until it has ended, for ten seconds at most: a broker may keep a thread waiting."""
+        """End everything, and wait until it has ended, for ten seconds at most.
+
+        A broker that hangs may keep threads waiting for longer, and with them the end of the program, unless
+        `broker_transport_options` of the Celery application have a ``socket_timeout``.
+        """
         servers = list(self.http_servers)
         self.stop()
         for server in servers:
@@ -287,7 +293,7 @@ class FlowerProxy(Flower):  # type: ignore[misc]
         ending.start()
         await asyncio.to_thread(ending.join, _SECONDS_TO_END)
         if ending.is_alive():
-            logger.warning("The broker keeps threads waiting; they end when it answers, or with the program")
+            logger.warning("The broker keeps threads waiting: a socket_timeout in broker_transport_options ends that")
         elif self._inspections:
             await asyncio.wait(self._inspections)
 
@@ -334,7 +340,7 @@ class _MetricsOnly(Router):
         return self.flower.find_guarded_handler(request, self.flower.entrance.metrics_gate, **kwargs)
 
 
-def _settings(options: OptionParser) -> dict[str, Any]:
+def _tornado_settings(options: OptionParser) -> dict[str, Any]:
     """Return what Tornado is told of the options."""
     settings: dict[str, Any] = {"debug": options.debug}
     if options.cookie_secret:

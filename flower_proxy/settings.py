@@ -66,9 +66,11 @@ def make_options(**settings: Any) -> OptionParser:
     options = {name: option for name, option in declare(parser).items() if not _is_of_command_line(name)}
     for name, value in settings.items():
         if name not in options:
+            if _is_of_command_line(name):
+                raise OptionError(f"--{name}: it is for the command line; here the program sees to that itself")
             meant = nearest(name, options, likeness=0.6)
-            hint = f"did you mean {meant}?" if meant else "it is the program's own affair"
-            raise OptionError(f"--{name}: there is no such option here; {hint}")
+            hint = f"did you mean {meant}?" if meant else "flower-proxy --help has them all"
+            raise OptionError(f"--{name}: there is no such option; {hint}")
         if (accepted := _accept(options[name], value, f"--{name}")) is not None:
             setattr(parser, name, accepted)
     _refuse_half_of_tls(settings)

@@ -161,6 +161,9 @@ def test_on_a_unix_socket_and_on_sockets_that_are_bound_already(capp: Celery, tm
             assert flower.port == bound.getsockname()[1]
             for port, path_ in ((flower.port, "/healthcheck"), (flower.metrics_port, "/metrics")):
                 assert (await ask(Address(port or 0), path_)).status == 200
+            with pytest.raises(RuntimeError, match="opened once"):
+                await flower.open()
+            assert (await ask(Address(flower.port or 0), "/healthcheck")).status == 200
             await flower.close()
             assert bound.fileno() == -1
 
@@ -194,6 +197,27 @@ def test_a_broker_that_is_not_there_does_not_hold_up_the_end() -> None:
     asyncio.run(main())
 
 
+def test_a_broker_that_hangs_does_not_hold_up_the_end(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flower_proxy.app._SECONDS_TO_END", 0.5)
+
+    async def main(capp: Celery) -> FlowerProxy:
+        async with FlowerProxy(capp=capp, options=options()) as flower:
+            return flower
+
+    # Whoever connects is never accepted
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        capp = Celery("server", broker=f"redis://127.0.0.1:{deaf.getsockname()[1]}", set_as_current=False)
+        flower = asyncio.run(main(capp))
+        assert "a socket_timeout in broker_transport_options ends that" in caplog.text
+    # Now it is refused
+    flower.executor.shutdown()
+    for thread in (flower.events, flower.monitor.watch):
+        thread.join()
+    capp.close()
+
+
 def test_it_has_to_be_made_in_the_loop_that_runs(io_loop: IOLoop, capp: Celery) -> None:
     flower = FlowerProxy(capp=capp, options=options())
 
@@ -212,7 +236,8 @@ def test_it_has_to_be_made_in_the_loop_that_runs(io_loop: IOLoop, capp: Celery) 
     ("settings", "message"),
     [
         pytest.param({"url_prefx": "/flower"}, "--url_prefx: .* did you mean url_prefix", id="mistyped"),
-        pytest.param({"conf": "flowerconfig.py"}, "--conf: there is no such option here", id="command-line-only"),
+        pytest.param({"conf": "flowerconfig.py"}, "--conf: it is for the command line", id="command-line"),
+        pytest.param({"nonsense": 1}, "--nonsense: there is no such option; flower-proxy --help", id="unknown"),
         pytest.param({"port": "many"}, "--port: 'many' is not a whole number", id="type"),
         pytest.param({"port": 70000}, "--port: 70000 is not 0 to 65535", id="value"),
         pytest.param({"url_prefix": "a?b"}, "--url_prefix: 'a.b' is not", id="prefix"),
