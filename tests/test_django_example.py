@@ -295,6 +295,7 @@ def test_the_way_there_leads_there(example: Example, tmp_path: Path) -> None:
     assert {f"etc/systemd/system/{unit.name}" for unit in UNITS} <= made
     assert {"var/lib/server/db.sqlite3", "var/lib/server/static/server/front.css"} <= made
     assert (tmp_path / "etc/server/htpasswd").read_text().startswith("me:$2b$")
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "etc/server").iterdir()} == {0o640}
     # What it has to be told, and with the password that Redis has been told
     environment = dict(line.split("=", 1) for line in (tmp_path / "etc/server/environment").read_text().splitlines())
     [redis] = re.findall("^requirepass (.+)$", (tmp_path / "etc/redis/redis.conf").read_text())
