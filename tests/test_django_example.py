@@ -220,6 +220,37 @@ def test_a_port_in_use_is_refused() -> None:
     assert re.fullmatch(rf"--port: cannot listen on 127\.0\.0\.1, port {port}: .*in use\n", ended.stderr)
 
 
+def test_it_can_be_ended_while_it_is_set_up(tmp_path: Path) -> None:
+    folder, log = tmp_path / "temporary", tmp_path / "log"
+    folder.mkdir()
+    with running(
+        [*COMMAND, f"--port={free_port()}"],
+        log=log,
+        ready=lambda: "Setting up\n" in log.read_text(),
+        env={"TMPDIR": str(folder)},
+    ) as process:
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=60) == 0
+    assert log.read_text() == "Setting up\nEnding\n"
+    nothing_is_left(folder)
+
+
+def test_it_says_that_supervisor_has_died_and_ends_what_that_has_left(tmp_path: Path) -> None:
+    folder, log = tmp_path / "temporary", tmp_path / "log"
+    folder.mkdir()
+    with running(
+        [*COMMAND, f"--port={free_port()}"],
+        log=log,
+        ready=lambda: any(" ready." in path.read_text() for path in folder.glob("*/var/log/server/celery-worker.log")),
+        env={"TMPDIR": str(folder)},
+    ) as process:
+        [pid] = [int(path.read_text()) for path in folder.glob("*/supervisord.pid")]
+        os.kill(pid, signal.SIGKILL)
+        assert process.wait(timeout=60) == 1
+    assert log.read_text().endswith("supervisor has ended; this was its log\n")
+    nothing_is_left(folder)
+
+
 def test_make_runs_it() -> None:
     # Not with what another make, which runs the tests, was told
     environ = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}
