@@ -1,4 +1,4 @@
-# make demo, make test: from a bare clone, with nothing prepared but Python and, for the tests, Debian's programs
+# make demo, make example, make test: from a bare clone, with nothing prepared but Python and Debian's programs
 
 PYTHON = python3
 VENV = .venv
@@ -6,24 +6,30 @@ VENV = .venv
 GROUPS = test lint
 ARGS =
 
-# The programs that the tests need, and Debian's packages that have them
-PROGRAMS = nginx redis-server rabbitmq-server prometheus promtool chromium chromedriver openssl htpasswd
-PACKAGES = nginx redis-server rabbitmq-server prometheus chromium chromium-driver openssl apache2-utils
+# The programs that the tests need, and Debian's packages that have them; `example` needs a few of them only
+PROGRAMS = nginx redis-server rabbitmq-server prometheus promtool chromium chromedriver openssl htpasswd systemd-analyze
+PACKAGES = nginx redis-server rabbitmq-server prometheus chromium chromium-driver openssl apache2-utils systemd
 
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help demo test lint bench programs clean
+.PHONY: help demo example test lint bench programs clean
 
 help:
-	@echo 'make demo   Flower with a worker and a trickle of tasks; ARGS="--port 8000 --broker redis://localhost:6379/0"'
-	@echo 'make test   lint and all tests; ARGS="-k name" for some of them'
-	@echo 'make lint   ruff and mypy'
-	@echo 'make bench  what it costs, measured against stock Flower'
-	@echo 'make clean  remove what these have made'
+	@echo 'make demo     Flower with a worker and a trickle of tasks; ARGS="--port 8000 --broker redis://localhost:6379/0"'
+	@echo 'make example  Django, its worker and Flower behind nginx with TLS; ARGS="--port 8443"'
+	@echo 'make test     lint and all tests; ARGS="-k name" for some of them'
+	@echo 'make lint     ruff and mypy'
+	@echo 'make bench    what it costs, measured against stock Flower'
+	@echo 'make clean    remove what these have made'
 	@echo 'PYTHON=python3.13 VENV=.venv-3.13 use another Python and another folder'
 
 demo: $(VENV)/.installed
 	@$(VENV)/bin/flower-proxy demo $(ARGS)
+
+example: PROGRAMS = nginx redis-server openssl
+example: PACKAGES = nginx redis-server openssl
+example: programs $(VENV)/.installed-for-example
+	@$(VENV)/bin/python examples/django/run.py $(ARGS)
 
 test: programs lint
 	$(VENV)/bin/python -m pytest $(ARGS)
@@ -46,6 +52,10 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
 	@$(PIP) install --editable .
 	@touch $@
 
+$(VENV)/.installed-for-example: pyproject.toml examples/django/requirements.txt | $(VENV)/bin/pip
+	@$(PIP) install --editable . --requirement examples/django/requirements.txt supervisor
+	@touch $@ $(VENV)/.installed
+
 # Dependency groups came with pip 25.1
 $(VENV)/.installed-for-tests: pyproject.toml | $(VENV)/bin/pip
 	@$(PIP) install --upgrade 'pip>=25.1'
@@ -60,7 +70,7 @@ programs:
 	done; \
 	if [ -z "$$missing" ]; then exit 0; fi; \
 	if [ "$$(id -u)" -ne 0 ] || ! command -v apt-get > /dev/null; then \
-	    echo "The tests need$$missing: sudo apt-get install $(PACKAGES)" >&2; exit 1; \
+	    echo "Missing:$$missing; sudo apt-get install $(PACKAGES)" >&2; exit 1; \
 	fi; \
 	apt-get update --quiet && DEBIAN_FRONTEND=noninteractive apt-get install --quiet --yes --no-install-recommends $(PACKAGES)
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
 import socket
+import threading
+from collections.abc import Sequence
 from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path
@@ -15,8 +18,9 @@ from celery import Celery
 from tornado.httpserver import HTTPServer
 from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest
 from tornado.ioloop import IOLoop, PeriodicCallback
-from tornado.netutil import bind_sockets, bind_unix_socket
+from tornado.netutil import bind_sockets, bind_unix_socket, ssl_options_to_context
 from tornado.options import OptionParser
+from tornado.platform.asyncio import BaseAsyncIOLoop
 from tornado.routing import PathMatches, Router, Rule
 from tornado.web import RequestHandler, StaticFileHandler
 
@@ -32,6 +36,7 @@ from flower_proxy.internals import (
     FLOWER_JS,
     BaseHandler,
     Flower,
+    FlowersLoop,
     LoginHandler,
     Metrics,
     NotFoundErrorHandler,
@@ -54,6 +59,7 @@ _LARGEST_BODY = 16 * 1024 * 1024
 _PATHS_OF_METRICS = ("/metrics", "/healthcheck", "/ready")
 _SECONDS_TO_PURGE = 5
 _SECONDS_TO_CONNECT = 1.0
+_SECONDS_TO_END = 10.0
 _NOT_AN_ADDRESS = "0.0.0.0"  # noqa: S104  what Tornado calls the peer of a unix socket
 
 
@@ -62,13 +68,28 @@ class FlowerProxy(Flower):  # type: ignore[misc]
 
     :param capp: the Celery application to watch.
     :param options: Flower's options and those of `flower_proxy.options`; Tornado's global ones by default.
-    :param settings: further settings of `tornado.web.Application`.
+    :param settings: further settings of `tornado.web.Application`, in place of those that follow from the options.
     :raises ValueError: an option is malformed, or contradicts another one; the message is one line.
+    :ivar port: where it listens once it is open; None on a unix socket.
+    :ivar metrics_port: where it listens for /metrics alone; None if it does not.
 
-    It is closed: where the options name nobody who may enter, a password is made up, which `entrance` holds.
+    It is closed: where the options name nobody who may enter, a password is made up, which `entrance.made_up` holds.
+
+    Inside a program that runs an event loop already, it is made and opened there, once; everything has ended with the
+    block:
+
+        async with FlowerProxy(capp=app, options=make_options(port=0)) as flower:
+            print(flower.port)
+
+    `open` and `close` do the same for those who have no block. The Celery application, and its connections, stay the
+    program's own. `start` is for a program that does nothing else: it runs the event loop.
     """
 
     def __init__(self, *, capp: Celery, options: OptionParser = default_options, **settings: Any) -> None:
+        self.loop = cast(BaseAsyncIOLoop, IOLoop.current())
+        self.port: int | None = None
+        self.metrics_port: int | None = None
+        io_loop = FlowersLoop(self.loop)
         self.entrance = build_entrance(options)
         self._access_log = options.access_log
         self.frame_ancestors = parse_frame_ancestors(options.frame_ancestors)
@@ -76,13 +97,14 @@ class FlowerProxy(Flower):  # type: ignore[misc]
             "static_handler_class": _static_handler(Path(flower_settings["static_path"]), options.static_overrides),
             "template_loader": corrected_templates(Path(flower_settings["template_path"])),
         }
-        receiver = _receiver(capp, options)
+        receiver = _receiver(capp, options, io_loop)
         self.monitor = _monitor(capp, options, receiver)
         super().__init__(
             capp=capp,
             options=UnproxiedOptions(options),
             events=receiver,
-            **{**flower_settings, **ours, **settings},
+            io_loop=io_loop,
+            **{**flower_settings, **_tornado_settings(options), **ours, **settings},
         )
         self.wildcard_router.rules.insert(0, Rule(PathMatches("/ready"), Ready))
         self._purge_timer = PeriodicCallback(self._forget_workers, _SECONDS_TO_PURGE * 1000)
@@ -93,6 +115,7 @@ class FlowerProxy(Flower):  # type: ignore[misc]
             xheaders=options.xheaders,
         )
         self.http_servers: list[HTTPServer] = []
+        self._inspections: set[asyncio.Future[None]] = set()
         self._socket_file: tuple[str, int] | None = None
         # Each peer once; the cache is bounded, so a flood of peers cannot fill it
         self._warn_untrusted = lru_cache(maxsize=256)(_warn_untrusted)
@@ -199,9 +222,20 @@ class FlowerProxy(Flower):  # type: ignore[misc]
         return int(name[1]) if isinstance(name, tuple) else 0
 
     def start(self) -> None:
+        """Run the event loop, with everything that goes on beside the server, until somebody stops the loop."""
+        self._begin()
+        self.loop.start()
+
+    def _begin(self) -> None:
         self.monitor.start()
         self._purge_timer.start()
         super().start()
+
+    def update_workers(self, workername: str | None = None) -> asyncio.Future[None]:
+        inspection: asyncio.Future[None] = super().update_workers(workername)
+        self._inspections.add(inspection)
+        inspection.add_done_callback(self._inspections.discard)
+        return inspection
 
     def _forget_workers(self) -> None:
         self.monitor.forget_producers()
@@ -210,6 +244,7 @@ class FlowerProxy(Flower):  # type: ignore[misc]
                 self.workers.pop(name, None)
 
     def stop(self) -> None:
+        """Let everything end, and wait for nothing; the event loop goes on."""
         self._purge_timer.stop()
         self.monitor.stop()
         while self.http_servers:
@@ -219,6 +254,62 @@ class FlowerProxy(Flower):  # type: ignore[misc]
             self._socket_file = None
         self.entrance.close()
         super().stop()
+
+    # In a program of one's own
+
+    async def open(self, sockets: Sequence[socket.socket] = ()) -> None:
+        """Listen, and begin to watch; the event loop that runs goes on.
+
+        :param sockets: bound ones to listen on, in place of where the options say; `close` closes them.
+        :raises OSError: the address or socket cannot be bound; nothing is left open.
+        :raises RuntimeError: it was made in another event loop, or open before.
+        """
+        if asyncio.get_running_loop() is not self.loop.asyncio_loop:
+            raise RuntimeError("a FlowerProxy is made and opened in the same event loop, while that runs")
+        if self.events.ident is not None:
+            raise RuntimeError("a FlowerProxy is opened once; make another one")
+        try:
+            for bound in sockets:
+                bound.setblocking(False)
+                bound.listen()
+            self.port = (self._serve(self, list(sockets)) or None) if sockets else self.start_http_server()
+            self.metrics_port = self.start_metrics_server()
+            self._begin()
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """End everything, and wait until it has ended, for ten seconds at most.
+
+        A broker that hangs may keep threads waiting for longer, and with them the end of the program, unless
+        `broker_transport_options` of the Celery application have a ``socket_timeout``.
+        """
+        servers = list(self.http_servers)
+        self.stop()
+        for server in servers:
+            await server.close_all_connections()
+        # In a thread of its own, as one of the event loop's would keep the program waiting
+        ending = threading.Thread(target=self._wait_for_threads, name="flower-proxy-ending", daemon=True)
+        ending.start()
+        await asyncio.to_thread(ending.join, _SECONDS_TO_END)
+        if ending.is_alive():
+            logger.warning("The broker keeps threads waiting: a socket_timeout in broker_transport_options ends that")
+        elif self._inspections:
+            await asyncio.wait(self._inspections)
+
+    def _wait_for_threads(self) -> None:
+        for thread in (self.events, self.monitor.watch):
+            if thread.ident is not None:
+                thread.join()
+        self.executor.shutdown(cancel_futures=True)
+
+    async def __aenter__(self) -> FlowerProxy:
+        await self.open()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
 
     def log_request(self, handler: RequestHandler) -> None:
         self.monitor.own.count_request(
@@ -250,10 +341,32 @@ class _MetricsOnly(Router):
         return self.flower.find_guarded_handler(request, self.flower.entrance.metrics_gate, **kwargs)
 
 
-def _receiver(capp: Celery, options: OptionParser) -> Receiver:
+def _tornado_settings(options: OptionParser) -> dict[str, Any]:
+    """Return what Tornado is told of the options."""
+    settings: dict[str, Any] = {"debug": options.debug}
+    if options.cookie_secret:
+        settings["cookie_secret"] = options.cookie_secret
+    if options.auth:
+        settings["oauth"] = {
+            "key": options.oauth2_key,
+            "secret": options.oauth2_secret,
+            "redirect_uri": options.oauth2_redirect_uri,
+        }
+    if options.certfile:
+        files = {name: os.path.expanduser(getattr(options, name) or "") for name in ("certfile", "keyfile", "ca_certs")}
+        try:
+            settings["ssl_options"] = ssl_options_to_context(
+                {name: file for name, file in files.items() if file}, server_side=True
+            )
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--certfile and --keyfile: {error}") from None
+    return settings
+
+
+def _receiver(capp: Celery, options: OptionParser, io_loop: FlowersLoop) -> Receiver:
     return Receiver(
         capp,
-        io_loop=IOLoop.current(),
+        io_loop=io_loop,
         db=options.db,
         persistent=options.persistent,
         state_save_interval=options.state_save_interval,

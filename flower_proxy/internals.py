@@ -6,6 +6,8 @@ Checked on Flower 2.2.0. `tests/test_contract.py` has a test for each, so that a
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from concurrent.futures import Executor
 from typing import Any
 
 from celery.utils.imports import symbol_by_name
@@ -21,6 +23,7 @@ from flower.views.auth import LoginHandler
 from flower.views.error import NotFoundErrorHandler
 from flower.views.monitor import Healthcheck, Metrics
 from flower.views.tasks import TASK_COLUMNS, TasksDataTable
+from tornado.ioloop import IOLoop
 from tornado.options import OptionParser
 from tornado.web import RequestHandler
 
@@ -35,6 +38,7 @@ __all__ = [
     "UNAUTHENTICATED_API",
     "BaseHandler",
     "Flower",
+    "FlowersLoop",
     "Healthcheck",
     "LoginHandler",
     "Metrics",
@@ -102,6 +106,32 @@ class UnproxiedOptions:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._options, name)
+
+
+class FlowersLoop:
+    """The event loop as Flower gets it: Flower would start it, stop it, and have all of it use Flower's threads.
+
+    These end with Flower, and a program that goes on could not even look up a host name then.
+    """
+
+    def __init__(self, loop: IOLoop) -> None:
+        self._loop = loop
+        self._executor: Executor | None = None
+
+    def start(self) -> None:
+        """Whoever runs the loop does."""
+
+    def stop(self) -> None:
+        """Whoever runs the loop does."""
+
+    def set_default_executor(self, executor: Executor) -> None:
+        self._executor = executor
+
+    def run_in_executor(self, executor: Executor | None, func: Callable[..., Any], *args: Any) -> Any:
+        return self._loop.run_in_executor(executor or self._executor, func, *args)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loop, name)
 
 
 def concrete_handler(handler_class: type[RequestHandler], options: UnproxiedOptions) -> type[RequestHandler]:

@@ -7,17 +7,14 @@ import logging
 import os
 import signal
 import socket
-import ssl
 import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import celery
 import click
 from celery.app.utils import find_app as import_app
-from tornado.netutil import ssl_options_to_context
 from tornado.options import options as parser
 
 from flower_proxy.app import FlowerProxy
@@ -101,9 +98,8 @@ def serve(capp: celery.Celery, notes: Iterable[str], *, no_color: bool, quiet: b
             "Flower %s is newer than %s, the last one flower-proxy was tested with", flower_version, CHECKED_ON
         )
     _check_broker(capp)
-    settings = _tornado_settings()
     try:
-        flower = FlowerProxy(capp=capp, **settings)
+        flower = FlowerProxy(capp=capp)
     except ValueError as error:
         raise InputError(one_line(error)) from None
     except Exception as error:
@@ -124,7 +120,7 @@ def serve(capp: celery.Celery, notes: Iterable[str], *, no_color: bool, quiet: b
         flower.stop()
         raise
     for signal_number in (signal.SIGINT, signal.SIGTERM):
-        flower.io_loop.asyncio_loop.add_signal_handler(signal_number, flower.io_loop.stop)
+        flower.loop.asyncio_loop.add_signal_handler(signal_number, flower.loop.stop)
     try:
         flower.start()
     finally:
@@ -165,29 +161,6 @@ def _listening(prefix: str) -> Iterator[None]:
             raise MachineError(f"--unix_socket: cannot listen on {parser.unix_socket!r}: {reason}") from None
         where = f"{address or 'all interfaces'}, port {port}"
         raise MachineError(f"--{prefix}port: cannot listen on {where}: {reason}") from None
-
-
-def _tornado_settings() -> dict[str, Any]:
-    settings: dict[str, Any] = {"debug": parser.debug}
-    if parser.cookie_secret:
-        settings["cookie_secret"] = parser.cookie_secret
-    if parser.auth:
-        settings["oauth"] = {
-            "key": parser.oauth2_key,
-            "secret": parser.oauth2_secret,
-            "redirect_uri": parser.oauth2_redirect_uri,
-        }
-    if parser.certfile:
-        settings["ssl_options"] = _tls_context()
-    return settings
-
-
-def _tls_context() -> ssl.SSLContext:
-    files = {name: os.path.expanduser(getattr(parser, name) or "") for name in ("certfile", "keyfile", "ca_certs")}
-    try:
-        return ssl_options_to_context({name: file for name, file in files.items() if file}, server_side=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--certfile and --keyfile: {one_line(error)}") from None
 
 
 def _set_up_logging(no_color: bool) -> None:

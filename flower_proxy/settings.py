@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import ast
 import difflib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flower_proxy.internals import DEFAULT_CONFIG_FILE, FLOWER_VARIABLES, UNAUTHENTICATED_API
-from flower_proxy.options import ENV_PREFIX, WHO, Option
+from tornado.options import OptionParser
+
+from flower_proxy.internals import (
+    DEFAULT_CONFIG_FILE,
+    FLOWER_VARIABLES,
+    UNAUTHENTICATED_API,
+    default_options,
+    definitions,
+)
+from flower_proxy.options import ENV_PREFIX, WHO, Option, declare
 
 # Kubernetes and Docker's links set these in every container for a service that is called "flower" or "flower-..." (P5)
 _INJECTED_NAME = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
@@ -39,11 +48,58 @@ def read(
     where = "--conf" if "conf" in from_command_line else "FLOWER_CONF"
     values |= _read_file(options, from_command_line.get("conf", values.get("conf")), where)
     values |= from_command_line
+    _refuse_half_of_tls(values)
+    return values, notes
+
+
+def make_options(**settings: Any) -> OptionParser:
+    """Return options of their own, for a `FlowerProxy` in a program of one's own.
+
+    Neither the environment nor a configuration file has a say in them, and Tornado's global options stay as they are.
+
+    :param settings: the options that are not to have their default, by name with underscores.
+    :raises ValueError: one does not exist or cannot be used; the message is one line, as on the command line.
+    """
+    parser = OptionParser()
+    for name, defined in definitions(default_options).items():
+        parser.define(name, default=defined.default, type=defined.type, multiple=defined.multiple)
+    options = {name: option for name, option in declare(parser).items() if not _is_of_command_line(name)}
+    for name, value in settings.items():
+        if name not in options:
+            if _is_of_command_line(name):
+                raise OptionError(f"--{name}: it is for the command line; here the program sees to that itself")
+            meant = nearest(name, options, likeness=0.6)
+            hint = f"did you mean {meant}?" if meant else "flower-proxy --help has them all"
+            raise OptionError(f"--{name}: there is no such option; {hint}")
+        if (accepted := _accept(options[name], value, f"--{name}")) is not None:
+            setattr(parser, name, accepted)
+    _refuse_half_of_tls(settings)
+    return parser
+
+
+def _is_of_command_line(name: str) -> bool:
+    return name in ("conf", "logging") or name.startswith("log_")
+
+
+def _accept(option: Option, value: Any, where: str) -> Any:
+    """Return the value that is meant; None if it is to stay the default."""
+    if value is None:
+        if option.group == WHO:
+            raise OptionError(f"{where}: it is None, which would let everybody in: leave it out, or set it")
+        return None
+    value = os.fspath(value) if option.is_path and isinstance(value, os.PathLike) else value
+    try:
+        text = isinstance(value, str) and (option.multiple or option.type is not str)
+        return option.parse([value]) if text else option.accept(value)
+    except ValueError as error:
+        raise OptionError(f"{where}: {error}") from None
+
+
+def _refuse_half_of_tls(values: Mapping[str, Any]) -> None:
     if bool(values.get("certfile")) != bool(values.get("keyfile")):
         raise OptionError("--certfile and --keyfile: one without the other; TLS needs both")
     if values.get("ca_certs") and not values.get("certfile"):
         raise OptionError("--ca_certs: without --certfile and --keyfile there is no TLS")
-    return values, notes
 
 
 def _parse(option: Option, texts: Sequence[str], where: str) -> Any:
@@ -105,16 +161,8 @@ def _read_file(options: Mapping[str, Option], conf: str | None, where: str) -> d
                 raise OptionError(
                     f"{where}: there is no such option; did you mean {meant}? What begins with _ is not looked at"
                 )
-        elif value is None:
-            if options[name].group == WHO:
-                raise OptionError(f"{where}: it is None, which would let everybody in: leave it out, or set it")
-        else:
-            try:
-                option = options[name]
-                text = isinstance(value, str) and (option.multiple or option.type is not str)
-                values[name] = option.parse([value]) if text else option.accept(value)
-            except ValueError as error:
-                raise OptionError(f"{where}: {error}") from None
+        elif (accepted := _accept(options[name], value, where)) is not None:
+            values[name] = accepted
     return values
 
 

@@ -55,6 +55,13 @@ def test_settings() -> None:
     assert flower_settings["xsrf_cookies"]
 
 
+def test_flower_takes_the_event_loop_for_its_own() -> None:
+    """What FlowersLoop keeps from it."""
+    assert "self.io_loop.set_default_executor(self.executor)" in inspect.getsource(Flower.__init__)
+    assert "self.io_loop.start()" in inspect.getsource(Flower.start)
+    assert "self.io_loop.stop()" in inspect.getsource(Flower.stop)
+
+
 def test_the_last_route_is_the_page_for_what_does_not_exist() -> None:
     pattern, handler = flower.urls.handlers[-1]
     assert (pattern, handler) == (".*", NotFoundErrorHandler)

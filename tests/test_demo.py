@@ -17,7 +17,17 @@ from pathlib import Path
 import pytest
 
 from tests.support import programs
-from tests.support.processes import Address, Answer, basic, free_port, request, running, tail, wait_until
+from tests.support.processes import (
+    Address,
+    Answer,
+    basic,
+    free_port,
+    nothing_is_left,
+    request,
+    running,
+    tail,
+    wait_until,
+)
 
 ANNOUNCEMENT = re.compile(r"Open http://127\.0\.0\.1:(\d+)/flower/  user (\S+), password (\S+)  \(Ctrl-C ends it\)\n")
 
@@ -53,20 +63,6 @@ class Demo:
         assert self.process.wait(timeout=30) == 0
         assert ANNOUNCEMENT.sub("", self.log.read_text()) == "Ending\n"
         nothing_is_left(self.folder)
-
-
-def leftovers(folder: Path) -> list[str]:
-    """What is in the folder, and the processes that were told to use it."""
-    found = [str(path) for path in folder.iterdir()]
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):
-            if os.fsencode(folder) in environment.read_bytes():
-                found.append(environment.with_name("cmdline").read_text())
-    return found
-
-
-def nothing_is_left(folder: Path) -> None:
-    wait_until(lambda: not leftovers(folder), what=f"nothing is left: {leftovers(folder)}")
 
 
 @contextlib.contextmanager

@@ -182,5 +182,19 @@ def stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
+def leftovers(folder: Path) -> list[str]:
+    """What is in the folder, and the processes that were told to use it."""
+    found = [str(path) for path in folder.iterdir()]
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if os.fsencode(folder) in environment.read_bytes():
+                found.append(environment.with_name("cmdline").read_text())
+    return found
+
+
+def nothing_is_left(folder: Path) -> None:
+    wait_until(lambda: not leftovers(folder), what=f"nothing is left: {leftovers(folder)}")
+
+
 def tail(log: Path, lines: int = 40) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])

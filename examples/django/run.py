@@ -1,0 +1,276 @@
+"""`make example`: all of this on one machine, as on a server, until Ctrl-C; nothing is left behind.
+
+A temporary folder stands for the root of the file system: the files beside this one are used as they are, but for that
+root, the ports and the host's name. What a server has besides (Redis, nginx, supervisor itself) is set up here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import getpass
+import http.client
+import os
+import random
+import re
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOTED = re.compile(r"(?<![\w.])(/(etc/letsencrypt|etc/server|srv/server|var/lib/server|var/log/server)\b)")
+USER = "admin"
+
+SUPERVISORD = """
+[supervisord]
+nodaemon=true
+pidfile={root}/supervisord.pid
+logfile={root}/var/log/server/supervisord.log
+
+[program:redis]
+command={redis} {root}/etc/redis.conf
+redirect_stderr=true
+stdout_logfile={root}/var/log/server/redis.log
+
+[program:nginx]
+command={nginx} -p {root} -c etc/nginx.conf -e var/log/server/nginx.log
+redirect_stderr=true
+stdout_logfile={root}/var/log/server/nginx.log
+
+[include]
+files={root}/etc/supervisor.conf
+"""
+
+REDIS = """
+bind 127.0.0.1
+port {port}
+requirepass {password}
+save ""
+dir {root}
+"""
+
+# Without a folder of its own for each of these nginx would write below /var
+NGINX = """
+daemon off;
+user {user};
+pid nginx.pid;
+error_log var/log/server/nginx.log;
+events {{}}
+http {{
+  include /etc/nginx/mime.types;
+  access_log var/log/server/access.log;
+  client_body_temp_path body;
+  proxy_temp_path proxy;
+  fastcgi_temp_path fastcgi;
+  uwsgi_temp_path uwsgi;
+  scgi_temp_path scgi;
+  include {root}/etc/nginx-server.conf;
+}}
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Run the example until Ctrl-C.")
+    parser.add_argument("--port", type=int, default=8443, help="the port for HTTPS (default: 8443)")
+    port = parser.parse_args().port
+    _refuse_port_in_use(port)
+    signals: list[int] = []
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: signals.append(number))
+    with tempfile.TemporaryDirectory(prefix="flower-proxy-example-") as name:
+        root = Path(name).resolve()
+        print("Setting up", flush=True)
+        environ = _set_up(root, port)
+        with _supervised(root, environ, signals) as supervisord:
+
+            def goes_on() -> bool:
+                time.sleep(0.1)
+                return not signals and supervisord.poll() is None
+
+            while goes_on() and not all(_answers(root, port, path) for path in ("/", "/flower/ready")):
+                pass
+            if goes_on():
+                _announce(root, port)
+            while goes_on():
+                pass
+            if not signals:
+                print((root / "var/log/server/supervisord.log").read_text(), file=sys.stderr)
+                sys.exit("supervisor has ended; this was its log")
+            print("Ending", flush=True)
+
+
+def _refuse_port_in_use(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as error:
+            sys.exit(f"--port: cannot listen on 127.0.0.1, port {port}: {error}")
+
+
+def _set_up(root: Path, port: int) -> dict[str, str]:
+    """Fill the folder that stands for the root of the file system, and return the environment for what runs there."""
+    for folder in ("etc/server", "tmp", "var/lib/server/media", "var/log/server"):
+        (root / folder).mkdir(parents=True)
+    shutil.copytree(HERE, root / "srv/server", ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "srv/server/.venv").symlink_to(sys.prefix)
+
+    django, flower, redis, plain = _free_ports(4)
+    passwords = {name: secrets.token_urlsafe(12) for name in ("redis", "metrics", USER)}
+    environ = {
+        **{name: value for name, value in os.environ.items() if not name.startswith(("CELERY_", "DJANGO_", "FLOWER_"))},
+        # What a killed worker leaves there goes with the rest
+        "TMPDIR": f"{root}/tmp",
+        "DJANGO_ALLOWED_HOSTS": "localhost",
+        "DJANGO_SECRET_KEY": secrets.token_urlsafe(48),
+        "SERVER_DATA": f"{root}/var/lib/server",
+        "CELERY_BROKER_URL": f"redis://:{passwords['redis']}@127.0.0.1:{redis}/0",
+        "FLOWER_METRICS_AUTH": f"prometheus:{passwords['metrics']}",
+    }
+    here = {
+        "127.0.0.1:8000": f"127.0.0.1:{django}",
+        "127.0.0.1:5555": f"127.0.0.1:{flower}",
+        "--port=5555": f"--port={flower}",
+        "listen 80;": f"listen 127.0.0.1:{plain};",
+        "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
+        "server_name example.com;": "server_name localhost;",
+        "https://example.com$": f"https://localhost:{port}$",
+        "user=server\n": "",
+    }
+    for source, target in (("nginx.conf", "nginx-server.conf"), ("supervisor.conf", "supervisor.conf")):
+        _write(root / "etc" / target, as_run(root, (HERE / source).read_text(), here))
+    programs = {name: _program(name) for name in ("nginx", "redis-server", "openssl")}
+    _write(root / "etc/nginx.conf", NGINX.format(root=root, user=getpass.getuser()))
+    _write(root / "etc/redis.conf", REDIS.format(root=root, port=redis, password=passwords["redis"]))
+    _write(
+        root / "etc/supervisord.conf",
+        SUPERVISORD.format(root=root, redis=programs["redis-server"], nginx=programs["nginx"]),
+    )
+    _make_certificate(root / "etc/letsencrypt/live/example.com", programs["openssl"])
+    _write(root / "password", passwords[USER] + "\n")
+    _write(root / "etc/prometheus.password", passwords["metrics"] + "\n")
+    hashed = _run([sys.executable, "-m", "flower_proxy", "hash-password", USER], text=passwords[USER])
+    _write(root / "etc/server/htpasswd", hashed)
+    superuser = {"DJANGO_SUPERUSER_PASSWORD": passwords[USER]}
+    for command in (
+        ["migrate"],
+        ["collectstatic", "--noinput"],
+        ["createsuperuser", "--noinput", f"--username={USER}", f"--email={USER}@example.com"],
+    ):
+        _run([sys.executable, "manage.py", *command], {**environ, **superuser}, root / "srv/server")
+    return environ
+
+
+def as_run(root: Path, text: str, changes: Mapping[str, str]) -> str:
+    """Return what a file of this folder says, for this root and with these changes."""
+    if changes:
+        text = re.sub("|".join(map(re.escape, changes)), lambda match: changes[match[0]], text)
+    return ROOTED.sub(rf"{root}\1", text)
+
+
+def _write(path: Path, text: str) -> None:
+    # Readable by its owner alone, from the beginning
+    with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports for servers, below those that Linux gives to clients."""
+    found: list[int] = []
+    for port in random.sample(range(16_000, 32_000), 1000):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    sys.exit("No ports are free")
+
+
+def _program(name: str) -> str:
+    # Debian keeps nginx where only root's PATH looks
+    path = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    if path is None:
+        sys.exit(f"{name} is not installed: sudo apt-get install {name}")
+    return path
+
+
+def _make_certificate(folder: Path, openssl: str) -> None:
+    folder.mkdir(parents=True)
+    command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    command += ["-days", "30", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    command += ["-keyout", str(folder / "privkey.pem"), "-out", str(folder / "fullchain.pem")]
+    _run(command)
+
+
+def _run(
+    command: Sequence[str], environ: Mapping[str, str] | None = None, cwd: Path | None = None, text: str = ""
+) -> str:
+    # In a session of its own, where Ctrl-C does not reach it
+    ended = subprocess.run(
+        command, input=text, env=environ, cwd=cwd, capture_output=True, text=True, start_new_session=True
+    )
+    if ended.returncode:
+        sys.exit(f"{ended.stderr}\nThis failed: {shlex.join(command)}")
+    return ended.stdout
+
+
+@contextlib.contextmanager
+def _supervised(root: Path, environ: dict[str, str], signals: Sequence[int]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run supervisor with everything, and end both with the block; at once if a second signal comes."""
+    supervisord = subprocess.Popen(
+        [sys.executable, "-m", "supervisor.supervisord", "-c", str(root / "etc/supervisord.conf")],
+        env=environ,
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        # Where Ctrl-C does not reach it, and by which all that it starts can be found
+        start_new_session=True,
+    )
+    try:
+        yield supervisord
+    finally:
+        supervisord.terminate()
+        while supervisord.poll() is None and len(signals) < 2:
+            time.sleep(0.1)
+        # What a killed worker has left
+        for pid in _session(supervisord.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        supervisord.wait()
+
+
+def _session(leader: int) -> Iterator[int]:
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(ProcessLookupError):
+            if os.getsid(int(path.name)) == leader:
+                yield int(path.name)
+
+
+def _answers(root: Path, port: int, path: str) -> bool:
+    context = ssl.create_default_context(cafile=root / "etc/letsencrypt/live/example.com/fullchain.pem")
+    connection = http.client.HTTPSConnection("localhost", port, timeout=5, context=context)
+    with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    return False
+
+
+def _announce(root: Path, port: int) -> None:
+    for what, path in (("Django", "/"), ("Admin", "/admin/"), ("Flower", "/flower/")):
+        print(f"{what:7} https://localhost:{port}{path}")
+    print("The browser warns, since the certificate has signed itself.")
+    print(f"User {USER}; the password is in {root}/password, and the logs are in {root}/var/log/server")
+    print("Ctrl-C ends it", flush=True)
+
+
+if __name__ == "__main__":
+    main()

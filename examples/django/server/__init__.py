@@ -1,0 +1,3 @@
+from server.celery import app
+
+__all__ = ["app"]

@@ -1,0 +1,275 @@
+"""Flower inside a program of one's own: it begins and ends there, and the program goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import http.client
+import logging
+import os
+import re
+import shelve
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from prometheus_client import REGISTRY
+from tornado.ioloop import IOLoop
+from tornado.options import options as tornado_options
+
+import flower_proxy
+from flower_proxy import FlowerProxy, make_options
+from flower_proxy.command import OPTIONS
+from flower_proxy.internals import STOCK_FAMILIES
+from tests.support.processes import PROJECT, Address, Answer, basic, free_port, request, running, wait_until
+from tests.support.programs import CREDENTIALS, Broker, Flower
+
+# The oldest kombu calls redis in a way that its newest release for that kombu no longer likes
+pytestmark = pytest.mark.filterwarnings("ignore:Call to 'get_connection' function:DeprecationWarning")
+
+EXAMPLE = PROJECT / "examples" / "embedding.py"
+
+
+@pytest.fixture
+def capp(broker: Broker) -> Iterator[Celery]:
+    with Celery("server", broker=broker.url) as capp:
+        yield capp
+        # The program's own, which Flower has used
+        capp.control.mailbox.producer_pool.force_close_all()
+
+
+def options(**settings: Any) -> Any:
+    return make_options(**{"address": "127.0.0.1", "port": 0, "basic_auth": CREDENTIALS, **settings})
+
+
+async def ask(address: Address, path: str, **kwargs: Any) -> Answer:
+    """Ask from a thread, while the event loop turns."""
+    return await asyncio.to_thread(request, address, path, headers=basic(CREDENTIALS), **kwargs)
+
+
+def process_wide() -> dict[str, Any]:
+    """What the process has but once."""
+    return {
+        "options": tornado_options.as_dict(),
+        "handlers": [*logging.getLogger().handlers],
+        "level": logging.getLogger().level,
+        "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
+        # Flower's own come with its first use, once
+        "metrics": [metric.name for metric in REGISTRY.collect() if metric.name not in STOCK_FAMILIES],
+        "hooks": (sys.excepthook, threading.excepthook),
+        "folder": os.getcwd(),
+        "environment": dict(os.environ),
+    }
+
+
+def test_the_example_as_it_is(worker: Broker, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with running(
+        [sys.executable, "-W", "always::ResourceWarning", str(EXAMPLE)],
+        log=log,
+        ready=lambda: "/flower/\n" in log.read_text(),
+        env=worker.environment,
+        cwd=tmp_path,
+    ) as process:
+        [port] = re.findall(r"http://127\.0\.0\.1:(\d+)/flower/\n", log.read_text())
+        address = Address(int(port))
+        assert request(address, "/flower/").status == 401
+
+        def shows_worker() -> bool:
+            return '"status": true' in request(address, "/flower/workers?json=1", headers=basic("me:secret")).text
+
+        wait_until(shows_worker, what="the worker is online")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+    assert log.read_text() == f"http://127.0.0.1:{port}/flower/\n"
+
+
+async def use(broker: Broker, capp: Celery, db: Path) -> None:
+    """Have Flower for a while, and assert that nothing is left of it."""
+    before = set(threading.enumerate()), asyncio.all_tasks(), process_wide()
+    async with FlowerProxy(capp=capp, options=options(persistent=True, db=db)) as flower:
+        assert flower.port is not None
+        address = Address(flower.port)
+        await asyncio.to_thread(Flower(address, "").watch_tasks, broker)
+        assert (await ask(address, "/metrics")).status == 200
+        [worker] = flower.events.state.workers
+        assert (await ask(address, f"/worker/{worker}")).status == 200
+        waiting = address.connect()
+        waiting.sendall(b"GET /healthcheck HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert (await asyncio.to_thread(waiting.recv, 4096)).startswith(b"HTTP/1.1 200")
+        answer = asyncio.create_task(ask(address, f"/api/workers?refresh=1&workername={worker}"))
+    with waiting:
+        assert waiting.recv(1) == b""
+    # The end comes before the answer
+    with pytest.raises((OSError, http.client.HTTPException)):
+        await answer
+    assert not address.accepts()
+    with shelve.open(str(db)) as state:
+        assert worker in state["events"].workers
+    # Whoever asks for a thread of the event loop still gets one
+    assert await asyncio.to_thread(sum, [1, 2]) == 3
+    assert asyncio.all_tasks() - {answer} == before[1]
+    assert process_wide() == before[2]
+    left = {thread.name for thread in set(threading.enumerate()) - before[0]}
+    # Of the event loop's own
+    assert all(name.startswith("asyncio_") for name in left), left
+
+
+def test_twice_in_one_process_without_a_trace(
+    worker: Broker, capp: Celery, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def twice() -> None:
+        await use(worker, capp, tmp_path / "first")
+        await use(worker, capp, tmp_path / "second")
+
+    asyncio.run(twice(), debug=True)
+    # What nobody closed complains when it is thrown away
+    gc.collect()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+def test_two_side_by_side(worker: Broker, capp: Celery) -> None:
+    async def both() -> None:
+        first, second = (FlowerProxy(capp=capp, options=options(url_prefix=prefix)) for prefix in ("one", "two"))
+        async with first, second:
+            for flower, prefix in ((first, "one"), (second, "two")):
+                page = await ask(Address(flower.port or 0), f"/{prefix}/workers")
+                assert f'href="/{prefix}/tasks"' in page.text
+        assert first.port != second.port
+
+    asyncio.run(both())
+
+
+def test_on_a_unix_socket_and_on_sockets_that_are_bound_already(capp: Celery, tmp_path: Path) -> None:
+    async def main() -> None:
+        path = tmp_path / "flower.sock"
+        async with FlowerProxy(capp=capp, options=options(unix_socket=path)) as flower:
+            assert flower.port is None
+            assert (await ask(Address(socket_path=path), "/healthcheck")).status == 200
+        assert not path.exists()
+        with socket.socket() as bound:
+            bound.bind(("127.0.0.1", 0))
+            flower = FlowerProxy(capp=capp, options=options(metrics_port=0, metrics_address="127.0.0.1"))
+            await flower.open([bound])
+            assert flower.port == bound.getsockname()[1]
+            for port, path_ in ((flower.port, "/healthcheck"), (flower.metrics_port, "/metrics")):
+                assert (await ask(Address(port or 0), path_)).status == 200
+            with pytest.raises(RuntimeError, match="opened once"):
+                await flower.open()
+            assert (await ask(Address(flower.port or 0), "/healthcheck")).status == 200
+            await flower.close()
+            assert bound.fileno() == -1
+
+    asyncio.run(main())
+
+
+# Tornado throws away the socket that it could not bind
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_port_in_use_leaves_nothing_behind(capp: Celery, tmp_path: Path) -> None:
+    async def main() -> None:
+        before = threading.enumerate()
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            flower = FlowerProxy(
+                capp=capp, options=options(unix_socket=tmp_path / "s", metrics_port=taken.getsockname()[1])
+            )
+            with pytest.raises(OSError, match="in use"):
+                await flower.open()
+        assert not (tmp_path / "s").exists()
+        assert [thread for thread in set(threading.enumerate()) - set(before) if "asyncio" not in thread.name] == []
+
+    asyncio.run(main())
+
+
+def test_a_broker_that_is_not_there_does_not_hold_up_the_end() -> None:
+    async def main() -> None:
+        with Celery("server", broker=f"redis://127.0.0.1:{free_port()}") as capp:
+            async with FlowerProxy(capp=capp, options=options()) as flower:
+                assert (await ask(Address(flower.port or 0), "/ready")).status == 503
+            assert not flower.events.is_alive()
+
+    asyncio.run(main())
+
+
+def test_a_broker_that_hangs_does_not_hold_up_the_end(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flower_proxy.app._SECONDS_TO_END", 0.5)
+
+    async def main(capp: Celery) -> FlowerProxy:
+        async with FlowerProxy(capp=capp, options=options()) as flower:
+            return flower
+
+    # Whoever connects is never accepted
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        capp = Celery("server", broker=f"redis://127.0.0.1:{deaf.getsockname()[1]}", set_as_current=False)
+        flower = asyncio.run(main(capp))
+        assert "a socket_timeout in broker_transport_options ends that" in caplog.text
+    # Now it is refused
+    flower.executor.shutdown()
+    for thread in (flower.events, flower.monitor.watch):
+        thread.join()
+    capp.close()
+
+
+def test_it_has_to_be_made_in_the_loop_that_runs(io_loop: IOLoop, capp: Celery) -> None:
+    flower = FlowerProxy(capp=capp, options=options())
+
+    async def main() -> None:
+        with pytest.raises(RuntimeError, match="in the same event loop"):
+            await flower.open()
+
+    thread = threading.Thread(target=asyncio.run, args=[main()])
+    thread.start()
+    thread.join()
+    flower.stop()
+    flower.executor.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        pytest.param({"url_prefx": "/flower"}, "--url_prefx: .* did you mean url_prefix", id="mistyped"),
+        pytest.param({"conf": "flowerconfig.py"}, "--conf: it is for the command line", id="command-line"),
+        pytest.param({"nonsense": 1}, "--nonsense: there is no such option; flower-proxy --help", id="unknown"),
+        pytest.param({"port": "many"}, "--port: 'many' is not a whole number", id="type"),
+        pytest.param({"port": 70000}, "--port: 70000 is not 0 to 65535", id="value"),
+        pytest.param({"url_prefix": "a?b"}, "--url_prefix: 'a.b' is not", id="prefix"),
+        pytest.param({"auth_file": None}, "--auth_file: it is None", id="open-by-accident"),
+        pytest.param({"auth_file": Path("/nowhere")}, "--auth_file: '/nowhere' is not a file", id="file"),
+        pytest.param({"certfile": EXAMPLE}, "--certfile and --keyfile: one without the other", id="half-of-tls"),
+    ],
+)
+def test_a_wrong_value_is_told_in_one_line(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        make_options(**settings)
+    assert "\n" not in str(error.value)
+
+
+def test_options_are_those_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLOWER_PORT", "1234")
+    made = make_options(viewers="bob, carol", metrics=["self"], auth_file=EXAMPLE)
+    assert (made.viewers, made.metrics, made.auth_file) == (["bob", "carol"], ["self"], str(EXAMPLE))
+    for name, option in OPTIONS.items():
+        if name not in ("viewers", "metrics", "auth_file"):
+            assert getattr(made, name) == option.default, name
+
+
+def test_importing_the_package_brings_nothing_with_it() -> None:
+    code = "import flower_proxy, sys; print({'flower', 'celery', 'tornado'} & set(sys.modules))"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said == "set()\n"
+    assert {"FlowerProxy", "make_options"} <= set(dir(flower_proxy))
+    with pytest.raises(AttributeError, match="no attribute 'flower'"):
+        _ = flower_proxy.flower
+
+
+def test_the_readme_shows_the_example() -> None:
+    [block] = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+    assert block in EXAMPLE.read_text()
