@@ -25,6 +25,10 @@ EXAMPLES = {
     "caddy/stripped.Caddyfile": "caddy --url_prefix=flower --strip",
     "haproxy/kept.cfg": "haproxy --url_prefix=flower",
     "haproxy/stripped.cfg": "haproxy --url_prefix=flower --strip",
+    "traefik/kept.yml": "traefik --url_prefix=flower",
+    "traefik/stripped.yml": "traefik --url_prefix=flower --strip",
+    "ingress-nginx/kept.yml": "ingress-nginx --url_prefix=flower",
+    "ingress-nginx/stripped.yml": "ingress-nginx --url_prefix=flower --strip",
 }
 """Files in ``examples``, and the words behind ``flower-proxy config`` that print them."""
 
