@@ -149,9 +149,6 @@ def plan(
         text = str(own.get(name, values.get(name, "")) or "")
         if not re.fullmatch(pattern, text):
             raise DeploymentError(f"--{name}: {text!r} is not {expected}")
-    for name, value in values.items():
-        if not str(value).isprintable():
-            raise DeploymentError(f"--{name}: a line break or the like cannot be written into a configuration")
     asked = {"strip": strip, "tls": tls, "auth_request": auth_request, "proxy_auth": proxy_auth}
     asked["server_name"] = server_name != "example.com"
     asked["unix_socket"] = target.is_proxy and values.get("unix_socket")
@@ -173,6 +170,9 @@ def plan(
     hidden = [options[name].variable for name in told if options[name].secret]
     settings = {name: told[name] for name in options if name in told and not options[name].secret}
     words = ("flower-proxy", *front, *_words(options, settings))
+    for word in words:
+        if not word.isprintable():
+            raise DeploymentError(f"{word!r}: a line break or the like cannot be written into a configuration")
     return Deployment(
         words=words,
         command=shlex.join(words),

@@ -18,8 +18,8 @@ from celery import Celery
 from tests.support.processes import Address, free_port, wait_until
 from tests.support.programs import Broker, Flower, launch
 from tests.support.prometheus import Prometheus, prometheus
-from tests.test_proxies import served
 from tests.test_prometheus_examples import PROMETHEUS, RULES, Query, each_query, used_metrics
+from tests.test_proxies import served
 
 CONFIG = (PROMETHEUS / "prometheus.yml").read_text()
 JOBS = [job["job_name"] for job in yaml.safe_load(CONFIG)["scrape_configs"]]

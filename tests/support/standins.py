@@ -69,10 +69,11 @@ class HostApplication(Answering):
 
 
 class Mirror(Answering):
-    """Tells which headers it got, names in lower case."""
+    """Tells which headers it got, names in lower case, and the path."""
 
     def do_GET(self) -> None:
-        self.answer(200, json.dumps({name.lower(): value for name, value in self.headers.items()}))
+        told = {name.lower(): value for name, value in self.headers.items()}
+        self.answer(200, json.dumps({**told, "path": self.path}))
 
 
 class _UnixServer(ThreadingHTTPServer):
@@ -84,9 +85,13 @@ class _UnixServer(ThreadingHTTPServer):
 @contextlib.contextmanager
 def serving(handler: type[Answering], socket_path: Path | None = None) -> Iterator[Address]:
     """Run such a server, on a free port or on a unix socket."""
-    with _UnixServer(str(socket_path), handler) if socket_path else ThreadingHTTPServer(  # type: ignore[arg-type]
-        ("127.0.0.1", 0), handler
-    ) as server:
+    with (
+        _UnixServer(str(socket_path), handler)
+        if socket_path
+        else ThreadingHTTPServer(  # type: ignore[arg-type]
+            ("127.0.0.1", 0), handler
+        ) as server
+    ):
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
