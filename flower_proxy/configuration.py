@@ -65,7 +65,7 @@ def _config(
     try:
         values, notes = read(_OPTIONS, environ=os.environ, given=settings)
         deployment = plan(
-            TARGETS[target],
+            target,
             _OPTIONS,
             values,
             front=front or ([] if given["broker"] else ["-A", "server"]),
@@ -80,7 +80,7 @@ def _config(
         raise InputError(str(error)) from None
     for note in notes:
         click.echo(note, err=True)
-    click.echo(render(TARGETS[target], deployment), nl=False)
+    click.echo(render(target, deployment), nl=False)
 
 
 config = _ConfigCommand(

@@ -122,7 +122,7 @@ class Deployment:
 
 
 def plan(
-    target: Target,
+    target: str,
     options: Mapping[str, Option],
     values: Mapping[str, Any],
     *,
@@ -136,12 +136,14 @@ def plan(
 ) -> Deployment:
     """Decide what is to be written.
 
+    :param target: one of `TARGETS`.
     :param options: all there are, by name.
     :param values: those that are set, by name.
     :param front: Celery's own part of the command: ``-A``, ``server``.
     :param secrets: environment variables that hold a secret of Celery's.
     :raises DeploymentError: it cannot be had.
     """
+    kind = TARGETS[target]
     values = {name: value for name, value in values.items() if value != options[name].default}
     prefix = parse_mount(values.get("url_prefix", ""))
     own = {"server_name": server_name, "auth_request": auth_request}
@@ -151,12 +153,12 @@ def plan(
             raise DeploymentError(f"--{name}: {text!r} is not {expected}")
     asked = {"strip": strip, "tls": tls, "auth_request": auth_request, "proxy_auth": proxy_auth}
     asked["server_name"] = server_name != "example.com"
-    asked["unix_socket"] = target.is_proxy and values.get("unix_socket")
-    if target.is_proxy:
+    asked["unix_socket"] = kind.is_proxy and values.get("unix_socket")
+    if kind.is_proxy:
         _check_proxy(values, prefix, asked)
     for name, wanted in asked.items():
-        if wanted and name not in target.takes:
-            raise DeploymentError(f"--{name}: this cannot be had with {target.template}; leave it out")
+        if wanted and name not in kind.takes:
+            raise DeploymentError(f"--{name}: this is not for {target}; leave it out")
     users_file = (values.get("auth_file") or _USERS_FILE) if proxy_auth else ""
     user_header = values.get("auth_header") or ""
     told = dict(values)
@@ -165,7 +167,7 @@ def plan(
     if proxy_auth and user_header:
         # its users come in by the proxy's word
         told.pop("auth_file", None)
-    if target.is_local and not values.get("unix_socket") and not values.get("address"):
+    if kind.is_local and not values.get("unix_socket") and not values.get("address"):
         told["address"] = "127.0.0.1"
     hidden = [options[name].variable for name in told if options[name].secret]
     settings = {name: told[name] for name in options if name in told and not options[name].secret}
@@ -191,14 +193,14 @@ def plan(
         user_header=user_header,
         asks_nobody=bool(user_header or values.get("no_auth")),
         metrics_port=values.get("metrics_port"),
-        is_elsewhere=not (values.get("trusted_proxies") or _is_here(target, values)),
+        is_elsewhere=not (values.get("trusted_proxies") or _is_here(kind, values)),
     )
 
 
-def render(target: Target, deployment: Deployment) -> str:
+def render(target: str, deployment: Deployment) -> str:
     """Write the configuration."""
     namespace = {field.name: getattr(deployment, field.name) for field in fields(deployment)}
-    return _templates().load(target.template).generate(**namespace).decode()
+    return _templates().load(TARGETS[target].template).generate(**namespace).decode()
 
 
 @functools.cache

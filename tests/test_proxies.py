@@ -102,8 +102,8 @@ def served(
     *,
     provider: type[IdentityProvider] = IdentityProvider,
 ) -> Iterator[tuple[Address, Address]]:
-    """Run the proxy with the configuration, in front of this Flower, and tell where it is: publicly, and without TLS."""
-    text, said = read(name)
+    """Run the proxy with the configuration, in front of this Flower; tell where it is: publicly, and without TLS."""
+    text, _ = read(name)
     kind = "nginx" if name == README else re.split("[ /]", name)[0]
     plain, tls = Address(free_port()), Address(free_port(), tls=True)
     with contextlib.ExitStack() as stack:
