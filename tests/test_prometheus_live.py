@@ -18,8 +18,8 @@ from celery import Celery
 from tests.support.processes import Address, free_port, wait_until
 from tests.support.programs import Broker, Flower, launch
 from tests.support.prometheus import Prometheus, prometheus
-from tests.test_nginx_examples import served
 from tests.test_prometheus_examples import PROMETHEUS, RULES, Query, each_query, used_metrics
+from tests.test_proxies import served
 
 CONFIG = (PROMETHEUS / "prometheus.yml").read_text()
 JOBS = [job["job_name"] for job in yaml.safe_load(CONFIG)["scrape_configs"]]
@@ -93,7 +93,7 @@ def scraped(
         if job == "celery-nginx":
             files = dict(zip(("fullchain.pem", "privkey.pem"), map(str, certificate), strict=True))
             files = {f"/etc/letsencrypt/live/example.com/{name}": path for name, path in files.items()}
-            target, _ = stack.enter_context(served("tls.conf", flower.address, files, folder / "nginx"))
+            target, _ = stack.enter_context(served("nginx/tls.conf", flower.address, files, folder / "nginx"))
         (folder / "data").mkdir()
         running = stack.enter_context(prometheus(config(job, target, folder), folder / "data"))
         yield Scraped(flower, worker, running)

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from tornado.httputil import HTTPHeaders
+
 PROJECT = Path(__file__).resolve().parents[2]
 
 T = TypeVar("T")
@@ -40,7 +42,8 @@ class Address:
         """Connect, from this address of loopback's."""
         if self.socket_path is None:
             connection = socket.create_connection(("127.0.0.1", self.port), timeout=10, source_address=(source, 0))
-            return tls_context().wrap_socket(connection) if self.tls else connection
+            # some proxies look for the certificate by that name
+            return tls_context().wrap_socket(connection, server_hostname="localhost") if self.tls else connection
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(10)
         try:
@@ -113,7 +116,7 @@ def request(
     with contextlib.closing(connection):
         connection.request(method, path, body=body, headers=dict(headers or {}))
         with connection.getresponse() as response:
-            return Answer(response.status, dict(response.getheaders()), response.read())
+            return Answer(response.status, HTTPHeaders(dict(response.getheaders())), response.read())
 
 
 def basic(credentials: str) -> dict[str, str]:

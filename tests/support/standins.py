@@ -7,6 +7,8 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from socketserver import BaseServer, ThreadingMixIn, UnixStreamServer
 from urllib.parse import parse_qs, urlsplit
 
 from .processes import Address
@@ -66,19 +68,32 @@ class HostApplication(Answering):
 
 
 class Mirror(Answering):
-    """Tells which headers it got, names in lower case."""
+    """Tells which headers it got, names in lower case, and the path."""
 
     def do_GET(self) -> None:
-        self.answer(200, json.dumps({name.lower(): value for name, value in self.headers.items()}))
+        told = {name.lower(): value for name, value in self.headers.items()}
+        self.answer(200, json.dumps({**told, "path": self.path}))
+
+
+class _UnixServer(ThreadingMixIn, UnixStreamServer):
+    pass
 
 
 @contextlib.contextmanager
-def serving(handler: type[Answering]) -> Iterator[Address]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+def serving(handler: type[Answering], socket_path: Path | None = None) -> Iterator[Address]:
+    """Run such a server, on a free port or on a unix socket."""
+    server: BaseServer
+    if socket_path is None:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        address = Address(server.server_port)
+    else:
+        server = _UnixServer(str(socket_path), handler)
+        address = Address(socket_path=socket_path)
+    with server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield Address(server.server_port)
+            yield address
         finally:
             server.shutdown()
             thread.join()

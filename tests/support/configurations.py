@@ -1,0 +1,77 @@
+"""What ``flower-proxy config`` prints, and the examples that have to be the same."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import shlex
+import subprocess
+from collections.abc import Mapping
+from unittest import mock
+
+from flower_proxy.command import main
+
+from .processes import PROJECT
+
+EXAMPLES = {
+    "nginx/kept.conf": "nginx --url_prefix=flower",
+    "nginx/stripped.conf": "nginx --url_prefix=flower --strip",
+    "nginx/tls.conf": "nginx --url_prefix=flower --tls",
+    "nginx/unix-socket.conf": "nginx --url_prefix=flower --unix_socket=/run/flower/flower.sock",
+    "nginx/auth_basic.conf": "nginx --url_prefix=flower --proxy_auth --auth_file=/etc/flower/htpasswd",
+    "nginx/auth_request.conf": (
+        "nginx --url_prefix=flower --auth_request=http://127.0.0.1:4180 --auth_header=X-Forwarded-User"
+    ),
+    "apache/kept.conf": "apache --url_prefix=flower",
+    "apache/stripped.conf": "apache --url_prefix=flower --strip",
+    "caddy/kept.Caddyfile": "caddy --url_prefix=flower",
+    "caddy/stripped.Caddyfile": "caddy --url_prefix=flower --strip",
+    "haproxy/kept.cfg": "haproxy --url_prefix=flower",
+    "haproxy/stripped.cfg": "haproxy --url_prefix=flower --strip",
+    "traefik/kept.yml": "traefik --url_prefix=flower",
+    "traefik/stripped.yml": "traefik --url_prefix=flower --strip",
+    "ingress-nginx/kept.yml": "ingress-nginx --url_prefix=flower",
+    "ingress-nginx/stripped.yml": "ingress-nginx --url_prefix=flower --strip",
+}
+"""Files in ``examples``, and the words behind ``flower-proxy config`` that print them."""
+
+BY_HAND = {"nginx/host-application.conf"}
+"""Files beside them that are written by hand: the generator knows of no application but Flower."""
+
+
+def config(*words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run ``flower-proxy config`` in this process, where only these settings are found in the environment."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("FLOWER_", "CELERY_"))}
+    output, errors = io.StringIO(), io.StringIO()
+    status: object = 0
+    with (
+        mock.patch.dict(os.environ, {**plain, **(env or {})}, clear=True),
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(errors),
+    ):
+        try:
+            main(["config", *words])
+        except SystemExit as leaving:
+            status = leaving.code
+    return subprocess.CompletedProcess(words, int(str(status or 0)), output.getvalue(), errors.getvalue())
+
+
+def printed(words: str) -> str:
+    """What it prints for these words."""
+    result = config(*shlex.split(words))
+    if result.returncode != 0:
+        raise ValueError(f"flower-proxy config {words}: {result.stderr}")
+    return result.stdout
+
+
+def write_examples() -> None:
+    """Write the examples anew: ``python -m tests.support.configurations``."""
+    for name, words in EXAMPLES.items():
+        file = PROJECT / "examples" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(printed(words))
+
+
+if __name__ == "__main__":
+    write_examples()
