@@ -54,6 +54,7 @@ _LARGEST_BODY = 16 * 1024 * 1024
 _PATHS_OF_METRICS = ("/metrics", "/healthcheck", "/ready")
 _SECONDS_TO_PURGE = 5
 _SECONDS_TO_CONNECT = 1.0
+_FIRST_HANDED_OVER = 3  # SD_LISTEN_FDS_START
 _NOT_AN_ADDRESS = "0.0.0.0"  # noqa: S104  what Tornado calls the peer of a unix socket
 
 
@@ -164,11 +165,13 @@ class FlowerProxy(Flower):  # type: ignore[misc]
     # The server
 
     def start_http_server(self) -> int | None:
-        """Listen where the options say.
+        """Listen where the options say, or on what systemd has handed over.
 
         :returns: the port, None on a unix socket.
-        :raises OSError: the address or socket cannot be bound.
+        :raises OSError: the address or socket cannot be bound, or what was handed over is no socket.
         """
+        if handed := _handed_over():
+            return self._serve(self, handed) or None
         if not self.options.unix_socket:
             return self._serve(self, bind_sockets(self.options.port, address=self.options.address))
         path = self.options.unix_socket
@@ -306,6 +309,17 @@ def _warn_untrusted(peer: str) -> None:
         peer,
         peer,
     )
+
+
+def _handed_over() -> list[socket.socket]:
+    """Return the sockets on which systemd, or another parent, already listens for this process: sd_listen_fds(3)."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()):
+        return []
+    numbers = range(_FIRST_HANDED_OVER, _FIRST_HANDED_OVER + int(os.environ.get("LISTEN_FDS", "0")))
+    sockets = [socket.socket(fileno=number) for number in numbers]
+    for one in sockets:
+        one.setblocking(False)
+    return sockets
 
 
 def _refuse_live_socket(path: str) -> None:
