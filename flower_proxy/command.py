@@ -23,7 +23,11 @@ from flower_proxy.serve import InputError, find_app, serve
 from flower_proxy.settings import OptionError, nearest, read
 
 OPTIONS = declare(parser)
-_COMMANDS = {"demo": "flower_proxy.demo:demo", "hash-password": "flower_proxy.hash_password:hash_password"}
+_COMMANDS = {
+    "demo": "flower_proxy.demo:demo",
+    "hash-password": "flower_proxy.hash_password:hash_password",
+    "config": "flower_proxy.configuration:config",
+}
 _METAVARS = {int: "NUMBER", float: "NUMBER", bool: "[BOOL]"}
 
 
@@ -144,7 +148,7 @@ def _celery_option(*names: str, envvar: str, help: str) -> click.Option:
     return click.Option(names, envvar=[envvar, f"CELERY_{envvar}"], show_envvar=True, help=help)
 
 
-def _celery_options() -> list[click.Parameter]:
+def celery_options() -> list[click.Parameter]:
     return [
         _celery_option("-A", "--app", envvar="APP", help="the Celery application, as for celery -A"),
         _celery_option("-b", "--broker", envvar="BROKER_URL", help="the broker's URL"),
@@ -165,7 +169,7 @@ def _celery_options() -> list[click.Parameter]:
     ]
 
 
-def _setting_options() -> list[click.Parameter]:
+def setting_options() -> list[click.Parameter]:
     return [SettingOption(option) for option in OPTIONS.values()]
 
 
@@ -221,7 +225,7 @@ def _apply(given: dict[str, tuple[str, ...]]) -> list[str]:
 command = SettingsGroup(
     "flower-proxy",
     callback=_run,
-    params=[*_celery_options(), *_setting_options()],
+    params=[*celery_options(), *setting_options()],
     help=_run.__doc__,
     invoke_without_command=True,
 )
@@ -233,7 +237,7 @@ def _run_in_celery(**given: tuple[str, ...]) -> None:
     serve(front.app, notes, no_color=front.no_color, quiet=front.quiet)
 
 
-celery_command = SettingsCommand("flower-proxy", callback=_run_in_celery, params=_setting_options(), help=_run.__doc__)
+celery_command = SettingsCommand("flower-proxy", callback=_run_in_celery, params=setting_options(), help=_run.__doc__)
 
 
 def main(args: Sequence[str] | None = None) -> None:

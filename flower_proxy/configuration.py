@@ -1,0 +1,87 @@
+"""``flower-proxy config``: the configuration of what stands in front of Flower or around it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import click
+
+from flower_proxy.command import OPTIONS, SettingsCommand, celery_options, setting_options
+from flower_proxy.deployment import TARGETS, DeploymentError, plan, render
+from flower_proxy.serve import InputError
+from flower_proxy.settings import OptionError, read
+
+# A path is one of the machine that flower-proxy will run on, which need not be this one
+_OPTIONS = {name: replace(option, check=None) if option.is_path else option for name, option in OPTIONS.items()}
+# What Celery reads where the command line is silent, since a URL may hold a password
+_CELERY_VARIABLES = {"broker": "CELERY_BROKER_URL", "result_backend": "CELERY_RESULT_BACKEND"}
+_CELERY_WORDS = {"app": "-A", "loader": "--loader", "config": "--config", "workdir": "--workdir"}
+
+_OWN: list[click.Parameter] = [
+    click.Argument(["target"], metavar="TARGET", type=click.Choice(list(TARGETS))),
+    click.Option(["--keep/--strip"], default=True, help="the proxy keeps the prefix, or takes it off  [default: keep]"),
+    click.Option(["--server_name"], default="example.com", show_default=True, help="the public host's name"),
+    click.Option(["--tls"], is_flag=True, help="the proxy serves HTTPS, with certificates as certbot names them"),
+    click.Option(
+        ["--auth_request"], default="", metavar="URL", help="an identity provider, such as http://127.0.0.1:4180"
+    ),
+    click.Option(["--proxy_auth"], is_flag=True, help="the proxy asks for the password too, out of --auth_file"),
+]
+
+
+class _ConfigCommand(SettingsCommand):
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Show its own options; all others are those of flower-proxy itself."""
+        records = [param.get_help_record(ctx) for param in [*_OWN[1:], *self.get_params(ctx)[-1:]]]
+        with formatter.section("Options"):
+            formatter.write_dl([record for record in records if record])
+
+
+def _config(
+    target: str,
+    keep: bool,
+    server_name: str,
+    tls: bool,
+    auth_request: str,
+    proxy_auth: bool,
+    **given: str | bool | tuple[str, ...] | None,
+) -> None:
+    """Print the configuration that fits the options.
+
+    \b
+    TARGET is one of: {targets}.
+
+    Say how flower-proxy is to be started, with any of its own options (flower-proxy --help), and how it is to be
+    reached. What is printed is complete, and begins with the command that belongs to it.
+    """
+    settings = {name: texts for name, texts in given.items() if name in OPTIONS and isinstance(texts, tuple) and texts}
+    front = [word for name, option in _CELERY_WORDS.items() if given[name] for word in (option, str(given[name]))]
+    secrets = [variable for name, variable in _CELERY_VARIABLES.items() if given[name]]
+    try:
+        values, notes = read(_OPTIONS, environ=os.environ, given=settings)
+        deployment = plan(
+            TARGETS[target],
+            _OPTIONS,
+            values,
+            front=front or ([] if given["broker"] else ["-A", "server"]),
+            secrets=secrets,
+            strip=not keep,
+            server_name=server_name,
+            tls=tls,
+            auth_request=auth_request,
+            proxy_auth=proxy_auth,
+        )
+    except (OptionError, DeploymentError) as error:
+        raise InputError(str(error)) from None
+    for note in notes:
+        click.echo(note, err=True)
+    click.echo(render(TARGETS[target], deployment), nl=False)
+
+
+config = _ConfigCommand(
+    "config",
+    callback=_config,
+    params=[*_OWN, *celery_options(), *setting_options()],
+    help=(_config.__doc__ or "").format(targets=", ".join(TARGETS)),
+)

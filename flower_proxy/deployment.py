@@ -1,0 +1,235 @@
+"""How Flower is to be reached, and the configuration that says so to the program in front of it or around it.
+
+Pure: from settings to text. What is written comes from the files in ``configurations``, templates of Tornado's with
+every field of `Deployment` as a name.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tornado.template import DictLoader
+
+from flower_proxy.options import Option
+from flower_proxy.paths import parse_mount
+
+_FOLDER = Path(__file__).with_name("configurations")
+# A block or a comment that has its line to itself is to leave no empty line
+_LINE_OF_ITS_OWN = re.compile(r"^[ \t]*(\{[%#].*?[%#]\})\n", re.MULTILINE)
+
+# What cannot end a value, or mean something else, in any of the files
+_PLAIN = {
+    "url_prefix": (r"[A-Za-z0-9._~@+=/-]*", "a path of letters, digits and ._~@+=-"),
+    "server_name": (r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", "a host's name, such as example.com"),
+    "address": (r"[A-Za-z0-9.:-]*", "an address to listen on"),
+    "unix_socket": (r"(/[A-Za-z0-9._@+/-]+)?", "an absolute path of letters, digits and ._@+-"),
+    "auth_file": (r"(/[A-Za-z0-9._@+/-]+)?", "an absolute path of letters, digits and ._@+-"),
+    "auth_header": (r"[A-Za-z0-9-]*", "a header of letters, digits and -, such as X-Forwarded-User"),
+    "auth_request": (
+        r"(https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(:\d{1,5})?/?)?",
+        "where the identity provider listens, such as http://127.0.0.1:4180",
+    ),
+}
+_ANY_ADDRESS = ("", "0.0.0.0", "::")  # noqa: S104  compared, not listened on
+_USERS_FILE = "/etc/flower/htpasswd"
+
+
+class DeploymentError(ValueError):
+    """What was asked for cannot be had; the message is one line that names the option, and what to do."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of configuration.
+
+    :ivar template: the file in ``configurations``.
+    :ivar takes: the options among `PROXY_OPTIONS` that it can follow; it refuses the others.
+    :ivar is_proxy: whether it stands between browsers and Flower, and so has to settle who may enter.
+    :ivar is_local: whether it runs on Flower's machine, which then listens on loopback unless it is told otherwise.
+    """
+
+    template: str
+    takes: frozenset[str] = frozenset()
+    is_proxy: bool = False
+    is_local: bool = False
+
+
+PROXY_OPTIONS = ("strip", "server_name", "tls", "auth_request", "proxy_auth", "unix_socket")
+
+TARGETS = {
+    "nginx": Target("nginx.conf", frozenset(PROXY_OPTIONS), is_proxy=True, is_local=True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """What a template has to know. No secret is in it.
+
+    :ivar words: the command that starts flower-proxy, as a list.
+    :ivar command: the same as a line for a shell.
+    :ivar secrets: environment variables that have to be set in addition, since their values are secret.
+    :ivar settings: every option of Flower's and ours that is set and no secret, by name.
+    :ivar prefix: the public prefix, ``/flower``; empty for the root.
+    :ivar strips: whether the proxy takes it off.
+    :ivar pattern: the prefix as a regular expression.
+    :ivar server_name: the public host's name.
+    :ivar tls: whether the proxy serves HTTPS.
+    :ivar upstream: where the proxy finds Flower: ``127.0.0.1:5555``; empty with a unix socket.
+    :ivar unix_socket: the path of the unix socket, or empty.
+    :ivar port: what Flower listens on, also where the proxy finds it otherwise.
+    :ivar auth_request: where the identity provider listens, without a final slash, or empty.
+    :ivar users_file: the file out of which the proxy asks for passwords, or empty.
+    :ivar user_header: the header in which the proxy names the user, or empty.
+    :ivar asks_nobody: whether Flower itself asks for no password, so that the host's name has to be right.
+    :ivar metrics_port: the port of /metrics alone, or None.
+    """
+
+    words: tuple[str, ...]
+    command: str
+    secrets: tuple[str, ...]
+    settings: Mapping[str, Any]
+    prefix: str
+    strips: bool
+    pattern: str
+    server_name: str
+    tls: bool
+    upstream: str
+    unix_socket: str
+    port: int
+    auth_request: str
+    users_file: str
+    user_header: str
+    asks_nobody: bool
+    metrics_port: int | None
+
+
+def plan(
+    target: Target,
+    options: Mapping[str, Option],
+    values: Mapping[str, Any],
+    *,
+    front: Sequence[str],
+    secrets: Sequence[str] = (),
+    strip: bool = False,
+    server_name: str = "example.com",
+    tls: bool = False,
+    auth_request: str = "",
+    proxy_auth: bool = False,
+) -> Deployment:
+    """Decide what is to be written.
+
+    :param options: all there are, by name.
+    :param values: those that are set, by name.
+    :param front: Celery's own part of the command: ``-A``, ``server``.
+    :param secrets: environment variables that hold a secret of Celery's.
+    :raises DeploymentError: it cannot be had.
+    """
+    values = {name: value for name, value in values.items() if value != options[name].default}
+    prefix = parse_mount(values.get("url_prefix", ""))
+    own = {"server_name": server_name, "auth_request": auth_request}
+    for name, (pattern, expected) in _PLAIN.items():
+        text = str(own.get(name, values.get(name, "")) or "")
+        if not re.fullmatch(pattern, text):
+            raise DeploymentError(f"--{name}: {text!r} is not {expected}")
+    for name, value in values.items():
+        if not str(value).isprintable():
+            raise DeploymentError(f"--{name}: a line break or the like cannot be written into a configuration")
+    asked = {"strip": strip, "tls": tls, "auth_request": auth_request, "proxy_auth": proxy_auth}
+    asked["server_name"] = server_name != "example.com"
+    asked["unix_socket"] = target.is_proxy and values.get("unix_socket")
+    if target.is_proxy:
+        _check_proxy(values, prefix, asked)
+    for name, wanted in asked.items():
+        if wanted and name not in target.takes:
+            raise DeploymentError(f"--{name}: this cannot be had with {target.template}; leave it out")
+    users_file = (values.get("auth_file") or _USERS_FILE) if proxy_auth else ""
+    user_header = values.get("auth_header") or ""
+    told = dict(values)
+    if strip:
+        told.pop("url_prefix", None)
+    if proxy_auth and user_header:
+        # its users come in by the proxy's word
+        told.pop("auth_file", None)
+    if target.is_local and not values.get("unix_socket") and not values.get("address"):
+        told["address"] = "127.0.0.1"
+    hidden = [options[name].variable for name in told if options[name].secret]
+    settings = {name: told[name] for name in options if name in told and not options[name].secret}
+    words = ("flower-proxy", *front, *_words(options, settings))
+    return Deployment(
+        words=words,
+        command=shlex.join(words),
+        secrets=(*secrets, *hidden),
+        settings=settings,
+        prefix=prefix,
+        strips=strip,
+        pattern=re.escape(prefix),
+        server_name=server_name.lower(),
+        tls=tls,
+        upstream="" if values.get("unix_socket") else _upstream(told.get("address", ""), _port(options, values)),
+        unix_socket=values.get("unix_socket") or "",
+        port=_port(options, values),
+        auth_request=auth_request.rstrip("/"),
+        users_file=users_file,
+        user_header=user_header,
+        asks_nobody=bool(user_header or values.get("no_auth")),
+        metrics_port=values.get("metrics_port"),
+    )
+
+
+def render(target: Target, deployment: Deployment) -> str:
+    """Write the configuration."""
+    namespace = {field.name: getattr(deployment, field.name) for field in fields(deployment)}
+    return _templates().load(target.template).generate(**namespace).decode()
+
+
+@functools.cache
+def _templates() -> DictLoader:
+    texts = {file.name: file.read_text(encoding="utf-8") for file in _FOLDER.iterdir() if file.is_file()}
+    prepared = {name: _LINE_OF_ITS_OWN.sub(r"\1", text) for name, text in texts.items()}
+    return DictLoader(prepared, autoescape=None, whitespace="all")
+
+
+def _check_proxy(values: Mapping[str, Any], prefix: str, asked: Mapping[str, Any]) -> None:
+    if asked["strip"] and not prefix:
+        raise DeploymentError("--strip: there is nothing to strip; add --url_prefix with the public prefix")
+    if values.get("certfile"):
+        raise DeploymentError("--certfile: TLS is the proxy's part here; leave it out, and add --tls")
+    if values.get("port") == 0 and not values.get("unix_socket"):
+        raise DeploymentError("--port: 0 is a free port, but the proxy has to know which; name one")
+    if asked["auth_request"] and asked["proxy_auth"]:
+        raise DeploymentError("--proxy_auth: --auth_request asks already who it is; leave one of them out")
+    vouches = asked["auth_request"] or asked["proxy_auth"]
+    for name in ("auth_header", "no_auth"):
+        if values.get(name) and not vouches:
+            raise DeploymentError(f"--{name}: nobody would ask who people are; add --auth_request=URL or --proxy_auth")
+    if asked["auth_request"] and not (values.get("auth_header") or values.get("no_auth")):
+        raise DeploymentError("--auth_request: Flower would ask once more; add --auth_header=X-Forwarded-User")
+    if asked["proxy_auth"] and not any(values.get(name) for name in ("auth_file", "auth_header", "no_auth")):
+        raise DeploymentError("--proxy_auth: Flower has to know these users too; add --auth_file=PATH for both")
+
+
+def _port(options: Mapping[str, Option], values: Mapping[str, Any]) -> int:
+    return int(values.get("port", options["port"].default))
+
+
+def _upstream(address: str, port: int) -> str:
+    host = "127.0.0.1" if address in _ANY_ADDRESS else address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _words(options: Mapping[str, Option], settings: Mapping[str, Any]) -> list[str]:
+    words = []
+    for name, value in settings.items():
+        if value is True:
+            words.append(f"--{name}")
+        elif options[name].multiple:
+            words.append(f"--{name}={','.join(map(str, value))}")
+        elif not callable(value):
+            words.append(f"--{name}={str(value).lower() if value is False else value}")
+    return words
