@@ -8,10 +8,13 @@ from dataclasses import replace
 import click
 
 from flower_proxy.command import OPTIONS, SettingsCommand, celery_options, setting_options
-from flower_proxy.deployment import TARGETS, DeploymentError, plan, render
+from flower_proxy.deployment import TARGETS as PROXIES
+from flower_proxy.deployment import DeploymentError, plan, render
 from flower_proxy.serve import InputError
+from flower_proxy.services import SERVICES
 from flower_proxy.settings import OptionError, read
 
+TARGETS = {**PROXIES, **SERVICES}
 # A path is one of the machine that flower-proxy will run on, which need not be this one
 _OPTIONS = {name: replace(option, check=None) if option.is_path else option for name, option in OPTIONS.items()}
 # What Celery reads where the command line is silent, since a URL may hold a password
@@ -72,11 +75,12 @@ def _config(
             auth_request=auth_request,
             proxy_auth=proxy_auth,
         )
+        text = render(TARGETS[target], deployment)
     except (OptionError, DeploymentError) as error:
         raise InputError(str(error)) from None
     for note in notes:
         click.echo(note, err=True)
-    click.echo(render(TARGETS[target], deployment), nl=False)
+    click.echo(text, nl=False)
 
 
 config = _ConfigCommand(

@@ -18,9 +18,12 @@ from flower_proxy.deployment import Deployment, DeploymentError, Target
 
 _FOLDER = "/srv/app"
 _USERS_FILE = "/etc/flower/htpasswd"
+_STATE_FOLDER = "/var/lib/flower"
 _STATE = "flower.db"
+# Of the network that compose.yml makes: this machine, and an address that is kept free for a proxy in a container
+_COMPOSE_PROXIES = "172.31.255.1,172.31.255.2"
 # Files that only flower-proxy may read
-_SECRET_FILES = ("auth_file", "basic_auth_file", "certfile", "keyfile")
+_CREDENTIALS = {"auth_file": "htpasswd", "basic_auth_file": "passwords", "certfile": "certificate", "keyfile": "key"}
 _WAYS_IN = {"auth_file", "basic_auth_file", "auth", "auth_header", "no_auth"}
 _PRIVILEGED = 1024
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9._@+/-]*")
@@ -34,16 +37,72 @@ def told(words: Iterable[str], **options: str | None) -> list[str]:
     return [*kept, *(f"--{name}={value}" for name, value in options.items() if value is not None)]
 
 
+def _command(deployment: Deployment) -> list[str]:
+    """Return the command as the service starts it: nobody sees a password that is made up, so a file says who enters.
+
+    :raises DeploymentError: no service can start it like that.
+    """
+    if deployment.strips and not deployment.prefix:
+        raise DeploymentError("--strip: there is nothing to strip; add --url_prefix with the public prefix")
+    if deployment.port == 0 or deployment.metrics_port == 0:
+        raise DeploymentError(
+            "--port and --metrics_port: 0 is a free port, but who connects has to know which; name one"
+        )
+    if deployment.settings.get("log_file_prefix"):
+        raise DeploymentError("--log_file_prefix: the log is kept by what starts the service; leave it out")
+    words = list(deployment.words)
+    if not _WAYS_IN & deployment.settings.keys() and "FLOWER_BASIC_AUTH" not in deployment.secrets:
+        words = told(words, auth_file=_USERS_FILE)
+    return words
+
+
+def _common(deployment: Deployment) -> dict[str, Any]:
+    return {
+        # without it everybody has to log in again after a restart
+        "environment": list(dict.fromkeys(["FLOWER_COOKIE_SECRET", *deployment.secrets])),
+        "keeps": bool(deployment.settings.get("persistent")),
+    }
+
+
+def _in_folder(words: list[str]) -> tuple[str, list[str]]:
+    """Return the project's folder, and the command without it."""
+    if "--workdir" not in words:
+        return _FOLDER, words
+    at = words.index("--workdir")
+    folder = words[at + 1]
+    if not _PLAIN_PATH.fullmatch(folder):
+        raise DeploymentError(f"--workdir: {folder!r} is not an absolute path of letters, digits and ._@+-")
+    return folder.rstrip("/"), words[:at] + words[at + 2 :]
+
+
+def _files(words: Iterable[str]) -> dict[str, str]:
+    """Return the files in a command that only flower-proxy may read, by option."""
+    named = (word.removeprefix("--").partition("=") for word in words if word.startswith("--"))
+    return {name: path for name, _, path in named if name in _CREDENTIALS}
+
+
+def _for_systemd(word: str) -> str:
+    """Write a word for ExecStart: no specifier, no variable, and quoted where it has to be."""
+    word = word.replace("%", "%%").replace("$", "$$")
+    return word if _PLAIN_WORD.fullmatch(word) else '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"
+
+
 def _systemd(deployment: Deployment) -> Mapping[str, Any]:
     folder, words = _in_folder(_command(deployment))
-    files = {name: path for name, path in _secret_files(deployment, words).items() if path}
-    if relative := [name for name, path in files.items() if not _PLAIN_PATH.fullmatch(path)]:
-        raise DeploymentError(f"--{relative[0]}: {files[relative[0]]!r} is not an absolute path without spaces")
-    credentials = {PurePosixPath(path).name if name == "auth_file" else name: path for name, path in files.items()}
+    files = _files(words)
+    for name, path in files.items():
+        if not _PLAIN_PATH.fullmatch(path):
+            raise DeploymentError(f"--{name}: {path!r} is not an absolute path of letters, digits and ._@+-")
     words = told(words, **dict.fromkeys(files))
-    places = [f"--{name}=%d/{credential}" for name, credential in zip(files, credentials, strict=True)]
-    keeps = bool(deployment.settings.get("persistent"))
-    if keeps:
+    places = [f"--{name}=%d/{_CREDENTIALS[name]}" for name in files]
+    if deployment.settings.get("persistent"):
         words = told(words, db=None)
         places.append(f"--db=%S/flower-proxy/{_STATE}")
     start = [f"{folder}/.venv/bin/flower-proxy", *map(_for_systemd, words[1:]), *places]
@@ -52,63 +111,70 @@ def _systemd(deployment: Deployment) -> Mapping[str, Any]:
         **_common(deployment),
         "folder": folder,
         "start": " ".join(start),
-        "credentials": credentials,
-        "keeps": keeps,
+        "credentials": [f"{_CREDENTIALS[name]}:{path}" for name, path in files.items()],
         "activated": activated,
     }
 
 
 def _systemd_socket(deployment: Deployment) -> Mapping[str, Any]:
-    _check_service(deployment)
+    _command(deployment)
     mode = deployment.settings.get("unix_socket_mode", "0660")
     return {"listen": deployment.unix_socket or deployment.upstream, "mode": mode}
 
 
 def _supervisor(deployment: Deployment) -> Mapping[str, Any]:
     folder, words = _in_folder(_command(deployment))
+    if deployment.settings.get("persistent") and "db" not in deployment.settings:
+        words = told(words, db=f"{_STATE_FOLDER}/{_STATE}")
     line = shlex.join([f"{folder}/.venv/bin/flower-proxy", *words[1:]])
     if re.search(r"\s[;#]", line):
         raise DeploymentError("what stands behind ' ;' or ' #' is a comment to supervisor: set that option in --conf")
-    return {**_common(deployment), "folder": folder, "start": line.replace("%", "%%")}
+    return {
+        **_common(deployment),
+        "folder": folder,
+        "start": line.replace("%", "%%"),
+        "users_from": _files(words).get("auth_file"),
+        "folder_of_state": str(PurePosixPath(deployment.settings.get("db") or f"{_STATE_FOLDER}/{_STATE}").parent),
+    }
 
 
 def _in_container(deployment: Deployment, *, users_file: str, trusted: str) -> list[str]:
     """Return the command, for a container.
 
     :param users_file: where the file of users is mounted.
-    :param trusted: the network that the proxy is in, if the options name none.
+    :param trusted: where the proxy is, if the options name none.
     """
     address = deployment.settings.get("address")
-    if address and (address == "localhost" or _is_loopback(address)):
+    if address and _is_loopback(address):
         raise DeploymentError(f"--address: {address!r} cannot be reached from outside the container; leave it out")
     for name in ("unix_socket", "certfile"):
         if deployment.settings.get(name):
             raise DeploymentError(f"--{name}: the proxy reaches a container at a port, by HTTP; leave it out")
     words = _command(deployment)
-    for name, path in _secret_files(deployment, words).items():
-        if path:
-            words = told(words, **{name: users_file})
+    files = _files(words)
+    if len(files) > 1:
+        raise DeploymentError(
+            "--auth_file and --basic_auth_file: one secret holds the users here; leave one of them out"
+        )
+    words = told(words, **dict.fromkeys(files, users_file))
     if deployment.settings.get("persistent"):
-        words = told(words, db=f"/var/lib/flower/{_STATE}")
+        words = told(words, db=f"{_STATE_FOLDER}/{_STATE}")
     if "trusted_proxies" not in deployment.settings:
         words = told(words, trusted_proxies=f"127.0.0.0/8,{trusted}")
     return words
 
 
 def _compose(deployment: Deployment) -> Mapping[str, Any]:
-    network = "172.31.255.0/24"
-    words = _in_container(deployment, users_file="/run/secrets/htpasswd", trusted=network)
+    words = _in_container(deployment, users_file="/run/secrets/htpasswd", trusted=_COMPOSE_PROXIES)
     return {
         **_common(deployment),
-        "network": network,
         "arguments": json.dumps(words[1:], ensure_ascii=False).replace("$", "$$"),
-        "has_users": _has_users(words),
-        "keeps": bool(deployment.settings.get("persistent")),
+        "has_users": bool(_files(words)),
     }
 
 
 def _dockerfile(deployment: Deployment) -> Mapping[str, Any]:
-    words = _in_container(deployment, users_file="/run/secrets/htpasswd", trusted="172.31.255.0/24")
+    words = _in_container(deployment, users_file="/run/secrets/htpasswd", trusted=_COMPOSE_PROXIES)
     return {**_common(deployment), "arguments": json.dumps(words[1:], ensure_ascii=False)}
 
 
@@ -121,8 +187,7 @@ def _kubernetes(deployment: Deployment) -> Mapping[str, Any]:
     return {
         **_common(deployment),
         "arguments": [json.dumps(word.replace("$(", "$$("), ensure_ascii=False) for word in words[1:]],
-        "has_users": _has_users(words),
-        "keeps": bool(deployment.settings.get("persistent")),
+        "has_users": bool(_files(words)),
     }
 
 
@@ -151,3 +216,18 @@ def _prometheus(deployment: Deployment) -> Mapping[str, Any]:
         "scheme": scheme,
         "user": json.dumps(deployment.metrics_user or "prometheus") if asks else "",
     }
+
+
+_SERVICE = frozenset({"strip", "unix_socket"})
+
+SERVICES = {
+    "systemd": Target("flower-proxy.service", _SERVICE, is_local=True, more=_systemd),
+    "systemd-socket": Target("flower-proxy.socket", _SERVICE, is_local=True, more=_systemd_socket),
+    "supervisor": Target("supervisor.conf", _SERVICE, is_local=True, more=_supervisor),
+    "compose": Target("compose.yml", _SERVICE, more=_compose),
+    "dockerfile": Target("Dockerfile", _SERVICE, more=_dockerfile),
+    "kubernetes": Target("kubernetes.yml", _SERVICE, more=_kubernetes),
+    "prometheus": Target(
+        "prometheus.yml", frozenset({"strip", "unix_socket", "server_name", "tls"}), is_local=True, more=_prometheus
+    ),
+}
