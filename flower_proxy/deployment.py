@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,17 @@ class Target:
 
 PROXY_OPTIONS = ("strip", "server_name", "tls", "auth_request", "proxy_auth", "unix_socket")
 
+
+def _local_proxy(template: str, *, refuses: Collection[str]) -> Target:
+    takes = frozenset(PROXY_OPTIONS).difference(refuses)
+    return Target(template, takes, is_proxy=True, is_local=True)
+
+
 TARGETS = {
-    "nginx": Target("nginx.conf", frozenset(PROXY_OPTIONS), is_proxy=True, is_local=True),
+    "nginx": _local_proxy("nginx.conf", refuses=()),
+    "apache": _local_proxy("apache.conf", refuses=("auth_request",)),
+    "caddy": _local_proxy("Caddyfile", refuses=("proxy_auth",)),
+    "haproxy": _local_proxy("haproxy.cfg", refuses=("auth_request", "proxy_auth")),
 }
 
 

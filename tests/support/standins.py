@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from socketserver import TCPServer
 from urllib.parse import parse_qs, urlsplit
 
 from .processes import Address
@@ -72,13 +75,22 @@ class Mirror(Answering):
         self.answer(200, json.dumps({name.lower(): value for name, value in self.headers.items()}))
 
 
+class _UnixServer(ThreadingHTTPServer):
+    address_family = socket.AF_UNIX
+    # HTTPServer's own looks for the name of the host
+    server_bind = TCPServer.server_bind
+
+
 @contextlib.contextmanager
-def serving(handler: type[Answering]) -> Iterator[Address]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+def serving(handler: type[Answering], socket_path: Path | None = None) -> Iterator[Address]:
+    """Run such a server, on a free port or on a unix socket."""
+    with _UnixServer(str(socket_path), handler) if socket_path else ThreadingHTTPServer(  # type: ignore[arg-type]
+        ("127.0.0.1", 0), handler
+    ) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield Address(server.server_port)
+            yield Address(socket_path=socket_path) if socket_path else Address(server.server_port)
         finally:
             server.shutdown()
             thread.join()

@@ -1,4 +1,4 @@
-"""The files in ``examples/nginx`` do what they say, run as they are but for ports and paths."""
+"""What ``flower-proxy config`` prints for proxies does what it says, run as it is but for ports, paths and names."""
 
 from __future__ import annotations
 
@@ -14,18 +14,43 @@ import pytest
 
 from tests.support.browser import Browser
 from tests.support.journey import Journey, Place
+from tests.support.configurations import BY_HAND, EXAMPLES, printed
 from tests.support.processes import PROJECT, Address, Answer, basic, free_port, request
-from tests.support.programs import CREDENTIALS, USER, Broker, htpasswd, launch, nginx
+from tests.support.programs import CREDENTIALS, USER, Broker, htpasswd, launch
+from tests.support.proxies import proxy, substitute
 from tests.support.standins import HostApplication, IdentityProvider, Mirror, NamelessProvider, serving
 
-FOLDER = PROJECT / "examples" / "nginx"
 README = "README.md"
 COLLEAGUE = "bob:secret"
 # The ways in that an example's comment names, in place of the password that the tests give Flower otherwise
 WAYS_IN = {"auth_file", "auth_header"}
 # Who is logged in, and what acts: tabs are buttons too, but not of this class
 NAMES, BUTTONS = ".app-nav-secondary .nav-link.text-break", "#main-content .btn"
-FILES = [README, *sorted(path.name for path in FOLDER.glob("*.conf"))]
+SOCKET = "/run/flower/flower.sock"
+BY_HEADER = "--url_prefix=flower --auth_header=X-Forwarded-User"
+ASKED_BY_NGINX, ASKED_BY_APACHE = (f"{kind} {BY_HEADER} --proxy_auth" for kind in ("nginx", "apache"))
+KNOWN_TO_CADDY = f"caddy {BY_HEADER} --auth_request=http://127.0.0.1:4180"
+# What is printed for these words has no file
+VARIANTS = [
+    ASKED_BY_NGINX,
+    f"nginx --url_prefix=flower --strip --tls --unix_socket={SOCKET}",
+    "apache --url_prefix=flower --proxy_auth --auth_file=/etc/flower/htpasswd",
+    ASKED_BY_APACHE,
+    "apache --url_prefix=flower --tls",
+    f"apache --url_prefix=flower --strip --unix_socket={SOCKET}",
+    KNOWN_TO_CADDY,
+    "caddy --url_prefix=flower --tls",
+    f"caddy --url_prefix=flower --strip --unix_socket={SOCKET}",
+    "haproxy --url_prefix=flower --tls",
+    f"haproxy --url_prefix=flower --strip --unix_socket={SOCKET}",
+]
+RUN = ("nginx/", "apache/", "caddy/", "haproxy/")
+FILES = [README, *(name for name in (*EXAMPLES, *BY_HAND) if name.startswith(RUN))]
+CASES = [*FILES, *VARIANTS]
+WITH_TLS = [name for name in CASES if "tls" in name]
+BY_PROVIDER = ["nginx/auth_request.conf", KNOWN_TO_CADDY]
+BY_PASSWORD = ["nginx/auth_basic.conf", "apache --url_prefix=flower --proxy_auth --auth_file=/etc/flower/htpasswd"]
+BY_WORD = [ASKED_BY_NGINX, ASKED_BY_APACHE]
 
 
 @dataclass(frozen=True)
@@ -53,22 +78,15 @@ class Example:
         return request(self.public, path, method=method, source=source, headers={**known, **(headers or {})})
 
 
-def substitute(text: str, table: Mapping[str, str]) -> str:
-    """Replace each key by its value; a key that is not there shows that the file says something else by now."""
-    missing = [old for old in table if old not in text]
-    assert not missing, f"not in the file: {missing}"
-    return re.sub("|".join(map(re.escape, table)), lambda match: table[match[0]], text)
-
-
 def read(name: str) -> tuple[str, dict[str, str]]:
-    """The file, and the options with which its comment says to start Flower."""
+    """The configuration, and the options with which its comment says to start Flower."""
     if name == README:
         text = (PROJECT / README).read_text()
         (block,) = re.findall(r"```nginx\n(.*?)```", text, re.DOTALL)
         return f"events {{}} http {{ gzip on; gzip_types *; server {{ listen 80; {block} }} }}", {
             "url_prefix": "flower"
         }
-    text = (FOLDER / name).read_text()
+    text = printed(name) if name in VARIANTS else (PROJECT / "examples" / name).read_text()
     command = next(line for line in text.splitlines() if "flower-proxy -A" in line)
     return text, dict(word.lstrip("-").split("=") for word in shlex.split(command.lstrip("# ")) if "=" in word)
 
@@ -80,34 +98,27 @@ def served(
     files: Mapping[str, str],
     folder: Path,
     *,
-    changes: Mapping[str, str] | None = None,
     provider: type[IdentityProvider] = IdentityProvider,
 ) -> Iterator[tuple[Address, Address]]:
-    """Run nginx with the file, in front of this Flower, and tell where it is: publicly, and without TLS."""
+    """Run the proxy with the configuration, in front of this Flower, and tell where it is: publicly, and without TLS."""
     text, said = read(name)
+    kind = "nginx" if name == README else re.split("[ /]", name)[0]
     plain, tls = Address(free_port()), Address(free_port(), tls=True)
     with contextlib.ExitStack() as stack:
-        table = {
-            "listen 80;": f"listen {plain};",
-            f"unix:{said['unix_socket']}" if "unix_socket" in said else "127.0.0.1:5555": str(flower),
-            **{path: file for path, file in files.items() if path in text},
-            **(changes or {}),
-        }
-        if name == "tls.conf":
-            table["listen 443 ssl;"] = f"listen {tls} ssl;"
-        if name == "auth_request.conf":
+        table = {SOCKET: str(flower.socket_path), "127.0.0.1:5555": str(flower)}
+        if "127.0.0.1:4180" in text:
             table["127.0.0.1:4180"] = str(stack.enter_context(serving(provider)))
-        if name == "host-application.conf":
+        if name == "nginx/host-application.conf":
             table["127.0.0.1:8000"] = str(stack.enter_context(serving(HostApplication)))
-        stack.enter_context(nginx(substitute(text, table), folder, ready=plain))
-        yield tls if name == "tls.conf" else plain, plain
+        stack.enter_context(proxy(kind, substitute(text, table), folder, plain=plain, tls=tls, files=files))
+        yield tls if name in WITH_TLS else plain, plain
 
 
 @contextlib.contextmanager
 def standing(
     name: str, worker: Broker, files: Mapping[str, str], folder: Path, options: Sequence[str] = ()
 ) -> Iterator[Example]:
-    """Run Flower as the file's comment says, with these options too, and nginx with the file."""
+    """Run Flower as the file's comment says, with these options too, and the proxy with the file."""
     _, said = read(name)
     with launch(
         "ours",
@@ -122,21 +133,24 @@ def standing(
         ],
     ) as flower:
         flower.watch_tasks(worker)
-        with served(name, flower.address, files, folder / "nginx") as (public, plain):
+        with served(name, flower.address, files, folder / "proxy") as (public, plain):
             yield Example(public, plain)
 
 
 @pytest.fixture(scope="module")
 def files(certificate: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The files that the examples name, and where they are here."""
-    users = htpasswd(tmp_path_factory.mktemp("users"), CREDENTIALS, COLLEAGUE)
+    folder = tmp_path_factory.mktemp("files")
+    both = folder / "example.com.pem"
+    both.write_text("".join(file.read_text() for file in certificate))
     return {
-        "/etc/flower/htpasswd": str(users),
+        "/etc/flower/htpasswd": str(htpasswd(folder, CREDENTIALS, COLLEAGUE)),
+        "/etc/haproxy/example.com.pem": str(both),
         **{f"/etc/letsencrypt/live/example.com/{file.name}": str(file) for file in certificate},
     }
 
 
-@pytest.fixture(scope="module", params=FILES)
+@pytest.fixture(scope="module", params=CASES)
 def example(
     request: pytest.FixtureRequest, worker: Broker, files: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Example]:
@@ -179,27 +193,31 @@ def test_names_arrive_as_they_were_sent(example: Example) -> None:
     assert "a//b%c" in answer.text
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_flower_is_told_by_nginx_and_not_by_the_client(name: str, files: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", CASES)
+def test_flower_is_told_by_the_proxy_and_not_by_the_client(name: str, files: dict[str, str], tmp_path: Path) -> None:
     lies = {f"X-Forwarded-{about}": "elsewhere" for about in ("For", "Proto", "Host", "Port", "Prefix")}
     lies |= {"X-Script-Name": "elsewhere", "Forwarded": "host=elsewhere", "Cookie": IdentityProvider.SESSION}
-    if name == "auth_request.conf":
+    _, said = read(name)
+    if "auth_header" in said:
         # Elsewhere nobody takes a user's name from there
         lies["X-Forwarded-User"] = "elsewhere"
     # As browsers send it; by this Flower tells them from a proxy that vouches for the host
     lies["Connection"] = "keep-alive"
-    with serving(Mirror) as mirror, served(name, mirror, files, tmp_path / "nginx") as (public, _):
-        answer = request(public, "/flower/", headers={**basic(CREDENTIALS), **lies})
+    socket_path = tmp_path / "mirror.sock" if "unix_socket" in said else None
+    with serving(Mirror, socket_path) as mirror, served(name, mirror, files, tmp_path / "proxy") as (public, _):
+        host = f"localhost:{public.port}"
+        answer = request(public, "/flower/", headers={"Host": host, **basic(CREDENTIALS), **lies})
     told = json.loads(answer.text)
     assert "elsewhere" not in answer.text
-    assert told["host"] == told["x-forwarded-host"] == f"localhost:{public.port}"
+    assert told["host"] == told["x-forwarded-host"] == host
     assert told["x-forwarded-for"] == "127.0.0.1"
     assert told["x-forwarded-proto"] == ("https" if public.tls else "http")
     assert told["x-forwarded-prefix"] == "/flower"
-    assert "keep-alive" not in told.get("connection", "")
-    assert told.get("x-forwarded-user") == (IdentityProvider.USER if name == "auth_request.conf" else None)
+    assert "keep-alive" not in told.get("connection", "").lower()
+    user = IdentityProvider.USER if name in BY_PROVIDER else USER if name in BY_WORD else None
+    assert told.get("x-forwarded-user") == user
     # the credentials are for Flower, unless somebody else has let people in
-    assert ("authorization" in told) == (name != "auth_request.conf")
+    assert ("authorization" in told) == (user is None)
 
 
 def test_scripts_are_compressed(example: Example) -> None:
@@ -207,46 +225,47 @@ def test_scripts_are_compressed(example: Example) -> None:
     assert answer.headers["Content-Encoding"] == "gzip"
 
 
-@pytest.mark.parametrize("example", ["tls.conf"], indirect=True)
+@pytest.mark.parametrize("example", WITH_TLS, indirect=True)
 def test_plain_http_is_sent_to_tls(example: Example) -> None:
     answer = request(example.plain, "/flower/?a=b")
-    assert (answer.status, answer.headers["Location"]) == (308, "https://example.com/flower/?a=b")
+    assert (answer.status, answer.headers["Location"]) == (308, "https://localhost/flower/?a=b")
 
 
-@pytest.mark.parametrize("example", ["auth_request.conf"], indirect=True)
+@pytest.mark.parametrize("example", BY_PROVIDER, indirect=True)
 def test_people_who_are_not_signed_in_are_sent_to_the_identity_provider(example: Example) -> None:
     answer = request(example.public, "/flower/tasks", headers=basic(CREDENTIALS))
     assert (answer.status, answer.headers["Location"]) == (302, "/oauth2/start?rd=/flower/tasks")
 
 
-@pytest.mark.parametrize("example", ["auth_request.conf"], indirect=True)
+@pytest.mark.parametrize("example", BY_PROVIDER, indirect=True)
 def test_the_page_names_whom_the_provider_knows(example: Example, browser: Browser) -> None:
     browser.open(example.place.url)
     browser.wait(lambda: browser.text(NAMES), what="a name")
     assert browser.text(NAMES).split() == [IdentityProvider.USER]
 
 
-@pytest.mark.parametrize("example", ["auth_request.conf"], indirect=True)
+@pytest.mark.parametrize("example", BY_PROVIDER, indirect=True)
 def test_nobody_is_let_in_under_a_name_of_their_own(example: Example) -> None:
     page = example.ask("/flower/", headers={"X-Forwarded-User": "mallory"}).text
     assert IdentityProvider.USER in page
     assert "mallory" not in page
 
 
+@pytest.mark.parametrize("name", BY_PROVIDER)
 def test_a_provider_that_names_nobody_does_not_leave_the_name_to_the_client(
-    files: dict[str, str], tmp_path: Path
+    name: str, files: dict[str, str], tmp_path: Path
 ) -> None:
     """As with oauth2-proxy without --set-xauthrequest."""
     known = {"Cookie": NamelessProvider.SESSION, "X-Forwarded-User": "mallory"}
     with (
         serving(Mirror) as mirror,
-        served("auth_request.conf", mirror, files, tmp_path / "nginx", provider=NamelessProvider) as (public, _),
+        served(name, mirror, files, tmp_path / "proxy", provider=NamelessProvider) as (public, _),
     ):
         told = json.loads(request(public, "/flower/", headers=known).text)
-    assert "x-forwarded-user" not in told
+    assert not told.get("x-forwarded-user")
 
 
-@pytest.mark.parametrize("example", ["auth_basic.conf"], indirect=True)
+@pytest.mark.parametrize("example", BY_PASSWORD, indirect=True)
 def test_one_login_is_for_nginx_and_flower(example: Example, browser: Browser) -> None:
     Journey(browser, example.place).log_in()
     browser.open(example.place.url)
@@ -255,19 +274,19 @@ def test_one_login_is_for_nginx_and_flower(example: Example, browser: Browser) -
     assert {request.status for request in browser.traffic() if request.type == "Document"} <= {200, 308}
 
 
-@pytest.mark.parametrize("example", ["auth_basic.conf"], indirect=True)
+@pytest.mark.parametrize("example", BY_PASSWORD, indirect=True)
 @pytest.mark.parametrize("credentials", ["demo:wrong", "demo:", "nobody:secret", ""])
 def test_nobody_comes_past_nginx_without_a_password(example: Example, credentials: str) -> None:
     answer = request(example.public, "/flower/api/workers", headers=basic(credentials) if credentials else {})
     assert (answer.status, answer.headers["WWW-Authenticate"]) == (401, 'Basic realm="flower"')
-    assert answer.headers["Server"].startswith("nginx")
+    assert answer.headers["Server"].startswith(("nginx", "Apache"))
 
 
 @pytest.mark.parametrize(
     ("name", "viewer", "credentials"),
     [
-        pytest.param("auth_request.conf", IdentityProvider.USER, CREDENTIALS, id="known-to-the-provider"),
-        pytest.param("auth_basic.conf", "bob", COLLEAGUE, id="by-password"),
+        pytest.param("nginx/auth_request.conf", IdentityProvider.USER, CREDENTIALS, id="known-to-the-provider"),
+        pytest.param("nginx/auth_basic.conf", "bob", COLLEAGUE, id="by-password"),
     ],
 )
 def test_a_viewer_sees_no_button_and_can_press_none(
@@ -286,7 +305,7 @@ def test_a_viewer_sees_no_button_and_can_press_none(
         assert "you may look, not act" in answer.text
 
 
-@pytest.mark.parametrize("example", ["auth_request.conf", "auth_basic.conf"], indirect=True)
+@pytest.mark.parametrize("example", [*BY_PROVIDER, *BY_PASSWORD, *BY_WORD], indirect=True)
 def test_others_see_the_buttons(example: Example, browser: Browser) -> None:
     journey = Journey(browser, example.place)
     journey.log_in()
@@ -295,29 +314,19 @@ def test_others_see_the_buttons(example: Example, browser: Browser) -> None:
     assert browser.find_all(BUTTONS)
 
 
-def test_where_nginx_and_flower_have_other_users_flower_takes_the_word_of_nginx(
-    worker: Broker, files: dict[str, str], browser: Browser, tmp_path: Path
+@pytest.mark.parametrize("name", BY_WORD)
+def test_where_proxy_and_flower_have_other_users_flower_takes_the_word_of_the_proxy(
+    name: str, worker: Broker, files: dict[str, str], browser: Browser, tmp_path: Path
 ) -> None:
-    """P36. As the comment in the file says."""
-    text, _ = read("auth_basic.conf")
-    added = re.findall(r"^#  ( proxy_set_header .*;)$", text, re.MULTILINE)
-    assert len(added) == 2
-    asks = "auth_basic flower;"
-    changes = {asks: asks + "".join(added)}
-    options = ["--auth_header=X-Forwarded-User", "--basic_auth=other:password"]
-    with (
-        launch("ours", worker, tmp_path, url_prefix="flower", authenticates=False, options=options) as flower,
-        served("auth_basic.conf", flower.address, files, tmp_path / "nginx", changes=changes) as (public, plain),
-    ):
-        flower.watch_tasks(worker)
-        example = Example(public, plain)
+    """P36."""
+    with standing(name, worker, files, tmp_path, ["--basic_auth=other:password"]) as example:
         assert not Journey(browser, example.place, screenshots=tmp_path).faults()
         assert browser.text(NAMES) == USER
         page = example.ask("/flower/", headers={"X-Forwarded-User": "mallory"}).text
         assert "mallory" not in page
 
 
-@pytest.mark.parametrize("example", ["host-application.conf"], indirect=True)
+@pytest.mark.parametrize("example", ["nginx/host-application.conf"], indirect=True)
 def test_the_host_application_keeps_its_page_and_its_cookie(example: Example, browser: Browser) -> None:
     browser.open(example.place.origin)
     assert browser.text("body") == HostApplication.PAGE

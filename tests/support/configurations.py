@@ -1,0 +1,80 @@
+"""What ``flower-proxy config`` prints, and the examples that have to be the same."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+
+from .processes import PROJECT
+
+EXAMPLES = {
+    "nginx/kept.conf": "nginx --url_prefix=flower",
+    "nginx/stripped.conf": "nginx --url_prefix=flower --strip",
+    "nginx/tls.conf": "nginx --url_prefix=flower --tls",
+    "nginx/unix-socket.conf": "nginx --url_prefix=flower --unix_socket=/run/flower/flower.sock",
+    "nginx/auth_basic.conf": "nginx --url_prefix=flower --proxy_auth --auth_file=/etc/flower/htpasswd",
+    "nginx/auth_request.conf": (
+        "nginx --url_prefix=flower --auth_request=http://127.0.0.1:4180 --auth_header=X-Forwarded-User"
+    ),
+    "apache/kept.conf": "apache --url_prefix=flower",
+    "apache/stripped.conf": "apache --url_prefix=flower --strip",
+    "caddy/kept.Caddyfile": "caddy --url_prefix=flower",
+    "caddy/stripped.Caddyfile": "caddy --url_prefix=flower --strip",
+    "haproxy/kept.cfg": "haproxy --url_prefix=flower",
+    "haproxy/stripped.cfg": "haproxy --url_prefix=flower --strip",
+    "systemd/flower-proxy.service": "systemd --url_prefix=flower",
+    "systemd/with-socket.service": "systemd --url_prefix=flower --unix_socket=/run/flower/flower.sock",
+    "systemd/flower-proxy.socket": "systemd-socket --url_prefix=flower --unix_socket=/run/flower/flower.sock",
+    "supervisor/flower-proxy.conf": "supervisor --url_prefix=flower",
+    "compose/compose.yml": "compose --url_prefix=flower",
+    "compose/Dockerfile": "dockerfile --url_prefix=flower",
+    "kubernetes/flower-proxy.yml": "kubernetes --url_prefix=flower",
+    "prometheus/prometheus.yml": "prometheus --url_prefix=flower --metrics_auth=prometheus:secret",
+    "prometheus/over-proxy.yml": "prometheus --url_prefix=flower --metrics_auth=prometheus:secret --tls",
+    "prometheus/own-port.yml": (
+        "prometheus --url_prefix=flower --metrics_port=9808 --metrics_address=127.0.0.1 --metrics_open"
+    ),
+}
+"""Files in ``examples``, and the words behind ``flower-proxy config`` that print them."""
+
+BY_HAND = {"nginx/host-application.conf"}
+"""Files beside them that are written by hand: the generator knows of no application but Flower."""
+
+
+def config(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run ``flower-proxy config``, where no settings of somebody's are found."""
+    with tempfile.TemporaryDirectory() as folder:
+        return subprocess.run(
+            [sys.executable, "-m", "flower_proxy", "config", *words],
+            cwd=folder,
+            env={
+                **{name: value for name, value in os.environ.items() if not name.startswith(("FLOWER_", "CELERY_"))},
+                "PYTHONPATH": str(PROJECT),
+            },
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+
+def printed(words: str) -> str:
+    """What it prints for these words."""
+    result = config(*shlex.split(words))
+    if result.returncode != 0:
+        raise ValueError(f"flower-proxy config {words}: {result.stderr}")
+    return result.stdout
+
+
+def write_examples() -> None:
+    """Write the examples anew: ``python -m tests.support.configurations``."""
+    for name, words in EXAMPLES.items():
+        file = PROJECT / "examples" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(printed(words))
+
+
+if __name__ == "__main__":
+    write_examples()

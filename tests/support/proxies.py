@@ -1,0 +1,87 @@
+"""Real proxies with the configuration that ``flower-proxy config`` prints, but for ports, paths and the host's name."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from .processes import Address, program, running
+from .programs import nginx
+
+MODULES = Path("/usr/lib/apache2/modules")
+# What any Apache has, beside what the configuration asks for
+BASE_MODULES = ("mpm_event", "authz_core", "authz_host", "authn_core", "authz_user", "filter", "alias", "setenvif", "env")
+
+LISTEN: Mapping[str, Callable[[Address, Address], dict[str, str]]] = {
+    "nginx": lambda plain, tls: {
+        "listen 80;": f"listen {plain};",
+        "listen 80 default_server;": f"listen {plain} default_server;",
+        "listen 443 ssl;": f"listen {tls} ssl;",
+        "listen 443 ssl default_server;": f"listen {tls} ssl default_server;",
+    },
+    "apache": lambda plain, tls: {
+        "<VirtualHost *:80>": f"Listen {plain}\n<VirtualHost {plain}>",
+        "<VirtualHost *:443>": f"Listen {tls}\n<VirtualHost {tls}>",
+    },
+    "caddy": lambda plain, tls: {},
+    "haproxy": lambda plain, tls: {"bind :80\n": f"bind {plain}\n", "bind :443 ": f"bind {tls} "},
+}
+
+
+def substitute(text: str, table: Mapping[str, str]) -> str:
+    """Replace each key by its value, the longest first."""
+    return re.sub("|".join(map(re.escape, sorted(table, key=len, reverse=True))), lambda match: table[match[0]], text)
+
+
+@contextlib.contextmanager
+def proxy(
+    kind: str, text: str, folder: Path, *, plain: Address, tls: Address, files: Mapping[str, str]
+) -> Iterator[None]:
+    """Run a proxy with this configuration.
+
+    :param kind: the target of ``flower-proxy config``.
+    :param plain: where it is to listen for HTTP.
+    :param tls: where it is to listen for HTTPS, if the configuration has it.
+    :param files: those that the configuration names, and where they are.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = substitute(text, {**LISTEN[kind](plain, tls), **files, "example.com": "localhost"})
+    if kind == "nginx":
+        with nginx(text, folder, ready=plain):
+            yield
+        return
+    if kind == "apache":
+        # from VirtualHost to VirtualHost each port is listened on once
+        listens = re.findall(r"^Listen .*\n", text, re.MULTILINE)
+        for line in set(listens):
+            text = text.replace(line, "", listens.count(line) - 1)
+        command = [program("apache2"), "-d", str(folder), "-f", "apache2.conf", "-DFOREGROUND"]
+        (folder / "apache2.conf").write_text(_apache_modules(text) + text)
+        check = [*command[:-1], "-t"]
+    elif kind == "caddy":
+        options = f"admin off\n http_port {plain.port}\n https_port {tls.port}\n default_bind 127.0.0.1\n"
+        certfile, keyfile = (files[f"/etc/letsencrypt/live/example.com/{name}.pem"] for name in ("fullchain", "privkey"))
+        text = re.sub(r"^localhost \{", f"localhost {{\n tls {certfile} {keyfile}", text, flags=re.MULTILINE)
+        (folder / "Caddyfile").write_text(f"{{\n {options} }}\n{text}")
+        command = [program("caddy"), "run", "--config", str(folder / "Caddyfile"), "--adapter", "caddyfile"]
+        check = [command[0], "validate", *command[2:]]
+    else:
+        (folder / "haproxy.cfg").write_text(text)
+        command = [program("haproxy"), "-db", "-f", str(folder / "haproxy.cfg")]
+        check = [*command, "-c"]
+    env = {"XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder), "HOME": str(folder)}
+    checked = subprocess.run(check, capture_output=True, text=True, env=env)
+    if checked.returncode != 0:
+        raise RuntimeError(f"{kind} refuses the configuration:\n{checked.stdout}{checked.stderr}")
+    with running(command, log=folder / f"{kind}.log", ready=plain.accepts, env=env):
+        yield
+
+
+def _apache_modules(text: str) -> str:
+    """What loads those modules that the configuration's comment says to enable."""
+    (asked,) = re.findall(r"^#   a2enmod (.*)$", text, re.MULTILINE)
+    loads = [f"LoadModule {name}_module {MODULES / f'mod_{name}.so'}" for name in (*BASE_MODULES, *asked.split())]
+    return "\n".join([*loads, "PidFile apache2.pid", "ErrorLog error.log", "ServerName localhost", ""])
