@@ -7,8 +7,8 @@ GROUPS = test lint
 ARGS =
 
 # The programs that the tests need, and Debian's packages that have them
-PROGRAMS = nginx redis-server rabbitmq-server prometheus promtool chromium chromedriver openssl htpasswd
-PACKAGES = nginx redis-server rabbitmq-server prometheus chromium chromium-driver openssl apache2-utils
+PROGRAMS = nginx apache2 caddy haproxy redis-server rabbitmq-server prometheus promtool chromium chromedriver openssl htpasswd
+PACKAGES = nginx apache2-bin caddy haproxy redis-server rabbitmq-server prometheus chromium chromium-driver openssl apache2-utils
 
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 
@@ -52,7 +52,7 @@ $(VENV)/.installed-for-tests: pyproject.toml | $(VENV)/bin/pip
 	@$(PIP) install --editable . $(foreach group,$(GROUPS),--group $(group))
 	@touch $@ $(VENV)/.installed
 
-# Debian keeps nginx where only root's PATH looks
+# Debian keeps nginx and its like where only root's PATH looks
 programs:
 	@export PATH="$$PATH:/usr/sbin:/sbin"; \
 	for program in $(PROGRAMS); do \

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import click
 
 from flower_proxy.command import OPTIONS, SettingsCommand, celery_options, setting_options
 from flower_proxy.deployment import TARGETS as PROXIES
 from flower_proxy.deployment import DeploymentError, plan, render
+from flower_proxy.entrance import refuse_contradictions
 from flower_proxy.serve import InputError
 from flower_proxy.services import SERVICES
 from flower_proxy.settings import OptionError, read
@@ -63,6 +67,7 @@ def _config(
     secrets = [variable for name, variable in _CELERY_VARIABLES.items() if given[name]]
     try:
         values, notes = read(_OPTIONS, environ=os.environ, given=settings)
+        _check(values)
         deployment = plan(
             TARGETS[target],
             _OPTIONS,
@@ -81,6 +86,15 @@ def _config(
     for note in notes:
         click.echo(note, err=True)
     click.echo(text, nl=False)
+
+
+def _check(values: Mapping[str, Any]) -> None:
+    """Refuse what flower-proxy would not start with."""
+    defaults = {name: option.default for name, option in _OPTIONS.items()}
+    try:
+        refuse_contradictions(SimpleNamespace(**{**defaults, **values}))
+    except ValueError as error:
+        raise OptionError(str(error)) from None
 
 
 config = _ConfigCommand(

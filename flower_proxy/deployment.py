@@ -65,16 +65,17 @@ class Target:
 PROXY_OPTIONS = ("strip", "server_name", "tls", "auth_request", "proxy_auth", "unix_socket")
 
 
-def _local_proxy(template: str, *, refuses: Collection[str]) -> Target:
-    takes = frozenset(PROXY_OPTIONS).difference(refuses)
-    return Target(template, takes, is_proxy=True, is_local=True)
+def _proxy(template: str, *, refuses: Collection[str] = (), is_local: bool = True) -> Target:
+    return Target(template, frozenset(PROXY_OPTIONS).difference(refuses), is_proxy=True, is_local=is_local)
 
 
 TARGETS = {
-    "nginx": _local_proxy("nginx.conf", refuses=()),
-    "apache": _local_proxy("apache.conf", refuses=("auth_request",)),
-    "caddy": _local_proxy("Caddyfile", refuses=("proxy_auth",)),
-    "haproxy": _local_proxy("haproxy.cfg", refuses=("auth_request", "proxy_auth")),
+    "nginx": _proxy("nginx.conf"),
+    "apache": _proxy("apache.conf", refuses=["auth_request"]),
+    "caddy": _proxy("Caddyfile", refuses=["proxy_auth"]),
+    "haproxy": _proxy("haproxy.cfg", refuses=["auth_request", "proxy_auth"]),
+    "traefik": _proxy("traefik.yml", refuses=["unix_socket"]),
+    "ingress-nginx": _proxy("ingress-nginx.yml", refuses=["proxy_auth", "unix_socket"], is_local=False),
 }
 
 
@@ -100,6 +101,7 @@ class Deployment:
     :ivar asks_nobody: whether Flower itself asks for no password, so that the host's name has to be right.
     :ivar metrics_port: the port of /metrics alone, or None.
     :ivar metrics_user: who --metrics_auth lets see the metrics, or empty.
+    :ivar is_elsewhere: whether the proxy seems to be on another machine, and nothing says that it is trusted.
     """
 
     words: tuple[str, ...]
@@ -120,6 +122,7 @@ class Deployment:
     asks_nobody: bool
     metrics_port: int | None
     metrics_user: str
+    is_elsewhere: bool
 
 
 def plan(
@@ -193,6 +196,7 @@ def plan(
         asks_nobody=bool(user_header or values.get("no_auth")),
         metrics_port=values.get("metrics_port"),
         metrics_user=(values.get("metrics_auth") or "").partition(":")[0],
+        is_elsewhere=not (values.get("trusted_proxies") or _is_here(target, values)),
     )
 
 
@@ -229,6 +233,10 @@ def _check_proxy(values: Mapping[str, Any], prefix: str, asked: Mapping[str, Any
         raise DeploymentError("--auth_request: Flower would ask once more; add --auth_header=X-Forwarded-User")
     if asked["proxy_auth"] and not any(values.get(name) for name in ("auth_file", "auth_header", "no_auth")):
         raise DeploymentError("--proxy_auth: Flower has to know these users too; add --auth_file=PATH for both")
+
+
+def _is_here(target: Target, values: Mapping[str, Any]) -> bool:
+    return target.is_local and values.get("address", "") in (*_ANY_ADDRESS, "localhost", "127.0.0.1", "::1")
 
 
 def _port(options: Mapping[str, Option], values: Mapping[str, Any]) -> int:

@@ -37,6 +37,10 @@ EXAMPLES = {
     "prometheus/own-port.yml": (
         "prometheus --url_prefix=flower --metrics_port=9808 --metrics_address=127.0.0.1 --metrics_open"
     ),
+    "traefik/kept.yml": "traefik --url_prefix=flower",
+    "traefik/stripped.yml": "traefik --url_prefix=flower --strip",
+    "ingress-nginx/kept.yml": "ingress-nginx --url_prefix=flower",
+    "ingress-nginx/stripped.yml": "ingress-nginx --url_prefix=flower --strip",
 }
 """Files in ``examples``, and the words behind ``flower-proxy config`` that print them."""
 

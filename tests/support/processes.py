@@ -40,7 +40,8 @@ class Address:
         """Connect, from this address of loopback's."""
         if self.socket_path is None:
             connection = socket.create_connection(("127.0.0.1", self.port), timeout=10, source_address=(source, 0))
-            return tls_context().wrap_socket(connection) if self.tls else connection
+            # some proxies look for the certificate by that name
+            return tls_context().wrap_socket(connection, server_hostname="localhost") if self.tls else connection
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(10)
         try:

@@ -13,7 +13,17 @@ from .programs import nginx
 
 MODULES = Path("/usr/lib/apache2/modules")
 # What any Apache has, beside what the configuration asks for
-BASE_MODULES = ("mpm_event", "authz_core", "authz_host", "authn_core", "authz_user", "filter", "alias", "setenvif", "env")
+BASE_MODULES = (
+    "mpm_event",
+    "authz_core",
+    "authz_host",
+    "authn_core",
+    "authz_user",
+    "filter",
+    "alias",
+    "setenvif",
+    "env",
+)
 
 LISTEN: Mapping[str, Callable[[Address, Address], dict[str, str]]] = {
     "nginx": lambda plain, tls: {
@@ -63,7 +73,9 @@ def proxy(
         check = [*command[:-1], "-t"]
     elif kind == "caddy":
         options = f"admin off\n http_port {plain.port}\n https_port {tls.port}\n default_bind 127.0.0.1\n"
-        certfile, keyfile = (files[f"/etc/letsencrypt/live/example.com/{name}.pem"] for name in ("fullchain", "privkey"))
+        certfile, keyfile = (
+            files[f"/etc/letsencrypt/live/example.com/{name}.pem"] for name in ("fullchain", "privkey")
+        )
         text = re.sub(r"^localhost \{", f"localhost {{\n tls {certfile} {keyfile}", text, flags=re.MULTILINE)
         (folder / "Caddyfile").write_text(f"{{\n {options} }}\n{text}")
         command = [program("caddy"), "run", "--config", str(folder / "Caddyfile"), "--adapter", "caddyfile"]

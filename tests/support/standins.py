@@ -84,9 +84,13 @@ class _UnixServer(ThreadingHTTPServer):
 @contextlib.contextmanager
 def serving(handler: type[Answering], socket_path: Path | None = None) -> Iterator[Address]:
     """Run such a server, on a free port or on a unix socket."""
-    with _UnixServer(str(socket_path), handler) if socket_path else ThreadingHTTPServer(  # type: ignore[arg-type]
-        ("127.0.0.1", 0), handler
-    ) as server:
+    with (
+        _UnixServer(str(socket_path), handler)
+        if socket_path
+        else ThreadingHTTPServer(  # type: ignore[arg-type]
+            ("127.0.0.1", 0), handler
+        ) as server
+    ):
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
