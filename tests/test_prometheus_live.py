@@ -18,8 +18,8 @@ from celery import Celery
 from tests.support.processes import Address, free_port, wait_until
 from tests.support.programs import Broker, Flower, launch
 from tests.support.prometheus import Prometheus, prometheus
-from tests.test_proxies import served
 from tests.test_prometheus_examples import PROMETHEUS, RULES, Query, each_query, used_metrics
+from tests.test_proxies import served
 
 FILES = ["prometheus.yml", "over-proxy.yml", "own-port.yml"]
 SCRAPER = "prometheus:secret"
