@@ -16,7 +16,7 @@ from flower_proxy.deployment import DeploymentError, plan, render
 from flower_proxy.entrance import refuse_contradictions
 from flower_proxy.serve import InputError
 from flower_proxy.services import SERVICES
-from flower_proxy.settings import OptionError, read
+from flower_proxy.settings import OptionError, nearest, read
 
 TARGETS = {**PROXIES, **SERVICES}
 # A path is one of the machine that flower-proxy will run on, which need not be this one
@@ -26,7 +26,7 @@ _CELERY_VARIABLES = {"broker": "CELERY_BROKER_URL", "result_backend": "CELERY_RE
 _CELERY_WORDS = {"app": "-A", "loader": "--loader", "config": "--config", "workdir": "--workdir"}
 
 _OWN: list[click.Parameter] = [
-    click.Argument(["target"], metavar="TARGET", type=click.Choice(list(TARGETS))),
+    click.Argument(["target"], metavar="TARGET", default=""),
     click.Option(["--keep/--strip"], default=True, help="the proxy keeps the prefix, or takes it off  [default: keep]"),
     click.Option(["--server_name"], default="example.com", show_default=True, help="the public host's name"),
     click.Option(["--tls"], is_flag=True, help="the proxy serves HTTPS, with certificates as certbot names them"),
@@ -62,6 +62,10 @@ def _config(
     Say how flower-proxy is to be started, with any of its own options (flower-proxy --help), and how it is to be
     reached. What is printed is complete, and begins with the command that belongs to it.
     """
+    if target not in TARGETS:
+        meant = nearest(target, TARGETS, likeness=0.6)
+        hint = f"; did you mean {meant}?" if meant else ""
+        raise InputError(f"TARGET: {target!r} is none of {', '.join(TARGETS)}{hint}")
     settings = {name: texts for name, texts in given.items() if name in OPTIONS and isinstance(texts, tuple) and texts}
     front = [word for name, option in _CELERY_WORDS.items() if given[name] for word in (option, str(given[name]))]
     secrets = [variable for name, variable in _CELERY_VARIABLES.items() if given[name]]
@@ -69,6 +73,7 @@ def _config(
         values, notes = read(_OPTIONS, environ=os.environ, given=settings)
         _check(values)
         deployment = plan(
+            target,
             TARGETS[target],
             _OPTIONS,
             values,

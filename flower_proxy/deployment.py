@@ -126,7 +126,8 @@ class Deployment:
 
 
 def plan(
-    target: Target,
+    target: str,
+    kind: Target,
     options: Mapping[str, Option],
     values: Mapping[str, Any],
     *,
@@ -140,6 +141,8 @@ def plan(
 ) -> Deployment:
     """Decide what is to be written.
 
+    :param target: how it is called.
+    :param kind: what it is.
     :param options: all there are, by name.
     :param values: those that are set, by name.
     :param front: Celery's own part of the command: ``-A``, ``server``.
@@ -153,17 +156,14 @@ def plan(
         text = str(own.get(name, values.get(name, "")) or "")
         if not re.fullmatch(pattern, text):
             raise DeploymentError(f"--{name}: {text!r} is not {expected}")
-    for name, value in values.items():
-        if not str(value).isprintable():
-            raise DeploymentError(f"--{name}: a line break or the like cannot be written into a configuration")
     asked = {"strip": strip, "tls": tls, "auth_request": auth_request, "proxy_auth": proxy_auth}
     asked["server_name"] = server_name != "example.com"
-    asked["unix_socket"] = target.is_proxy and values.get("unix_socket")
-    if target.is_proxy:
+    asked["unix_socket"] = kind.is_proxy and values.get("unix_socket")
+    if kind.is_proxy:
         _check_proxy(values, prefix, asked)
     for name, wanted in asked.items():
-        if wanted and name not in target.takes:
-            raise DeploymentError(f"--{name}: this cannot be had with {target.template}; leave it out")
+        if wanted and name not in kind.takes:
+            raise DeploymentError(f"--{name}: this is not for {target}; leave it out")
     users_file = (values.get("auth_file") or _USERS_FILE) if proxy_auth else ""
     user_header = values.get("auth_header") or ""
     told = dict(values)
@@ -172,11 +172,14 @@ def plan(
     if proxy_auth and user_header:
         # its users come in by the proxy's word
         told.pop("auth_file", None)
-    if target.is_local and not values.get("unix_socket") and not values.get("address"):
+    if kind.is_local and not values.get("unix_socket") and not values.get("address"):
         told["address"] = "127.0.0.1"
     hidden = [options[name].variable for name in told if options[name].secret]
     settings = {name: told[name] for name in options if name in told and not options[name].secret}
     words = ("flower-proxy", *front, *_words(options, settings))
+    for word in words:
+        if not word.isprintable():
+            raise DeploymentError(f"{word!r}: a line break or the like cannot be written into a configuration")
     return Deployment(
         words=words,
         command=shlex.join(words),
@@ -196,7 +199,7 @@ def plan(
         asks_nobody=bool(user_header or values.get("no_auth")),
         metrics_port=values.get("metrics_port"),
         metrics_user=(values.get("metrics_auth") or "").partition(":")[0],
-        is_elsewhere=not (values.get("trusted_proxies") or _is_here(target, values)),
+        is_elsewhere=not (values.get("trusted_proxies") or _is_here(kind, values)),
     )
 
 

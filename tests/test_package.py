@@ -1,4 +1,4 @@
-"""The corrected flower.js is served however the package was installed."""
+"""The corrected flower.js and the configurations are there however the package was installed."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check(command: list[str], folder: Path, **env: str) -> None:
+    config = [*command, "config", "nginx"]
+    subprocess.run(config, check=True, capture_output=True, cwd=folder, env={**os.environ, **env})
     address = Address(free_port())
     with running(
         [*command, "-b", "memory://", f"--port={address.port}"],

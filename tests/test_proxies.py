@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urljoin
 
 import pytest
 
 from tests.support.browser import Browser
-from tests.support.journey import Journey, Place
 from tests.support.configurations import BY_HAND, EXAMPLES, printed
+from tests.support.journey import Journey, Place
 from tests.support.processes import PROJECT, Address, Answer, basic, free_port, request
 from tests.support.programs import CREDENTIALS, USER, Broker, htpasswd, launch
 from tests.support.proxies import proxy, substitute
@@ -86,7 +88,7 @@ def read(name: str) -> tuple[str, dict[str, str]]:
         return f"events {{}} http {{ gzip on; gzip_types *; server {{ listen 80; {block} }} }}", {
             "url_prefix": "flower"
         }
-    text = printed(name) if name in VARIANTS else (PROJECT / "examples" / name).read_text()
+    text = (PROJECT / "examples" / name).read_text() if name in FILES else printed(name)
     command = next(line for line in text.splitlines() if "flower-proxy -A" in line)
     return text, dict(word.lstrip("-").split("=") for word in shlex.split(command.lstrip("# ")) if "=" in word)
 
@@ -100,8 +102,8 @@ def served(
     *,
     provider: type[IdentityProvider] = IdentityProvider,
 ) -> Iterator[tuple[Address, Address]]:
-    """Run the proxy with the configuration, in front of this Flower, and tell where it is: publicly, and without TLS."""
-    text, said = read(name)
+    """Run the proxy with the configuration, in front of this Flower; tell where it is: publicly, and without TLS."""
+    text, _ = read(name)
     kind = "nginx" if name == README else re.split("[ /]", name)[0]
     plain, tls = Address(free_port()), Address(free_port(), tls=True)
     with contextlib.ExitStack() as stack:
@@ -164,7 +166,8 @@ def test_a_person_comes_through(example: Example, browser: Browser, tmp_path: Pa
 
 def test_the_missing_slash_is_added_wherever_people_came_from(example: Example) -> None:
     answer = example.ask("/flower?a=b")
-    assert (answer.status, answer.headers["Location"]) == (308, "/flower/?a=b")
+    assert answer.status == 308
+    assert urljoin("/flower", answer.headers["Location"]) == "/flower/?a=b"
 
 
 @pytest.mark.parametrize(
@@ -218,6 +221,34 @@ def test_flower_is_told_by_the_proxy_and_not_by_the_client(name: str, files: dic
     assert told.get("x-forwarded-user") == user
     # the credentials are for Flower, unless somebody else has let people in
     assert ("authorization" in told) == (user is None)
+
+
+@pytest.mark.parametrize("name", [*BY_PROVIDER, *BY_WORD])
+def test_where_flower_asks_nobody_a_strangers_name_does_not_lead_to_it(
+    name: str, files: dict[str, str], tmp_path: Path
+) -> None:
+    """As when a page of theirs lets its own name lead to our address."""
+    headers = {"Host": "stranger.example", "Cookie": IdentityProvider.SESSION, **basic(CREDENTIALS)}
+    with serving(Mirror) as mirror, served(name, mirror, files, tmp_path / "proxy") as (public, _):
+        try:
+            text = request(public, "/flower/", headers=headers).text
+        except http.client.RemoteDisconnected:
+            text = ""
+    assert "x-forwarded-host" not in text
+
+
+@pytest.mark.parametrize("target", ["nginx", "apache", "caddy", "haproxy"])
+def test_at_the_root_there_is_no_prefix(target: str, files: dict[str, str], tmp_path: Path) -> None:
+    lies = {"X-Forwarded-Prefix": "/elsewhere", "X-Script-Name": "/elsewhere"}
+    with serving(Mirror) as mirror, served(target, mirror, files, tmp_path / "proxy") as (public, _):
+        # the same name in each, since Caddy looks for a site by it
+        host = {"Host": f"localhost:{public.port}"}
+        told = json.loads(request(public, "/task/a%2Fb", headers={**host, **lies}).text)
+        refused = request(public, "/metrics", headers=host, source="127.0.0.2")
+    assert told["path"] == "/task/a%2Fb"
+    assert "x-forwarded-prefix" not in told
+    assert "x-script-name" not in told
+    assert refused.status == 403
 
 
 def test_scripts_are_compressed(example: Example) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import shlex
 import subprocess
-import sys
-import tempfile
+from collections.abc import Mapping
+from unittest import mock
+
+from flower_proxy.command import main
 
 from .processes import PROJECT
 
@@ -48,20 +52,21 @@ BY_HAND = {"nginx/host-application.conf"}
 """Files beside them that are written by hand: the generator knows of no application but Flower."""
 
 
-def config(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run ``flower-proxy config``, where no settings of somebody's are found."""
-    with tempfile.TemporaryDirectory() as folder:
-        return subprocess.run(
-            [sys.executable, "-m", "flower_proxy", "config", *words],
-            cwd=folder,
-            env={
-                **{name: value for name, value in os.environ.items() if not name.startswith(("FLOWER_", "CELERY_"))},
-                "PYTHONPATH": str(PROJECT),
-            },
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+def config(*words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run ``flower-proxy config`` in this process, where only these settings are found in the environment."""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("FLOWER_", "CELERY_"))}
+    output, errors = io.StringIO(), io.StringIO()
+    status: object = 0
+    with (
+        mock.patch.dict(os.environ, {**plain, **(env or {})}, clear=True),
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(errors),
+    ):
+        try:
+            main(["config", *words])
+        except SystemExit as leaving:
+            status = leaving.code
+    return subprocess.CompletedProcess(words, int(str(status or 0)), output.getvalue(), errors.getvalue())
 
 
 def printed(words: str) -> str:

@@ -167,7 +167,8 @@ class Journey:
             return False
         # each line begins with the URL it is about
         url, _, text = message.text.partition(" ")
-        is_not_found = url == self.missing and text.endswith("status of 404 (Not Found)")
+        # HTTP/2 has no words for a status
+        is_not_found = url == self.missing and text.endswith(("status of 404 (Not Found)", "status of 404 ()"))
         return not (is_not_found or self._is_icon_of_login(url))
 
     def _is_icon_of_login(self, url: str) -> bool:

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from tornado.httputil import HTTPHeaders
+
 PROJECT = Path(__file__).resolve().parents[2]
 
 T = TypeVar("T")
@@ -114,7 +116,7 @@ def request(
     with contextlib.closing(connection):
         connection.request(method, path, body=body, headers=dict(headers or {}))
         with connection.getresponse() as response:
-            return Answer(response.status, dict(response.getheaders()), response.read())
+            return Answer(response.status, HTTPHeaders(*response.getheaders()), response.read())
 
 
 def basic(credentials: str) -> dict[str, str]:

@@ -12,18 +12,8 @@ from .processes import Address, program, running
 from .programs import nginx
 
 MODULES = Path("/usr/lib/apache2/modules")
-# What any Apache has, beside what the configuration asks for
-BASE_MODULES = (
-    "mpm_event",
-    "authz_core",
-    "authz_host",
-    "authn_core",
-    "authz_user",
-    "filter",
-    "alias",
-    "setenvif",
-    "env",
-)
+# What Debian's Apache has by itself, beside what the configuration asks for
+BASE_MODULES = ["mpm_event", "authz_core", "authz_host", "authn_core", "authz_user", "filter", "alias", "env"]
 
 LISTEN: Mapping[str, Callable[[Address, Address], dict[str, str]]] = {
     "nginx": lambda plain, tls: {
@@ -73,9 +63,7 @@ def proxy(
         check = [*command[:-1], "-t"]
     elif kind == "caddy":
         options = f"admin off\n http_port {plain.port}\n https_port {tls.port}\n default_bind 127.0.0.1\n"
-        certfile, keyfile = (
-            files[f"/etc/letsencrypt/live/example.com/{name}.pem"] for name in ("fullchain", "privkey")
-        )
+        certfile, keyfile = (file for name, file in files.items() if name.startswith("/etc/letsencrypt/"))
         text = re.sub(r"^localhost \{", f"localhost {{\n tls {certfile} {keyfile}", text, flags=re.MULTILINE)
         (folder / "Caddyfile").write_text(f"{{\n {options} }}\n{text}")
         command = [program("caddy"), "run", "--config", str(folder / "Caddyfile"), "--adapter", "caddyfile"]

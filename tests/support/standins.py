@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from socketserver import TCPServer
+from socketserver import BaseServer, ThreadingMixIn, UnixStreamServer
 from urllib.parse import parse_qs, urlsplit
 
 from .processes import Address
@@ -69,32 +68,32 @@ class HostApplication(Answering):
 
 
 class Mirror(Answering):
-    """Tells which headers it got, names in lower case."""
+    """Tells which headers it got, names in lower case, and the path."""
 
     def do_GET(self) -> None:
-        self.answer(200, json.dumps({name.lower(): value for name, value in self.headers.items()}))
+        told = {name.lower(): value for name, value in self.headers.items()}
+        self.answer(200, json.dumps({**told, "path": self.path}))
 
 
-class _UnixServer(ThreadingHTTPServer):
-    address_family = socket.AF_UNIX
-    # HTTPServer's own looks for the name of the host
-    server_bind = TCPServer.server_bind
+class _UnixServer(ThreadingMixIn, UnixStreamServer):
+    pass
 
 
 @contextlib.contextmanager
 def serving(handler: type[Answering], socket_path: Path | None = None) -> Iterator[Address]:
     """Run such a server, on a free port or on a unix socket."""
-    with (
-        _UnixServer(str(socket_path), handler)
-        if socket_path
-        else ThreadingHTTPServer(  # type: ignore[arg-type]
-            ("127.0.0.1", 0), handler
-        ) as server
-    ):
+    server: BaseServer
+    if socket_path is None:
+        server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        address = Address(server.server_port)
+    else:
+        server = _UnixServer(str(socket_path), handler)
+        address = Address(socket_path=socket_path)
+    with server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield Address(socket_path=socket_path) if socket_path else Address(server.server_port)
+            yield address
         finally:
             server.shutdown()
             thread.join()
