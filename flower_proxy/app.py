@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import socket
@@ -49,6 +48,7 @@ from flower_proxy.location import Locator
 from flower_proxy.monitoring import Monitor, Ready, TrustedMetrics
 from flower_proxy.paths import parse_mount
 from flower_proxy.receiver import Receiver
+from flower_proxy.sockets import refuse_live_socket, remove_socket
 from flower_proxy.statics import OverlaidStaticFiles, SpliceError, packaged_overrides, prepend, splice
 from flower_proxy.templates import corrected_templates
 
@@ -58,7 +58,6 @@ logger = logging.getLogger(__name__)
 _LARGEST_BODY = 16 * 1024 * 1024
 _PATHS_OF_METRICS = ("/metrics", "/healthcheck", "/ready")
 _SECONDS_TO_PURGE = 5
-_SECONDS_TO_CONNECT = 1.0
 _SECONDS_TO_END = 10.0
 _NOT_AN_ADDRESS = "0.0.0.0"  # noqa: S104  what Tornado calls the peer of a unix socket
 
@@ -187,16 +186,19 @@ class FlowerProxy(Flower):  # type: ignore[misc]
 
     # The server
 
-    def start_http_server(self) -> int | None:
+    def start_http_server(self, sockets: Sequence[socket.socket] = ()) -> int | None:
         """Listen where the options say.
 
+        :param sockets: that listen already, in place of that.
         :returns: the port, None on a unix socket.
         :raises OSError: the address or socket cannot be bound.
         """
+        if sockets:
+            return self._serve(self, sockets) or None
         if not self.options.unix_socket:
             return self._serve(self, bind_sockets(self.options.port, address=self.options.address))
         path = self.options.unix_socket
-        _refuse_live_socket(path)
+        refuse_live_socket(path)
         bound = bind_unix_socket(path, mode=parse_mode(self.options.unix_socket_mode))
         self._socket_file = (path, os.stat(path).st_ino)
         self._serve(self, [bound])
@@ -213,7 +215,7 @@ class FlowerProxy(Flower):  # type: ignore[misc]
         sockets = bind_sockets(self.options.metrics_port, address=self.options.metrics_address or "")
         return self._serve(_MetricsOnly(self), sockets)
 
-    def _serve(self, router: Router, sockets: list[socket.socket]) -> int:
+    def _serve(self, router: Router, sockets: Sequence[socket.socket]) -> int:
         # Forwarded headers are read in find_handler, with a look at who sends them; Tornado must not read them too
         server = HTTPServer(router, ssl_options=self.ssl_options, max_body_size=_LARGEST_BODY)
         server.add_sockets(sockets)
@@ -250,7 +252,7 @@ class FlowerProxy(Flower):  # type: ignore[misc]
         while self.http_servers:
             self.http_servers.pop().stop()
         if self._socket_file is not None:
-            _remove_socket(*self._socket_file)
+            remove_socket(*self._socket_file)
             self._socket_file = None
         self.entrance.close()
         super().stop()
@@ -272,7 +274,7 @@ class FlowerProxy(Flower):  # type: ignore[misc]
             for bound in sockets:
                 bound.setblocking(False)
                 bound.listen()
-            self.port = (self._serve(self, list(sockets)) or None) if sockets else self.start_http_server()
+            self.port = self.start_http_server(sockets)
             self.metrics_port = self.start_metrics_server()
             self._begin()
         except BaseException:
@@ -420,20 +422,3 @@ def _warn_untrusted(peer: str) -> None:
         peer,
         peer,
     )
-
-
-def _refuse_live_socket(path: str) -> None:
-    """Raise OSError if somebody listens there; a file that a dead process left is replaced by Tornado."""
-    if not os.path.exists(path):
-        return
-    with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(ConnectionRefusedError):
-        probe.settimeout(_SECONDS_TO_CONNECT)
-        probe.connect(path)
-        raise OSError("another process listens on it")
-
-
-def _remove_socket(path: str, inode: int) -> None:
-    # Not one that another process has put there meanwhile
-    with contextlib.suppress(FileNotFoundError):
-        if os.stat(path).st_ino == inode:
-            os.unlink(path)

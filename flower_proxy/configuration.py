@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import click
 
 from flower_proxy.command import OPTIONS, SettingsCommand, celery_options, setting_options
-from flower_proxy.deployment import TARGETS, DeploymentError, plan, render
+from flower_proxy.deployment import TARGETS as PROXIES
+from flower_proxy.deployment import DeploymentError, plan, render
+from flower_proxy.entrance import refuse_contradictions
 from flower_proxy.serve import InputError
+from flower_proxy.services import SERVICES
 from flower_proxy.settings import OptionError, nearest, read
 
+TARGETS = {**PROXIES, **SERVICES}
 # A path is one of the machine that flower-proxy will run on, which need not be this one
 _OPTIONS = {name: replace(option, check=None) if option.is_path else option for name, option in OPTIONS.items()}
 # What Celery reads where the command line is silent, since a URL may hold a password
@@ -70,8 +77,10 @@ def _config(
     secrets = [variable for name, variable in _CELERY_VARIABLES.items() if given[name]]
     try:
         values, notes = read(_OPTIONS, environ=os.environ, given=settings)
+        _check(values)
         deployment = plan(
             target,
+            TARGETS[target],
             _OPTIONS,
             values,
             front=front,
@@ -82,11 +91,21 @@ def _config(
             auth_request=auth_request,
             proxy_auth=proxy_auth,
         )
+        text = render(TARGETS[target], deployment)
     except (OptionError, DeploymentError) as error:
         raise InputError(str(error)) from None
     for note in notes:
         click.echo(note, err=True)
-    click.echo(render(target, deployment), nl=False)
+    click.echo(text, nl=False)
+
+
+def _check(values: Mapping[str, Any]) -> None:
+    """Refuse what flower-proxy would not start with."""
+    defaults = {name: option.default for name, option in _OPTIONS.items()}
+    try:
+        refuse_contradictions(SimpleNamespace(**{**defaults, **values}))
+    except ValueError as error:
+        raise OptionError(str(error)) from None
 
 
 config = _ConfigCommand(

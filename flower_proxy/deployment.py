@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,14 @@ class Target:
     :ivar takes: the options among `PROXY_OPTIONS` that it can follow; it refuses the others.
     :ivar is_proxy: whether it stands between browsers and Flower, and so has to settle who may enter.
     :ivar is_local: whether it runs on Flower's machine, which then listens on loopback unless it is told otherwise.
+    :ivar more: further names for the template; raises DeploymentError if it cannot be had.
     """
 
     template: str
     takes: frozenset[str] = frozenset()
     is_proxy: bool = False
     is_local: bool = False
+    more: Callable[[Deployment], Mapping[str, Any]] = lambda _: {}
 
 
 PROXY_OPTIONS = ("strip", "server_name", "tls", "auth_request", "proxy_auth", "unix_socket")
@@ -99,6 +101,7 @@ class Deployment:
     :ivar user_header: the header in which the proxy names the user, or empty.
     :ivar asks_nobody: whether Flower itself asks for no password, so that the host's name has to be right.
     :ivar metrics_port: the port of /metrics alone, or None.
+    :ivar metrics_user: who --metrics_auth lets see the metrics, or empty.
     :ivar is_elsewhere: whether the proxy seems to be on another machine, and nothing says that it is trusted.
     """
 
@@ -119,11 +122,13 @@ class Deployment:
     user_header: str
     asks_nobody: bool
     metrics_port: int | None
+    metrics_user: str
     is_elsewhere: bool
 
 
 def plan(
     target: str,
+    kind: Target,
     options: Mapping[str, Option],
     values: Mapping[str, Any],
     *,
@@ -137,14 +142,14 @@ def plan(
 ) -> Deployment:
     """Decide what is to be written.
 
-    :param target: one of `TARGETS`.
+    :param target: how it is called.
+    :param kind: what it is.
     :param options: all there are, by name.
     :param values: those that are set, by name.
     :param front: Celery's own part of the command: ``-A``, ``server``.
     :param secrets: environment variables that hold a secret of Celery's.
     :raises DeploymentError: it cannot be had.
     """
-    kind = TARGETS[target]
     values = {name: value for name, value in values.items() if value != options[name].default}
     prefix = parse_mount(values.get("url_prefix", ""))
     own = {"server_name": server_name, "auth_request": auth_request}
@@ -195,14 +200,18 @@ def plan(
         user_header=user_header,
         asks_nobody=bool(user_header or values.get("no_auth")),
         metrics_port=values.get("metrics_port"),
+        metrics_user=(values.get("metrics_auth") or "").partition(":")[0],
         is_elsewhere=not (is_here or values.get("trusted_proxies")),
     )
 
 
-def render(target: str, deployment: Deployment) -> str:
-    """Write the configuration."""
+def render(target: Target, deployment: Deployment) -> str:
+    """Write the configuration.
+
+    :raises DeploymentError: the target cannot do what is asked for.
+    """
     namespace = {field.name: getattr(deployment, field.name) for field in fields(deployment)}
-    return _templates().load(TARGETS[target].template).generate(**namespace).decode()
+    return _templates().load(target.template).generate(**namespace, **target.more(deployment)).decode()
 
 
 @functools.cache

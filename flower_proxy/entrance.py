@@ -47,7 +47,7 @@ def build_entrance(options: Any) -> Entrance:
     :param options: Flower's options and ours.
     :raises ValueError: they contradict each other, or a file cannot be used; the message is one line.
     """
-    _refuse_contradictions(options)
+    refuse_contradictions(options)
     made_up = None
     if not (options.no_auth or any(getattr(options, name) for name in _WAYS_IN)):
         made_up = (_MADE_UP_USER, secrets.token_urlsafe(12))
@@ -88,7 +88,11 @@ def _may_enter(pattern: str, address: str) -> bool:
     return bool(authenticate(pattern, address))
 
 
-def _refuse_contradictions(options: Any) -> None:
+def refuse_contradictions(options: Any) -> None:
+    """Look for options that contradict each other in who may enter.
+
+    :raises ValueError: two of them do; the message is one line.
+    """
     if options.no_auth:
         for name in (*_WAYS_IN, "viewers"):
             if getattr(options, name):

@@ -21,6 +21,7 @@ from flower_proxy.app import FlowerProxy
 from flower_proxy.audit import OneLineFormatter
 from flower_proxy.banner import banner
 from flower_proxy.internals import CHECKED_ON, flower_version
+from flower_proxy.sockets import handed_over
 
 logger = logging.getLogger("flower_proxy")
 
@@ -106,7 +107,7 @@ def serve(capp: celery.Celery, notes: Iterable[str], *, no_color: bool, quiet: b
         raise InputError(f"the application cannot be set up: {type(error).__name__}: {one_line(error)}") from error
     try:
         with _listening(""):
-            port = flower.start_http_server()
+            port = flower.start_http_server(handed_over())
         with _listening("metrics_"):
             metrics_port = flower.start_metrics_server()
         if not quiet:

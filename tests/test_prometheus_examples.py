@@ -158,7 +158,13 @@ def test_metrics_and_labels_are_read_from_an_expression(expression: str, expecte
 
 @pytest.mark.parametrize(
     ("command", "file"),
-    [("check config", "prometheus.yml"), ("check rules", "rules.yml"), ("test rules", "rules_test.yml")],
+    [
+        ("check config", "prometheus.yml"),
+        ("check config", "over-proxy.yml"),
+        ("check config", "own-port.yml"),
+        ("check rules", "rules.yml"),
+        ("test rules", "rules_test.yml"),
+    ],
 )
 def test_promtool_finds_no_fault(command: str, file: str) -> None:
     said = promtool(*command.split(), str(PROMETHEUS / file))

@@ -21,8 +21,7 @@ from tests.support.prometheus import Prometheus, prometheus
 from tests.test_prometheus_examples import PROMETHEUS, RULES, Query, each_query, used_metrics
 from tests.test_proxies import served
 
-CONFIG = (PROMETHEUS / "prometheus.yml").read_text()
-JOBS = [job["job_name"] for job in yaml.safe_load(CONFIG)["scrape_configs"]]
+FILES = ["prometheus.yml", "over-proxy.yml", "own-port.yml"]
 SCRAPER = "prometheus:secret"
 
 
@@ -53,10 +52,10 @@ class Scraped:
         return sum(value for _, value in self.prometheus.query(query))
 
 
-def config(job: str, target: Address, folder: Path) -> Path:
-    """The example with this job alone, each second, and with the paths and addresses of here."""
-    text: dict[str, Any] = yaml.safe_load(CONFIG)
-    (mine,) = (one for one in text["scrape_configs"] if one["job_name"] == job)
+def config(file: str, target: Address, folder: Path) -> Path:
+    """The example, each second, and with the paths and addresses of here."""
+    text: dict[str, Any] = yaml.safe_load((PROMETHEUS / file).read_text())
+    (mine,) = text["scrape_configs"]
     mine["static_configs"] = [{"targets": [f"localhost:{target.port}"]}]
     if "basic_auth" in mine:
         (folder / "password").write_text(SCRAPER.partition(":")[2])
@@ -64,23 +63,26 @@ def config(job: str, target: Address, folder: Path) -> Path:
     if target.tls:
         # it signs itself
         mine["tls_config"] = {"insecure_skip_verify": True}
-    text |= {"rule_files": [str(PROMETHEUS / "rules.yml")], "scrape_configs": [mine]}
+    text["rule_files"] = [str(PROMETHEUS / "rules.yml")]
     text["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     (folder / "prometheus.yml").write_text(yaml.safe_dump(text))
     return folder / "prometheus.yml"
 
 
-@pytest.fixture(scope="module", params=JOBS)
+@pytest.fixture(scope="module", params=FILES)
 def scraped(
     request: pytest.FixtureRequest,
     worker: Broker,
     certificate: tuple[Path, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Scraped]:
-    job, folder = request.param, tmp_path_factory.mktemp("prometheus")
-    # what the comment before the job says, or the one before the job before it
-    commands = re.findall(r"#   (flower-proxy .*)", CONFIG.partition(f"job_name: {job}\n")[0])
-    said = dict(word.lstrip("-").partition("=")[::2] for word in shlex.split(commands[-1])[3:])
+    file, folder = request.param, tmp_path_factory.mktemp("prometheus")
+    text = (PROMETHEUS / file).read_text()
+    (command,) = re.findall(r"#   (flower-proxy .*)", text)
+    said = dict(word.lstrip("-").partition("=")[::2] for word in shlex.split(command)[3:])
+    del said["address"]
+    if "FLOWER_METRICS_AUTH" in text:
+        said["metrics_auth"] = SCRAPER
     with contextlib.ExitStack() as stack:
         target = Address(free_port())
         if "metrics_port" in said:
@@ -88,14 +90,14 @@ def scraped(
         url_prefix = said.pop("url_prefix")
         options = [f"--{name}={value}" if value else f"--{name}" for name, value in said.items()]
         flower = stack.enter_context(launch("ours", worker, folder / "flower", url_prefix=url_prefix, options=options))
-        if job == "celery":
+        if file == "prometheus.yml":
             target = flower.address
-        if job == "celery-nginx":
+        if file == "over-proxy.yml":
             files = dict(zip(("fullchain.pem", "privkey.pem"), map(str, certificate), strict=True))
             files = {f"/etc/letsencrypt/live/example.com/{name}": path for name, path in files.items()}
             target, _ = stack.enter_context(served("nginx/tls.conf", flower.address, files, folder / "nginx"))
         (folder / "data").mkdir()
-        running = stack.enter_context(prometheus(config(job, target, folder), folder / "data"))
+        running = stack.enter_context(prometheus(config(file, target, folder), folder / "data"))
         yield Scraped(flower, worker, running)
 
 

@@ -29,6 +29,18 @@ EXAMPLES = {
     "caddy/stripped.Caddyfile": "caddy --url_prefix=flower --strip",
     "haproxy/kept.cfg": "haproxy --url_prefix=flower",
     "haproxy/stripped.cfg": "haproxy --url_prefix=flower --strip",
+    "systemd/flower-proxy.service": "systemd --url_prefix=flower",
+    "systemd/with-socket.service": "systemd --url_prefix=flower --unix_socket=/run/flower/flower.sock",
+    "systemd/flower-proxy.socket": "systemd-socket --url_prefix=flower --unix_socket=/run/flower/flower.sock",
+    "supervisor/flower-proxy.conf": "supervisor --url_prefix=flower",
+    "compose/compose.yml": "compose --url_prefix=flower",
+    "compose/Dockerfile": "dockerfile --url_prefix=flower",
+    "kubernetes/flower-proxy.yml": "kubernetes --url_prefix=flower",
+    "prometheus/prometheus.yml": "prometheus --url_prefix=flower --metrics_auth=prometheus:secret",
+    "prometheus/over-proxy.yml": "prometheus --url_prefix=flower --metrics_auth=prometheus:secret --tls",
+    "prometheus/own-port.yml": (
+        "prometheus --url_prefix=flower --metrics_port=9808 --metrics_address=127.0.0.1 --metrics_open"
+    ),
     "traefik/kept.yml": "traefik --url_prefix=flower",
     "traefik/stripped.yml": "traefik --url_prefix=flower --strip",
     "ingress-nginx/kept.yml": "ingress-nginx --url_prefix=flower",

@@ -1,0 +1,382 @@
+"""What ``flower-proxy config`` prints for what keeps flower-proxy running, read and run by the programs it is for.
+
+Docker and Kubernetes cannot be had here: their files are held against a schema, and the commands in them are run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from tests.support.configurations import EXAMPLES, config, printed
+from tests.support.processes import PROJECT, Address, answers, basic, free_port, program, request, running, wait_until
+from tests.support.programs import CREDENTIALS, htpasswd
+
+FLOWER_PROXY = str(Path(sys.executable).with_name("flower-proxy"))
+INSTALLED = "/srv/app/.venv/bin/flower-proxy"
+SERVICES = ("systemd", "supervisor", "compose", "kubernetes", "prometheus")
+OWN = [name for name in EXAMPLES if name.startswith(SERVICES)]
+PREFIXED = "--url_prefix=flower"
+SOCKET = "/run/flower/flower.sock"
+SECRETS = {"FLOWER_COOKIE_SECRET": "a secret"}
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with a Celery application, ``server``, and with the users that may enter."""
+    (tmp_path / "server.py").write_text("from celery import Celery\n\napp = Celery('server', broker='memory://')\n")
+    htpasswd(tmp_path, CREDENTIALS)
+    return tmp_path
+
+
+def adapted(text: str, project: Path, address: Address) -> str:
+    """The same for here: another folder, port and socket, and no other user."""
+    table = {
+        INSTALLED: FLOWER_PROXY,
+        "/srv/app": str(project),
+        "/etc/flower": str(project),
+        "/run/secrets": str(project),
+        "/var/log/supervisor": str(project),
+        "5555": str(address.port),
+        "user=flower\n": "",
+    }
+    if address.socket_path:
+        table[SOCKET] = str(address.socket_path)
+    for old, new in table.items():
+        text = text.replace(old, new)
+    return text
+
+
+@contextlib.contextmanager
+def started(words: Sequence[str], project: Path, address: Address, env: Mapping[str, str]) -> Iterator[None]:
+    """Run a command that was printed, where it answers people of the file of users alone."""
+    ready = lambda: answers(address, "/healthcheck")  # noqa: E731
+    with running(words, log=project / "flower.log", ready=ready, cwd=project, env=env):
+        assert_answers(address)
+        yield
+
+
+def assert_answers(address: Address) -> None:
+    assert request(address, "/flower/").status == 401
+    page = request(address, "/flower/", headers=basic(CREDENTIALS))
+    assert page.status == 200
+    assert 'href="/flower/tasks"' in page.text
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_the_example_is_what_is_printed(name: str) -> None:
+    """Where this fails: ``python -m tests.support.configurations`` writes the examples anew."""
+    assert (PROJECT / "examples" / name).read_text() == printed(EXAMPLES[name])
+
+
+# systemd
+
+
+def setting(unit: str, name: str) -> list[str]:
+    return re.findall(rf"^{name}=(.*)$", unit, re.MULTILINE)
+
+
+def exec_start(unit: str, credentials: Path) -> list[str]:
+    (line,) = setting(unit, "ExecStart")
+    return shlex.split(line.replace("%d", str(credentials)).replace("%S", str(credentials)))
+
+
+UNITS = {
+    "a port": PREFIXED,
+    "a unix socket": f"{PREFIXED} --unix_socket={SOCKET}",
+    "state that is kept": f"{PREFIXED} --persistent",
+    "TLS": f"{PREFIXED} --certfile=/etc/flower/cert.pem --keyfile=/etc/flower/key.pem",
+    "a port below 1024": f"{PREFIXED} --port=80",
+}
+
+
+@pytest.fixture(params=UNITS)
+def units(request: pytest.FixtureRequest, tmp_path: Path) -> list[Path]:
+    """The unit files for these options, as systemd is to find them, but for the path of the program."""
+    files = {"flower-proxy.service": "systemd"}
+    if request.param in ("a unix socket", "a port below 1024"):
+        files["flower-proxy.socket"] = "systemd-socket"
+    for name, target in files.items():
+        (tmp_path / name).write_text(printed(f"{target} {UNITS[request.param]}").replace(INSTALLED, FLOWER_PROXY))
+    return [tmp_path / name for name in files]
+
+
+def test_systemd_finds_no_fault_with_the_units(units: list[Path]) -> None:
+    verify = [program("systemd-analyze"), "verify", "--man=no", *map(str, units)]
+    done = subprocess.run(verify, capture_output=True, text=True)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+
+
+def test_systemd_finds_little_exposed(units: list[Path]) -> None:
+    analyse = [program("systemd-analyze"), "security", "--no-pager", "--offline=yes", "--threshold=20"]
+    done = subprocess.run([*analyse, str(units[0])], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_what_systemd_starts_answers(project: Path) -> None:
+    address = Address(free_port())
+    unit = adapted(printed(f"systemd {PREFIXED} --port={address.port}"), project, address)
+    assert setting(unit, "LoadCredential") == [f"htpasswd:{project}/htpasswd"]
+    with started(exec_start(unit, project), project, address, SECRETS):
+        pass
+
+
+def test_what_systemd_hands_over_is_served(project: Path) -> None:
+    address = Address(socket_path=project / "flower.sock")
+    options = f"{PREFIXED} --unix_socket={SOCKET}"
+    unit, socket = (
+        adapted(printed(f"{target} {options}"), project, address) for target in ("systemd", "systemd-socket")
+    )
+    (listen,) = setting(socket, "ListenStream")
+    assert listen == str(address.socket_path)
+    activate = [program("systemd-socket-activate"), f"--listen={listen}"]
+    with started([*activate, *exec_start(unit, project)], project, address, SECRETS):
+        pass
+
+
+def test_state_is_kept_where_systemd_lets_it_be_written(project: Path) -> None:
+    address = Address(free_port())
+    unit = adapted(printed(f"systemd {PREFIXED} --persistent --port={address.port}"), project, address)
+    assert setting(unit, "StateDirectory") == ["flower-proxy"]
+    (project / "flower-proxy").mkdir()
+    with started(exec_start(unit, project), project, address, SECRETS):
+        pass
+    assert list((project / "flower-proxy").glob("flower.db*")), "shelve may append a suffix"
+
+
+def test_no_secret_is_printed() -> None:
+    secrets = "--basic_auth=me:hush --cookie_secret=hush --broker=redis://:hush@redis/0 --metrics_auth=p:hush"
+    for target in ("systemd", "systemd-socket", "supervisor", "compose", "dockerfile", "kubernetes", "prometheus"):
+        text = printed(f"{target} {secrets}")
+        assert "hush" not in text
+        if target not in ("systemd-socket", "dockerfile", "prometheus"):
+            names = ("FLOWER_BASIC_AUTH", "FLOWER_COOKIE_SECRET", "CELERY_BROKER_URL", "FLOWER_METRICS_AUTH")
+            assert all(name in text for name in names)
+
+
+# supervisor
+
+
+@contextlib.contextmanager
+def supervisord(program_section: str, folder: Path) -> Iterator[Path]:
+    """A supervisor with this configuration; what its log says is in the file that is given."""
+    head = "[supervisord]\nnodaemon=true\nloglevel=info\nlogfile=/dev/null\nlogfile_maxbytes=0\n"
+    head += f"pidfile={folder}/supervisord.pid\nchildlogdir={folder}\n"
+    (folder / "supervisord.conf").write_text(f"{head}\n{program_section}")
+    log = folder / "supervisord.log"
+    command = [str(Path(sys.executable).with_name("supervisord")), "-n", "-e", "debug", "-l", str(log)]
+    ready = lambda: log.exists() and "spawned" in log.read_text()  # noqa: E731
+    env = SECRETS
+    with running(
+        [*command, "-c", str(folder / "supervisord.conf")], log=folder / "out", ready=ready, env=env, cwd=folder
+    ):
+        yield log
+
+
+def pids(log: Path) -> list[int]:
+    return [int(pid) for pid in re.findall(r"spawned: 'flower-proxy' with pid (\d+)", log.read_text())]
+
+
+def test_supervisor_keeps_it_running(project: Path) -> None:
+    address = Address(free_port())
+    text = adapted(printed(f"supervisor {PREFIXED} --port={address.port}"), project, address)
+    with supervisord(text, project) as log:
+        wait_until(lambda: answers(address, "/healthcheck"), what="it answers")
+        assert_answers(address)
+        wait_until(lambda: "entered RUNNING state" in log.read_text(), what="supervisor takes it for running")
+        (first,) = pids(log)
+        subprocess.run([program("kill"), "-KILL", str(first)], check=True)
+        wait_until(lambda: len(pids(log)) == 2 and answers(address, "/healthcheck"), what="it is started again")
+    assert "stopped: flower-proxy (exit status 0)" in log.read_text(), "it has ended by itself, when it was told to"
+    assert "killing 'flower-proxy'" not in log.read_text()
+
+
+def test_supervisor_gives_up_on_a_wrong_option(project: Path) -> None:
+    text = adapted(printed(f"supervisor {PREFIXED}"), project, Address(free_port()))
+    wrong = text.replace(PREFIXED, "--url_prefx=flower")
+    assert wrong != text
+    with supervisord(wrong, project) as log:
+        wait_until(lambda: "entered FATAL state" in log.read_text(), what="supervisor gives up", timeout=60)
+        assert len(pids(log)) == 4, "once, and three times more"
+
+
+# Containers
+
+ODD = "100%,$HOME,$(HOME),a b,x\"y'z"
+
+
+def container_words(target: str, text: str) -> list[str]:
+    """The words behind flower-proxy, as they arrive in the container."""
+    if target == "dockerfile":
+        words: list[str] = json.loads(setting_of_image(text, "CMD"))
+    elif target == "compose":
+        words = [word.replace("$$", "$") for word in yaml.safe_load(text)["services"]["flower-proxy"]["command"]]
+    else:
+        words = [word.replace("$$(", "$(") for word in pod(text)["containers"][0]["args"]]
+    return words
+
+
+def setting_of_image(text: str, name: str) -> str:
+    (found,) = re.findall(rf"^ *{name} (\[.*\])$", text.replace("\\\n    CMD", "\n    HEALTH"), re.MULTILINE)
+    return str(found)
+
+
+def pod(text: str) -> dict[str, Any]:
+    (deployment,) = (one for one in yaml.safe_load_all(text) if one["kind"] == "Deployment")
+    found: dict[str, Any] = deployment["spec"]["template"]["spec"]
+    return found
+
+
+@pytest.mark.parametrize("target", ["compose", "dockerfile", "kubernetes"])
+def test_what_a_container_starts_answers(target: str, project: Path) -> None:
+    address = Address(free_port())
+    words = container_words(target, adapted(printed(f"{target} {PREFIXED}"), project, address))
+    # what Kubernetes sets for a service that is called like this one (P5)
+    injected = {"FLOWER_PORT": "tcp://10.0.0.1:5555", "FLOWER_SERVICE_HOST": "10.0.0.1"}
+    with started([FLOWER_PROXY, f"--port={address.port}", *words], project, address, {**SECRETS, **injected}):
+        assert "FLOWER_PORT" in (project / "flower.log").read_text()
+
+
+@pytest.mark.parametrize("target", ["compose", "dockerfile", "kubernetes"])
+def test_the_words_arrive_as_they_were_written(target: str) -> None:
+    assert f"--queues={ODD}" in container_words(target, printed(f"{target} --queues={shlex.quote(ODD)}"))
+
+
+def test_the_image_says_whether_it_is_healthy(project: Path) -> None:
+    address = Address(free_port())
+    text = adapted(printed(f"dockerfile {PREFIXED}"), project, address)
+    python, *words = json.loads(setting_of_image(text, "HEALTH"))
+    assert python == "python"
+    # nobody listens where the environment says that a proxy is
+    check = [sys.executable, *words]
+    env = {"http_proxy": f"http://127.0.0.1:{free_port()}"}
+    assert subprocess.run(check, capture_output=True, env=env).returncode == 1
+    arguments = container_words("dockerfile", text)
+    with started([FLOWER_PROXY, f"--port={address.port}", *arguments], project, address, SECRETS):
+        assert subprocess.run(check, env=env).returncode == 0
+
+
+def test_the_image_runs_as_a_user_that_is_not_root() -> None:
+    assert re.findall(r"^USER (\d+)", printed("dockerfile"), re.MULTILINE) == ["10001"]
+
+
+SERVICE_OF_COMPOSE = {
+    "build": {"type": "string"},
+    "command": {"type": "array", "items": {"type": "string"}},
+    "environment": {"type": "object", "additionalProperties": {"type": "string"}},
+    "secrets": {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
+    "ports": {"type": "array", "items": {"type": "string", "pattern": r"^127\.0\.0\.1:\d+:\d+$"}, "uniqueItems": True},
+    "volumes": {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
+    "read_only": {"type": "boolean"},
+    "tmpfs": {"type": "array", "items": {"type": "string"}},
+    "cap_drop": {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
+    "security_opt": {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
+    "init": {"type": "boolean"},
+    "restart": {"enum": ["no", "always", "on-failure", "unless-stopped"]},
+}
+IPAM = {
+    "type": "object",
+    "additionalProperties": False,
+    "properties": {name: {"type": "string"} for name in ("subnet", "ip_range", "gateway")},
+}
+
+
+def closed(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": False, "properties": properties}
+
+
+def named(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": schema}
+
+
+# The Compose Specification's, of the keys that are used
+COMPOSE = closed(
+    services=named(closed(**SERVICE_OF_COMPOSE)),
+    networks=named(closed(ipam=closed(config={"type": "array", "items": IPAM}))),
+    secrets=named(closed(file={"type": "string"})),
+    volumes=named({"type": "null"}),
+)
+
+
+@pytest.mark.parametrize("options", [PREFIXED, "--persistent --metrics_port=9808", "--basic_auth=me:secret"])
+def test_compose_files_are_of_the_schema(options: str) -> None:
+    file = yaml.safe_load(printed(f"compose {options}"))
+    Draft202012Validator(COMPOSE).validate(file)
+    for kind in ("secrets", "volumes"):
+        used = {one.partition(":")[0] for service in file["services"].values() for one in service.get(kind, [])}
+        assert used == file.get(kind, {}).keys()
+
+
+@pytest.mark.parametrize("options", [PREFIXED, "--persistent --metrics_port=9808", "--basic_auth=me:secret"])
+def test_kubernetes_objects_are_of_its_schema(options: str) -> None:
+    objects = list(yaml.safe_load_all(printed(f"kubernetes {options}")))
+    for one in objects:
+        kubernetes_validate.validate(one, kubernetes_validate.latest_version(), strict=True)
+    assert [one["kind"] for one in objects][:3] == ["Deployment", "Service", "NetworkPolicy"]
+
+
+def test_kubernetes_mounts_what_is_there() -> None:
+    for options in (PREFIXED, "--persistent", "--basic_auth=me:secret"):
+        spec = pod(printed(f"kubernetes {options}"))
+        mounts = {one["name"] for one in spec["containers"][0]["volumeMounts"]}
+        assert mounts == {one["name"] for one in spec["volumes"]}
+
+
+def test_kubernetes_asks_what_answers(project: Path) -> None:
+    address = Address(free_port())
+    text = printed(f"kubernetes {PREFIXED}")
+    words = container_words("kubernetes", adapted(text, project, address))
+    (container,) = pod(text)["containers"]
+    with started([FLOWER_PROXY, f"--port={address.port}", *words], project, address, SECRETS):
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            asked = partial(answers, address, container[probe]["httpGet"]["path"])
+            wait_until(asked, what=f"{probe} is answered without a password")
+
+
+# What cannot be had
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("kubernetes --unix_socket=/run/flower.sock", "--unix_socket"),
+        ("compose --unix_socket=/run/flower.sock", "--unix_socket"),
+        ("compose --address=127.0.0.1", "--address"),
+        ("dockerfile --address=localhost", "--address"),
+        ("kubernetes --certfile=/c --keyfile=/k", "--certfile"),
+        ("kubernetes --auth_header=X-User", "--trusted_proxies"),
+        ("compose --auth_file=/a --basic_auth_file=/b", "--basic_auth_file"),
+        ("systemd --port=0", "--port"),
+        ("systemd --metrics_port=0", "--metrics_port"),
+        ("systemd --strip", "--strip"),
+        ("systemd --tls", "--tls"),
+        ("supervisor --server_name=flower.test", "--server_name"),
+        ("systemd --workdir=project", "--workdir"),
+        ("systemd --basic_auth_file=users", "--basic_auth_file"),
+        ("systemd --log_file_prefix=/var/log/flower.log", "--log_file_prefix"),
+        ("systemd --no_auth --auth_file=/a", "--no_auth"),
+        ("supervisor '--queues=a ;b'", "comment"),
+        ("prometheus --unix_socket=/run/flower.sock", "--unix_socket"),
+        ("prometheus --metrics_port=0", "--port"),
+        ("prometheus --metrics_open --metrics_auth=p:q", "--metrics_open"),
+        ("systemctl", "systemctl"),
+    ],
+)
+def test_what_contradicts_is_refused_in_one_line(words: str, named: str) -> None:
+    done = config(*shlex.split(words))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert named in done.stderr
