@@ -24,6 +24,9 @@ _OPTIONS = {name: replace(option, check=None) if option.is_path else option for 
 # What Celery reads where the command line is silent, since a URL may hold a password
 _CELERY_VARIABLES = {"broker": "CELERY_BROKER_URL", "result_backend": "CELERY_RESULT_BACKEND"}
 _CELERY_WORDS = {"app": "-A", "loader": "--loader", "config": "--config", "workdir": "--workdir"}
+_CELERY_FLAGS = {"quiet": "--quiet", "skip_checks": "--skip-checks"}
+# What stands for it where neither an application nor a broker is named
+_SOME_APP = "server"
 
 _OWN: list[click.Parameter] = [
     click.Argument(["target"], metavar="TARGET", default=""),
@@ -67,7 +70,10 @@ def _config(
         hint = f"; did you mean {meant}?" if meant else ""
         raise InputError(f"TARGET: {target!r} is none of {', '.join(TARGETS)}{hint}")
     settings = {name: texts for name, texts in given.items() if name in OPTIONS and isinstance(texts, tuple) and texts}
+    if not (given["app"] or given["broker"]):
+        given["app"] = _SOME_APP
     front = [word for name, option in _CELERY_WORDS.items() if given[name] for word in (option, str(given[name]))]
+    front += [flag for name, flag in _CELERY_FLAGS.items() if given[name]]
     secrets = [variable for name, variable in _CELERY_VARIABLES.items() if given[name]]
     try:
         values, notes = read(_OPTIONS, environ=os.environ, given=settings)
@@ -77,7 +83,7 @@ def _config(
             TARGETS[target],
             _OPTIONS,
             values,
-            front=front or ([] if given["broker"] else ["-A", "server"]),
+            front=front,
             secrets=secrets,
             strip=not keep,
             server_name=server_name,

@@ -16,6 +16,7 @@ from typing import Any
 
 from tornado.template import DictLoader
 
+from flower_proxy.forwarded import UNIX, TrustedProxies
 from flower_proxy.options import Option
 from flower_proxy.paths import parse_mount
 
@@ -159,8 +160,9 @@ def plan(
     asked = {"strip": strip, "tls": tls, "auth_request": auth_request, "proxy_auth": proxy_auth}
     asked["server_name"] = server_name != "example.com"
     asked["unix_socket"] = kind.is_proxy and values.get("unix_socket")
+    is_here = kind.is_local and values.get("address", "") in (*_ANY_ADDRESS, "localhost", "127.0.0.1", "::1")
     if kind.is_proxy:
-        _check_proxy(values, prefix, asked)
+        _check_proxy(values, prefix, asked, is_here=is_here)
     for name, wanted in asked.items():
         if wanted and name not in kind.takes:
             raise DeploymentError(f"--{name}: this is not for {target}; leave it out")
@@ -199,7 +201,7 @@ def plan(
         asks_nobody=bool(user_header or values.get("no_auth")),
         metrics_port=values.get("metrics_port"),
         metrics_user=(values.get("metrics_auth") or "").partition(":")[0],
-        is_elsewhere=not (values.get("trusted_proxies") or _is_here(kind, values)),
+        is_elsewhere=not (is_here or values.get("trusted_proxies")),
     )
 
 
@@ -219,13 +221,16 @@ def _templates() -> DictLoader:
     return DictLoader(prepared, autoescape=None, whitespace="all")
 
 
-def _check_proxy(values: Mapping[str, Any], prefix: str, asked: Mapping[str, Any]) -> None:
+def _check_proxy(values: Mapping[str, Any], prefix: str, asked: Mapping[str, Any], *, is_here: bool) -> None:
     if asked["strip"] and not prefix:
         raise DeploymentError("--strip: there is nothing to strip; add --url_prefix with the public prefix")
     if values.get("certfile"):
         raise DeploymentError("--certfile: TLS is the proxy's part here; leave it out, and add --tls")
     if values.get("port") == 0 and not values.get("unix_socket"):
         raise DeploymentError("--port: 0 is a free port, but the proxy has to know which; name one")
+    peer = UNIX if values.get("unix_socket") else "127.0.0.1"
+    if is_here and values.get("trusted_proxies") and peer not in TrustedProxies(values["trusted_proxies"]):
+        raise DeploymentError(f"--trusted_proxies: the proxy comes from {peer} here; add it, or name another --address")
     if asked["auth_request"] and asked["proxy_auth"]:
         raise DeploymentError("--proxy_auth: --auth_request asks already who it is; leave one of them out")
     vouches = asked["auth_request"] or asked["proxy_auth"]
@@ -236,10 +241,6 @@ def _check_proxy(values: Mapping[str, Any], prefix: str, asked: Mapping[str, Any
         raise DeploymentError("--auth_request: Flower would ask once more; add --auth_header=X-Forwarded-User")
     if asked["proxy_auth"] and not any(values.get(name) for name in ("auth_file", "auth_header", "no_auth")):
         raise DeploymentError("--proxy_auth: Flower has to know these users too; add --auth_file=PATH for both")
-
-
-def _is_here(target: Target, values: Mapping[str, Any]) -> bool:
-    return target.is_local and values.get("address", "") in (*_ANY_ADDRESS, "localhost", "127.0.0.1", "::1")
 
 
 def _port(options: Mapping[str, Option], values: Mapping[str, Any]) -> int:

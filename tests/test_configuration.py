@@ -63,6 +63,8 @@ REFUSED = [
     ("traefik --unix_socket=/run/flower.sock", "--unix_socket: this is not for traefik; leave it out"),
     ("ingress-nginx --unix_socket=/run/flower.sock", "--unix_socket: this is not for ingress-nginx; leave it out"),
     (f"ingress-nginx {PASSWORD}", "--proxy_auth: this is not for ingress-nginx; leave it out"),
+    ("nginx --trusted_proxies=10.0.0.1", "--trusted_proxies: the proxy comes from 127.0.0.1 here; add it"),
+    ("nginx --unix_socket=/s --trusted_proxies=127.0.0.1", "--trusted_proxies: the proxy comes from unix here; add it"),
     ("nginx --url_perfix=flower", "there is no option --url_perfix; did you mean --url_prefix?"),
     ("nginx --basic_auth=me", "--basic_auth: "),
 ]
@@ -105,6 +107,11 @@ def command(text: str) -> str:
         ("--viewers=a,b --read-only", "flower-proxy -A server --address=127.0.0.1 --read_only --viewers=a,b"),
         ("--enable-events=no", "flower-proxy -A server --address=127.0.0.1 --enable_events=false"),
         ("-b redis://host", "flower-proxy --address=127.0.0.1"),
+        ("-q --workdir=/srv", "flower-proxy -A server --workdir /srv --quiet --address=127.0.0.1"),
+        (
+            "--address=10.0.0.5 --trusted_proxies=10.0.0.1",
+            "flower-proxy -A server --address=10.0.0.5 --trusted_proxies=10.0.0.1",
+        ),
     ],
 )
 def test_the_command_that_belongs_to_it_is_named(words: str, started: str) -> None:

@@ -48,8 +48,8 @@ EXAMPLES = {
 }
 """Files in ``examples``, and the words behind ``flower-proxy config`` that print them."""
 
-BY_HAND = {"nginx/host-application.conf"}
-"""Files beside them that are written by hand: the generator knows of no application but Flower."""
+BY_HAND = {"nginx/host-application.conf", "prometheus/rules.yml", "prometheus/rules_test.yml"}
+"""Files beside them that are written by hand: the generator knows of no application but Flower, and of no rules."""
 
 
 def config(*words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:

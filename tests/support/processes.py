@@ -116,7 +116,7 @@ def request(
     with contextlib.closing(connection):
         connection.request(method, path, body=body, headers=dict(headers or {}))
         with connection.getresponse() as response:
-            return Answer(response.status, HTTPHeaders(*response.getheaders()), response.read())
+            return Answer(response.status, HTTPHeaders(dict(response.getheaders())), response.read())
 
 
 def basic(credentials: str) -> dict[str, str]:
