@@ -44,6 +44,7 @@ from flower_proxy.monitoring import Monitor, Ready, TrustedMetrics
 from flower_proxy.options import parse_mode
 from flower_proxy.paths import parse_mount
 from flower_proxy.receiver import Receiver
+from flower_proxy.seen import PATH, Check
 from flower_proxy.statics import OverlaidStaticFiles, SpliceError, packaged_overrides, prepend, splice
 from flower_proxy.templates import corrected_templates
 
@@ -83,7 +84,7 @@ class FlowerProxy(Flower):  # type: ignore[misc]
             events=receiver,
             **{**flower_settings, **ours, **settings},
         )
-        self.wildcard_router.rules.insert(0, Rule(PathMatches("/ready"), Ready))
+        self.wildcard_router.rules[:0] = [Rule(PathMatches("/ready"), Ready), Rule(PathMatches(PATH), Check)]
         self._purge_timer = PeriodicCallback(self._forget_workers, _SECONDS_TO_PURGE * 1000)
         self.locator = Locator(
             mount=parse_mount(options.url_prefix or ""),

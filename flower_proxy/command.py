@@ -23,7 +23,11 @@ from flower_proxy.serve import InputError, find_app, serve
 from flower_proxy.settings import OptionError, nearest, read
 
 OPTIONS = declare(parser)
-_COMMANDS = {"demo": "flower_proxy.demo:demo", "hash-password": "flower_proxy.hash_password:hash_password"}
+_COMMANDS = {
+    "demo": "flower_proxy.demo:demo",
+    "hash-password": "flower_proxy.hash_password:hash_password",
+    "check": "flower_proxy.check:check",
+}
 _METAVARS = {int: "NUMBER", float: "NUMBER", bool: "[BOOL]"}
 
 

@@ -16,6 +16,7 @@ from flower.events import Events
 from kombu import Connection
 
 from flower_proxy.broker import back_off, connected, mailbox_of, problem_of
+from flower_proxy.unheard import Unheard
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class Receiver(Events):  # type: ignore[misc]
     :ivar dropped: how many were dropped because too many were waiting.
     :ivar reconnects: how often events could arrive again after they could not.
     :ivar last_event: when the last one arrived, by `time.monotonic`; None before the first.
+    :ivar unheard: tells which workers run tasks and send no events about them.
     :ivar on_delay: called in the event loop with the seconds from an event's timestamp to its handling, never below 0.
     """
 
@@ -47,6 +49,7 @@ class Receiver(Events):  # type: ignore[misc]
         self.reconnects = 0
         self.last_event: float | None = None
         self.on_delay: Callable[[float], None] | None = None
+        self.unheard = Unheard(self.state.workers.limit)
         self._has_received = False
         self._stopping = threading.Event()
         self._waiting: deque[dict[str, Any]] = deque()
@@ -123,6 +126,7 @@ class Receiver(Events):  # type: ignore[misc]
     def _take(self, event: dict[str, Any]) -> None:
         try:
             self.state.event(event)
+            self.unheard.note(event)
             if self.on_delay is not None and "timestamp" in event:
                 self.on_delay(max(0.0, time.time() - event["timestamp"]))
         except Exception:
