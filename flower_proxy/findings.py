@@ -132,10 +132,9 @@ def _scheme(evidence: Evidence, advice: Advice) -> Told:
 
 def _host(evidence: Evidence, advice: Advice) -> Told:
     asked, seen = evidence.target.host, evidence.seen.host
-    if asked == seen or (evidence.target.netloc.lower() == seen):
+    if asked == seen:
         return _ok(f"{seen}, as it was asked")
-    header = "X-Forwarded-Host" if "X-Forwarded-Host" in evidence.seen.headers else "Host"
-    return _fail(f"Flower takes its host for {seen}, but {asked} was asked", advice.set(header))
+    return _fail(f"Flower takes its host for {seen}, but {asked} was asked", advice.set("X-Forwarded-Host"))
 
 
 def _prefix(evidence: Evidence, advice: Advice) -> Told:
@@ -175,7 +174,7 @@ def _forwarded(evidence: Evidence, advice: Advice) -> Told:
     named = {
         header
         for header, check in _SETS.items()
-        if header not in evidence.seen.headers and check(evidence, advice)[0] is Status.FAILED
+        if header not in evidence.seen.headers and check(evidence, advice)[0] is not Status.PASSED
     }
     believed = [name for name, answer in evidence.made_up.items() if name not in named and _is_believed(evidence, name)]
     if not believed:

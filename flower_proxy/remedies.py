@@ -54,7 +54,6 @@ _LINES: dict[str, Mapping[str, str]] = {
 
 _VALUES: dict[str, Mapping[str, str]] = {
     "nginx": {
-        "Host": "$http_host",
         "X-Forwarded-For": "$remote_addr",
         "X-Forwarded-Proto": "$scheme",
         "X-Forwarded-Host": "$http_host",
@@ -67,14 +66,12 @@ _VALUES: dict[str, Mapping[str, str]] = {
         "X-Forwarded-Prefix": "{prefix}",
     },
     "caddy": {
-        "Host": "{{http.request.hostport}}",
         "X-Forwarded-For": "{{http.request.remote.host}}",
         "X-Forwarded-Proto": "{{http.request.scheme}}",
         "X-Forwarded-Host": "{{http.request.hostport}}",
         "X-Forwarded-Prefix": "{prefix}",
     },
     "": {
-        "Host": "host and port as the browser sent them",
         "X-Forwarded-For": "the client's address",
         "X-Forwarded-Proto": "http or https, as the browser asked",
         "X-Forwarded-Host": "host and port as the browser sent them",
@@ -104,8 +101,6 @@ def _set_header(name: str, proxy: str, prefix: str) -> str:
     if proxy == "nginx":
         return f"proxy_set_header {name} {value or chr(34) * 2};"
     if proxy == "apache":
-        if name == "Host":
-            return "ProxyPreserveHost On"
         return f'RequestHeader set {name} "{value}"' if value else f"RequestHeader unset {name}"
     if proxy == "caddy":
         return f"header_up {name} {value}" if value else f"header_up -{name}"

@@ -126,7 +126,7 @@ def worker_process(
     env: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A real worker that is ready, with one process for its tasks."""
-    command = [sys.executable, "-m", "celery", "-A", APPLICATION, "worker", "-E", "-P", "prefork", "-c", "1"]
+    command = [sys.executable, "-m", "celery", "-A", APPLICATION, "worker", "-P", "prefork", "-c", "1"]
     command += ["-n", name, "-l", "info", *options]
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "worker.log"

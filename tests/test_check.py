@@ -1,0 +1,369 @@
+"""``flower-proxy check``: each line comes up when what it is about is broken, and no other."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from flower_proxy.check import check
+from tests.support.processes import Address, free_port, stop, wait_until
+from tests.support.programs import CREDENTIALS, USER, Broker, Flower, launch, nginx, redis, redis_server, worker_process
+from tests.test_nginx_examples import read, substitute
+
+PREFIX = "/flower"
+PASSWORD = CREDENTIALS.partition(":")[2]
+CHECKS = [
+    *("launcher", "trust", "scheme", "host", "prefix", "slash", "client", "forwarded", "static", "compression"),
+    *("cache", "origin", "body", "authentication", "metrics", "broker", "workers", "events", "clocks", "versions"),
+]
+TRUSTED = "127.0.0.0/8,::1,unix"
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the command said."""
+
+    exit_code: int
+    findings: Sequence[Mapping[str, str]]
+
+    def named(self, status: str) -> list[str]:
+        return [finding["name"] for finding in self.findings if finding["status"] == status]
+
+    @property
+    def wrong(self) -> list[str]:
+        """The names and statuses of what is not as it should be."""
+        return [f"{f['status']} {f['name']}" for f in self.findings if f["status"] in ("warning", "failed")]
+
+    def __getitem__(self, name: str) -> Mapping[str, str]:
+        return next(finding for finding in self.findings if finding["name"] == name)
+
+
+def ask(url: str, *options: str, user: str = USER, password: str = PASSWORD) -> Found:
+    arguments = ["--json", *(["--user", user] if user else []), *options, url]
+    result = CliRunner().invoke(check, arguments, input=f"{password}\n")
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return Found(result.exit_code, json.loads(result.stdout))
+
+
+@contextlib.contextmanager
+def proxied(config: str, flower: Flower, folder: Path, *, tls: bool = False) -> Iterator[str]:
+    """Run nginx with this configuration, and tell where it is."""
+    public = Address(free_port(), tls=tls)
+    listen = f"listen {public} {'ssl' if tls else ''};"
+    config = substitute(config, {"listen 80;": listen, "127.0.0.1:5555": str(flower.address)})
+    with nginx(config, folder, ready=public):
+        yield f"{'https' if tls else 'http'}://localhost:{public.port}{PREFIX}/"
+
+
+def healthy() -> str:
+    """The README's block, in a whole file."""
+    config, _ = read("README.md")
+    return config
+
+
+def apply(config: str, remedy: str) -> str:
+    """Put what a remedy says into the configuration, in place of what is there about the same thing."""
+    for line in remedy.splitlines():
+        if line.startswith("location ^~"):
+            config = config.replace("location /flower/ {", line)
+        elif line.startswith("location"):
+            config = re.sub(re.escape(line.partition("{")[0]) + r"\{[^}]*\}", "", config)
+            config = config.replace("location /flower/ {", line + "\nlocation /flower/ {", 1)
+        elif line.startswith("or "):
+            continue
+        else:
+            for directive in re.findall(r"[^;]+;", line):
+                words = directive.split()
+                subject = words[:2] if words[0] == "proxy_set_header" else words[:1]
+                config = re.sub(r"(?<![\w-])" + r"\s+".join(map(re.escape, subject)) + r"\s[^;]*;", "", config)
+            config = config.replace("proxy_pass", f"{line} proxy_pass", 1)
+    return config
+
+
+@pytest.fixture(scope="module")
+def flower(worker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
+    with launch("ours", worker, tmp_path_factory.mktemp("flower"), url_prefix=PREFIX) as flower:
+        flower.watch_tasks(worker)
+        yield flower
+
+
+# A healthy one
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
+def test_a_healthy_deployment_passes(flower: Flower, certificate: tuple[Path, Path], tmp_path: Path, tls: bool) -> None:
+    certfile, keyfile = certificate
+    config = healthy().replace("http {", f"http {{ ssl_certificate {certfile}; ssl_certificate_key {keyfile};")
+    with proxied(config, flower, tmp_path, tls=tls) as url:
+        found = ask(url, *([f"--ca={certfile}"] if tls else []))
+    assert (found.exit_code, found.named("passed")) == (0, CHECKS), found
+
+
+def test_what_people_see(flower: Flower, tmp_path: Path) -> None:
+    with proxied(healthy(), flower, tmp_path) as url:
+        command = [sys.executable, "-m", "flower_proxy", "check", url, "--user", USER]
+        ended = subprocess.run(command, input=f"{PASSWORD}\n", capture_output=True, text=True, timeout=60)
+    print(ended.stdout)
+    assert ended.returncode == 0
+
+
+# A broken proxy
+
+
+@dataclass(frozen=True)
+class Breakage:
+    """One thing that is wrong with nginx.
+
+    :ivar changes: what stands in place of what in the healthy file.
+    :ivar wrong: the one line that comes up.
+    :ivar says: a part of it.
+    """
+
+    id: str
+    changes: Mapping[str, str]
+    wrong: str
+    says: str
+    tls: bool = False
+    # whether what to do is for a person to do
+    by_hand: bool = False
+    options: Sequence[str] = field(default_factory=list)
+
+
+def no_header(name: str) -> dict[str, str]:
+    """Take the line out that sets a header."""
+    (line,) = re.findall(rf"proxy_set_header {name} .*?;", healthy())
+    return {line: ""}
+
+
+def in_location(text: str) -> dict[str, str]:
+    return {"location /flower/ {": f"location /flower/ {{ {text}"}
+
+
+def for_static_files(text: str) -> dict[str, str]:
+    return {"location = /flower/metrics": f"location /flower/static/ {{ {text} }} location = /flower/metrics"}
+
+
+NO_SLASH = re.findall(r"location = /flower \{.*?\}", healthy())[0]
+PASS = "proxy_pass http://127.0.0.1:5555;"
+
+BREAKAGES = [
+    Breakage(
+        "the-port-is-lost", {"X-Forwarded-Host   $http_host": "X-Forwarded-Host $host"}, "failed host", "localhost,"
+    ),
+    Breakage(
+        "no-host",
+        {**no_header("Host"), **no_header("X-Forwarded-Host")},
+        "failed host",
+        "Flower takes its host for 127.0.0.1",
+    ),
+    Breakage("no-scheme", no_header("X-Forwarded-Proto"), "failed scheme", "Flower takes it for http", tls=True),
+    Breakage(
+        "another-scheme", {"X-Forwarded-Proto  $scheme": "X-Forwarded-Proto https"}, "failed scheme", "asked by http"
+    ),
+    Breakage("another-prefix", {"X-Forwarded-Prefix /flower": "X-Forwarded-Prefix /other"}, "failed prefix", "/other"),
+    Breakage("no-redirect", {NO_SLASH: "location = /flower { return 404; }"}, "failed slash", "answered with 404"),
+    Breakage(
+        "the-redirect-loses-the-port",
+        {NO_SLASH: "port_in_redirect off; location = /flower { return 301 /flower/; }"},
+        "failed slash",
+        "leads to http://localhost/flower/",
+    ),
+    Breakage("no-client", no_header("X-Forwarded-For"), "failed client", "every client for the proxy, 127.0.0.1"),
+    Breakage("no-scheme-over-http", no_header("X-Forwarded-Proto"), "failed forwarded", "X-Forwarded-Proto"),
+    Breakage("no-prefix", no_header("X-Forwarded-Prefix"), "failed forwarded", "counts: X-Forwarded-Prefix"),
+    Breakage("made-up-host", no_header("X-Forwarded-Host"), "failed forwarded", "counts: X-Forwarded-Host"),
+    Breakage(
+        "nginx-looks-for-files-itself",
+        {"location /flower/ {": "location ~ \\.(css|js)$ { root /nowhere; } location /flower/ {"},
+        "failed static",
+        "/flower/static/js/theme.js is answered with 404 Not Found",
+    ),
+    Breakage(
+        "the-type-is-lost",
+        for_static_files(f"{PASS} proxy_hide_header Content-Type; add_header Content-Type text/plain;"),
+        "failed static",
+        "comes as text/plain",
+        by_hand=True,
+    ),
+    Breakage("no-compression", {"gzip on;": "gzip off;"}, "warning compression", "kilobytes of scripts"),
+    Breakage(
+        "no-cache",
+        for_static_files(f"{PASS} proxy_hide_header Cache-Control; add_header Cache-Control no-store;"),
+        "warning cache",
+        "Cache-Control is no-store",
+        by_hand=True,
+    ),
+    Breakage("no-post", in_location("limit_except GET { deny all; }"), "failed origin", "403 Forbidden", by_hand=True),
+    Breakage("no-origin", in_location('proxy_set_header Origin "";'), "failed origin", "Origin does", by_hand=True),
+    Breakage(
+        "no-fetch-metadata",
+        in_location('proxy_set_header Sec-Fetch-Site "";'),
+        "failed origin",
+        "Sec-Fetch-Site does not arrive",
+        by_hand=True,
+    ),
+    Breakage("small-bodies", in_location("client_max_body_size 8k;"), "failed body", "413 Request Entity Too Large"),
+    Breakage(
+        "the-proxy-has-a-password",
+        in_location('proxy_set_header Authorization "Basic ZGVtbzpzZWNyZXQ=";'),
+        "failed authentication",
+        "sends a password by itself",
+        by_hand=True,
+    ),
+]
+
+
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in BREAKAGES])
+def test_what_is_broken_comes_up_alone_and_the_remedy_cures_it(
+    flower: Flower, certificate: tuple[Path, Path], tmp_path: Path, case: Breakage
+) -> None:
+    certfile, keyfile = certificate
+    options = ["--insecure"] if case.tls else []
+    config = substitute(healthy(), case.changes)
+    config = config.replace("http {", f"http {{ ssl_certificate {certfile}; ssl_certificate_key {keyfile};")
+    with proxied(config, flower, tmp_path / "broken", tls=case.tls) as url:
+        found = ask(url, *options)
+    status, name = case.wrong.split()
+    assert found.wrong == [case.wrong], found
+    assert case.says in found[name]["message"]
+    assert found[name]["remedy"]
+    assert found.exit_code == (status == "failed")
+    if not case.by_hand:
+        with proxied(apply(config, found[name]["remedy"]), flower, tmp_path / "cured", tls=case.tls) as url:
+            assert ask(url, *options).wrong == [], found
+
+
+# Other proxies, and none
+
+
+def test_one_that_strips_and_says_so_passes(worker: Broker, tmp_path: Path) -> None:
+    config = healthy().replace("location /flower/ {", "location /flower/ { rewrite ^/flower(/.*)$ $1 break;")
+    with launch("ours", worker, tmp_path / "flower") as flower, proxied(config, flower, tmp_path / "nginx") as url:
+        flower.watch_tasks(worker)
+        found = ask(url)
+        assert (found.exit_code, found.wrong) == (0, []), found
+        # and in silence it works too, but with links that are relative
+        silent = substitute(config, no_header("X-Forwarded-Prefix"))
+        with proxied(silent, flower, tmp_path / "silent") as url:
+            found = ask(url)
+            assert (found.exit_code, found.wrong) == (0, ["warning prefix"]), found
+        with proxied(apply(silent, found["prefix"]["remedy"]), flower, tmp_path / "cured") as url:
+            assert ask(url).wrong == []
+
+
+def test_without_a_proxy_only_the_compression_is_missing(flower: Flower) -> None:
+    found = ask(f"http://{flower.address}{PREFIX}")
+    assert (found.exit_code, found.wrong) == (0, ["warning compression"]), found
+    assert found["trust"]["message"] == "no proxy is in between"
+
+
+# A launcher that was started otherwise
+
+
+@pytest.mark.parametrize(
+    ("options", "authenticates", "wrong", "says"),
+    [
+        pytest.param(["--trusted_proxies=192.0.2.1"], True, "trust", "127.0.0.1 sends X-Forwarded-For", id="trust"),
+        pytest.param(["--metrics_open"], True, "metrics", "open to everybody", id="metrics"),
+        pytest.param(["--no_auth"], False, "authentication", "--no_auth", id="no-auth"),
+        pytest.param(
+            ["--auth_header=X-Forwarded-User"], True, "authentication", "who sends X-Forwarded-User", id="header"
+        ),
+    ],
+)
+def test_an_option_that_does_not_suit_comes_up_alone(
+    worker: Broker, tmp_path: Path, options: list[str], authenticates: bool, wrong: str, says: str
+) -> None:
+    config = healthy()
+    with launch(
+        "ours", worker, tmp_path / "flower", url_prefix=PREFIX, authenticates=authenticates, options=options
+    ) as flower:
+        wait_until(lambda: knows_workers(flower), what="Flower hears the worker")
+        with proxied(config, flower, tmp_path / "nginx") as url:
+            found = ask(url)
+        assert found.wrong == [f"failed {wrong}"], found
+        assert says in found[wrong]["message"]
+        if wrong == "metrics":
+            with proxied(apply(config, found[wrong]["remedy"]), flower, tmp_path / "cured") as url:
+                assert ask(url).wrong == []
+    if wrong == "trust":
+        told = found[wrong]["remedy"].rpartition(" ")[2]
+        with launch("ours", worker, tmp_path / "again", url_prefix=PREFIX, options=[told]) as flower:
+            wait_until(lambda: knows_workers(flower), what="Flower hears the worker")
+            with proxied(config, flower, tmp_path / "nginx") as url:
+                assert ask(url).wrong == []
+
+
+def knows_workers(flower: Flower) -> bool:
+    """Whether a worker is heard of, and the broker has answered."""
+    found = ask(f"http://{flower.address}{PREFIX}")
+    return not {"workers", "broker"} & {name for status in ("failed", "skipped") for name in found.named(status)}
+
+
+# A cluster that is not well
+
+
+@contextlib.contextmanager
+def cluster(folder: Path, *options: str, env: Mapping[str, str] | None = None) -> Iterator[tuple[Broker, str]]:
+    """A broker and a worker of its own, and Flower without a proxy in front of it."""
+    with (
+        redis(folder) as broker,
+        worker_process(broker, folder, env=env),
+        launch("ours", broker, folder / "flower", url_prefix=PREFIX, options=options) as flower,
+    ):
+        wait_until(lambda: knows_workers(flower), what="Flower hears the worker")
+        yield broker, f"http://{flower.address}{PREFIX}"
+
+
+def failed(url: str) -> list[str]:
+    return ask(url).named("failed")
+
+
+def test_events_that_are_off_come_up(tmp_path: Path) -> None:
+    off = {"WITHOUT_TASK_EVENTS": "1"}
+    with cluster(tmp_path, "--enable_events=false", env=off) as (broker, url):
+        found = ask(url)
+        assert (found["events"]["status"], found.named("failed")) == ("skipped", []), found
+        broker.run_tasks()
+        assert wait_until(lambda: failed(url), what="it is seen that tasks run without events") == ["events"]
+        assert "-E" in ask(url)["events"]["remedy"]
+        with worker_process(broker, tmp_path / "cured", name="w2@h", options=["-E"]):
+            pass
+
+
+def test_no_worker_comes_up(tmp_path: Path) -> None:
+    with redis(tmp_path) as broker, launch("ours", broker, tmp_path / "flower", url_prefix=PREFIX) as flower:
+        url = f"http://{flower.address}{PREFIX}"
+        wait_until(lambda: "broker" in ask(url).named("passed"), what="the broker answers")
+        found = ask(url)
+    assert found.named("failed") == ["workers"]
+    assert found["events"]["message"] == "not looked at, because of workers"
+
+
+def test_a_broker_that_is_gone_comes_up(tmp_path: Path) -> None:
+    port = free_port()
+    broker = Broker(f"redis://127.0.0.1:{port}/0")
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(redis_server(tmp_path, port, keeps=False))
+        flower = stack.enter_context(launch("ours", broker, tmp_path / "flower", url_prefix=PREFIX))
+        url = f"http://{flower.address}{PREFIX}"
+        wait_until(lambda: "broker" in ask(url).named("passed"), what="the broker answers")
+        stop(server)
+        assert wait_until(lambda: failed(url) != ["workers"] and failed(url), what="it is noticed") == ["broker"]
+        assert PASSWORD not in str(ask(url))
+
+
+def test_a_worker_in_another_time_zone_comes_up(tmp_path: Path) -> None:
+    with cluster(tmp_path, env={"TZ": "Asia/Tokyo"}) as (_, url):
+        found = ask(url)
+    assert found.named("failed") == ["clocks"], found
+    assert re.search(r"the clock of w1@\S+ is 32\d\d\d seconds (ahead of|behind) Flower's", found["clocks"]["message"])
