@@ -57,22 +57,24 @@ def check(
     answer, now = client.look()
     seen = answer.seen
     if seen is None:
-        findings = [not_reached(answer, client.ask(f"{target.prefix}/healthcheck", known=False), target, user)]
+        health = client.ask(f"{target.prefix}/healthcheck", known=False) if answer.status else answer
+        findings = [not_reached(answer, health, target, user)]
     else:
         findings = examine(client.gather(answer, seen, now), proxy or "")
     if as_json:
         click.echo(json.dumps([{**vars(finding), "status": finding.status.value} for finding in findings], indent=2))
     else:
-        _print(findings)
+        show(findings)
     ctx.exit(int(any(finding.status is Status.FAILED for finding in findings)))
 
 
-def _print(findings: Iterable[Finding]) -> None:
+def show(findings: Iterable[Finding]) -> None:
+    """Print findings for people."""
     for finding in findings:
         status = click.style(f"{finding.status.value:<8}", fg=_COLOURS[finding.status])
         click.echo(f"{status}{finding.name:<15} {_printable(finding.message)}")
         for remedy in finding.remedy.splitlines():
-            click.echo(f"{'':<23} → {_printable(remedy)}")
+            click.echo(f"{'':<23} {_printable(remedy)}")
 
 
 def _printable(text: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
+from http.client import responses
 from urllib.parse import urljoin, urlsplit
 
 from flower_proxy import __version__
@@ -102,9 +103,7 @@ def _warn(message: str, remedy: str) -> Told:
 
 def _came(answer: Answer) -> str:
     """What an answer is, in a few words."""
-    return (
-        answer.problem or f"{answer.status} {HTTPStatus(answer.status).phrase if answer.status < 600 else ''}".strip()
-    )
+    return answer.problem or f"{answer.status} {responses.get(answer.status, '')}".rstrip()
 
 
 # Where are we
@@ -437,16 +436,14 @@ def not_reached(answer: Answer, health: Answer, target: Target, user: str | None
         )
     if answer.status == HTTPStatus.BAD_REQUEST:
         return failed(f"{_came(answer)}: {_first_line(answer) or 'is it https:// there?'}")
-    if answer.status == HTTPStatus.NOT_FOUND and "flower" in answer.headers.get("content-security-policy", "") + (
-        answer.text
-    ):
-        return failed(
-            f"Flower answers, but finds no page at {target}",
-            f"start flower-proxy with --url_prefix={target.prefix}; if it is stock Flower, start flower-proxy instead",
-        )
     if is_flower:
         return failed(
             f"Flower answers at {target}, but not flower-proxy", "start flower-proxy in place of celery flower"
+        )
+    if 'name="flower-page"' in answer.text:
+        return failed(
+            f"Flower answers, but finds no page at {target}",
+            f"start flower-proxy with --url_prefix={target.prefix}",
         )
     return failed(
         f"{who} answers {_came(answer)}, which is not Flower",

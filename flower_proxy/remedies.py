@@ -36,7 +36,7 @@ _LINES: dict[str, Mapping[str, str]] = {
     "body": {
         "nginx": "client_max_body_size 1m;",
         "apache": "LimitRequestBody 1048576",
-        "caddy": "request_body {{ max_size 1MB }}",
+        "caddy": "request_body {{\n    max_size 1MB\n}}",
         "": "let the proxy accept requests of a megabyte",
     },
     "large": {"": "look into the proxy's error log; nginx must be able to write below its proxy_temp_path"},
@@ -46,7 +46,7 @@ _LINES: dict[str, Mapping[str, str]] = {
     },
     "metrics": {
         "nginx": "location = {prefix}/metrics {{ deny all; }}",
-        "apache": '<Location "{prefix}/metrics">Require all denied</Location>',
+        "apache": '<Location "{prefix}/metrics">\n    Require all denied\n</Location>',
         "caddy": "respond {prefix}/metrics 403",
         "": "let the proxy refuse {prefix}/metrics",
     },
@@ -83,6 +83,11 @@ _VALUES: dict[str, Mapping[str, str]] = {
 def recognise(server: str) -> str:
     """Return which proxy says this in its ``Server`` header; empty if it is not known."""
     return _SOFTWARE.get(server.partition("/")[0].strip().lower(), "")
+
+
+def keys() -> list[str]:
+    """Return what there are remedies for."""
+    return list(_LINES)
 
 
 def line(key: str, proxy: str, prefix: str) -> str:

@@ -375,3 +375,127 @@ def test_a_worker_in_another_time_zone_comes_up(tmp_path: Path) -> None:
         found = ask(url)
     assert found.named("failed") == ["clocks"], found
     assert re.search(r"the clock of w1@\S+ is 32\d\d\d seconds (ahead of|behind) Flower's", found["clocks"]["message"])
+
+
+# Somebody else answers, or nobody
+
+
+ELSEWHERE = """
+  events {} http { server { listen 80;
+    location = /flower/login-page/-/check { return 302 https://login.example/authorize?state=secret; }
+    location = /flower/moved/-/check { return 301 /flower/new/-/check; }
+    location /flower/private/ { auth_basic "intranet"; auth_basic_user_file USERS; }
+    location /flower/down/ { proxy_pass http://127.0.0.1:CLOSED; }
+    location /flower/text/ { default_type text/html; return 200 "<title>Another application</title>"; }
+    location /flower/closed/ { deny all; }
+    location /flower/prefix/ { proxy_pass http://127.0.0.1:5555; }
+    location /flower/stock/ { rewrite ^/flower/stock(.*)$ /flower$1 break; proxy_pass http://STOCK; }
+  } }
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(flower: Flower, worker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Where nginx answers in many ways that are not Flower's."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    (folder / "users").touch()
+    with launch("stock", worker, folder / "stock", url_prefix=PREFIX) as stock:
+        config = substitute(
+            ELSEWHERE, {"USERS": str(folder / "users"), "CLOSED": str(free_port()), "STOCK": str(stock.address)}
+        )
+        with proxied(config, flower, folder) as url:
+            yield url
+
+
+@pytest.mark.parametrize(
+    ("path", "says", "remedy"),
+    [
+        pytest.param("login-page/", "a page to log in at, https://login.example/authorize,", "", id="login-page"),
+        pytest.param("moved/", "/flower/moved/ leads to http://localhost:", "check that address", id="moved"),
+        pytest.param("private/", "the proxy asks for a password of its own", "one file of users", id="auth-basic"),
+        pytest.param("down/", "nginx answers 502 Bad Gateway: it does not reach flower-proxy", "start", id="502"),
+        pytest.param("text/", "nginx answers 200 OK, which is not Flower", "mistake in the address", id="other"),
+        pytest.param("nothing/", "nginx answers 404 Not Found, which is not Flower", "pass /flower/nothing/", id="404"),
+        pytest.param("closed/", "403 Forbidden", "nginx refuses", id="403"),
+        pytest.param("prefix/", "Flower answers, but finds no page at", "--url_prefix=/flower/prefix", id="prefix"),
+        pytest.param("stock/", "but not flower-proxy", "in place of celery flower", id="stock"),
+    ],
+)
+def test_who_else_answers_is_said_in_one_line(elsewhere: str, path: str, says: str, remedy: str) -> None:
+    found = ask(elsewhere + path)
+    (finding,) = found.findings
+    assert (finding["name"], finding["status"], found.exit_code) == ("launcher", "failed", 1)
+    assert says in finding["message"]
+    assert remedy in finding["remedy"]
+    assert "\n" not in finding["message"]
+    assert "secret" not in str(found)
+
+
+@pytest.mark.parametrize(
+    ("user", "password", "says", "remedy"),
+    [
+        pytest.param("", "", "a password is asked for", "--user NAME", id="nobody"),
+        pytest.param(USER, "wrong", "the password of demo, or the name, is wrong", "made up", id="wrong"),
+    ],
+)
+def test_a_password_that_does_not_fit_is_said(flower: Flower, user: str, password: str, says: str, remedy: str) -> None:
+    (finding,) = ask(f"http://{flower.address}{PREFIX}", user=user, password=password).findings
+    assert says in finding["message"]
+    assert remedy in finding["remedy"]
+
+
+def test_a_refusal_of_the_launcher_is_passed_on(worker: Broker, tmp_path: Path) -> None:
+    changes = {**no_header("X-Forwarded-Host"), "Host               $http_host": "Host flower.example"}
+    with (
+        launch("ours", worker, tmp_path, url_prefix=PREFIX, authenticates=False, options=["--no_auth"]) as flower,
+        proxied(substitute(healthy(), changes), flower, tmp_path / "nginx") as url,
+    ):
+        (finding,) = ask(url, user="").findings
+    assert "add --allowed_hosts=flower.example" in finding["message"]
+
+
+def test_what_cannot_be_reached_is_said(flower: Flower, certificate: tuple[Path, Path], tmp_path: Path) -> None:
+    config = healthy().replace("http {", "http {{ ssl_certificate {}; ssl_certificate_key {};".format(*certificate))
+    with proxied(config, flower, tmp_path / "tls", tls=True) as https, proxied(config, flower, tmp_path / "no") as http:
+        said = {
+            "nobody listens at": ask(f"http://127.0.0.1:{free_port()}/flower/"),
+            "the name flower.invalid is not known": ask("http://flower.invalid/flower/"),
+            "does not speak TLS": ask(http.replace("http", "https", 1)),
+            "is not good: self-signed certificate": ask(https),
+            "400 Bad Request": ask(https.replace("https", "http")),
+        }
+    for says, found in said.items():
+        assert (len(found.findings), found.exit_code) == (1, 1)
+        assert says in found["launcher"]["message"], found
+
+
+def test_what_is_not_http_is_said(worker: Broker) -> None:
+    found = ask(worker.url.replace("redis:", "http:").replace("/0", "/flower/"), user="")
+    assert (len(found.findings), found.exit_code) == (1, 1)
+    assert "does not speak HTTP" in found["launcher"]["message"]
+
+
+# The command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        pytest.param([], "Missing argument 'URL'", id="none"),
+        pytest.param(["ftp://example.com/flower"], "'ftp://example.com/flower' is not an address such as", id="ftp"),
+        pytest.param(["example.com/flower"], "is not an address such as https://", id="no-scheme"),
+        pytest.param(["http://me:hidden@example.com/"], "the address holds a password", id="password"),
+        pytest.param(["http://example.com/flower?x=1"], "leave out what stands behind the path", id="query"),
+        pytest.param(["http://example.com:99999/"], "Port out of range", id="port"),
+        pytest.param(["http://example.com/a\\b/"], "a path such as /flower", id="path"),
+        pytest.param(["--ca=/dev/null", "https://example.com/"], "--ca: '/dev/null' holds no certificates", id="ca"),
+        pytest.param(["--proxy=iis", "https://example.com/"], "'iis' is not one of", id="proxy"),
+    ],
+)
+def test_wrong_input_is_one_line(arguments: list[str], says: str) -> None:
+    command = [sys.executable, "-m", "flower_proxy", "check", *arguments]
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert says in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
+    assert "hidden" not in ended.stderr
