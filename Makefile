@@ -7,8 +7,8 @@ GROUPS = test lint
 ARGS =
 
 # The programs that the tests need, and Debian's packages that have them
-PROGRAMS = nginx redis-server rabbitmq-server prometheus promtool chromium chromedriver openssl htpasswd
-PACKAGES = nginx redis-server rabbitmq-server prometheus chromium chromium-driver openssl apache2-utils
+PROGRAMS = nginx apache2 caddy redis-server rabbitmq-server prometheus promtool chromium chromedriver openssl htpasswd
+PACKAGES = nginx apache2 caddy redis-server rabbitmq-server prometheus chromium chromium-driver openssl apache2-utils
 
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 

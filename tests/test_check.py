@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from flower_proxy.check import check
-from tests.support.processes import Address, free_port, stop, wait_until
+from tests.support.processes import PROJECT, Address, free_port, stop, wait_until
 from tests.support.programs import CREDENTIALS, USER, Broker, Flower, launch, nginx, redis, redis_server, worker_process
 from tests.test_nginx_examples import read, substitute
 
@@ -108,12 +108,31 @@ def test_a_healthy_deployment_passes(flower: Flower, certificate: tuple[Path, Pa
     assert (found.exit_code, found.named("passed")) == (0, CHECKS), found
 
 
-def test_what_people_see(flower: Flower, tmp_path: Path) -> None:
-    with proxied(healthy(), flower, tmp_path) as url:
+def test_the_readme_shows_what_people_see(flower: Flower, tmp_path: Path) -> None:
+    """There the port is lost on its way."""
+    config = substitute(healthy(), {"X-Forwarded-Host   $http_host": "X-Forwarded-Host $host"})
+    with proxied(config, flower, tmp_path) as url:
         command = [sys.executable, "-m", "flower_proxy", "check", url, "--user", USER]
         ended = subprocess.run(command, input=f"{PASSWORD}\n", capture_output=True, text=True, timeout=60)
-    print(ended.stdout)
-    assert ended.returncode == 0
+    (shown,) = re.findall(
+        r"<!-- check -->\n```\n(.*?)```\n<!-- /check -->", (PROJECT / "README.md").read_text(), re.DOTALL
+    )
+    port = url.split(":")[2].partition("/")[0]
+    said = f"$ flower-proxy check {url} --user {USER}\nPassword:\n{ended.stdout}".replace(f":{port}/", ":8080/")
+    assert _apart_from_versions(said.replace(f":{port} ", ":8080 ")) == _apart_from_versions(shown)
+    assert (ended.returncode, ended.stderr) == (1, "")
+
+
+def _apart_from_versions(text: str) -> str:
+    return re.sub(r"(flower-proxy|Flower|Celery) \d+(\.\d+)+", r"\1 0", text)
+
+
+@pytest.mark.parametrize("color", [False, True])
+def test_colours_are_for_terminals(flower: Flower, color: bool) -> None:
+    url = f"http://{flower.address}{PREFIX}"
+    result = CliRunner().invoke(check, ["--user", USER, url], input=f"{PASSWORD}\n", color=color)
+    assert ("\x1b[32mpassed" in result.stdout) is color
+    assert PASSWORD not in result.stdout
 
 
 # A broken proxy
