@@ -84,7 +84,8 @@ class FlowerProxy(Flower):  # type: ignore[misc]
             events=receiver,
             **{**flower_settings, **ours, **settings},
         )
-        self.wildcard_router.rules[:0] = [Rule(PathMatches("/ready"), Ready), Rule(PathMatches(PATH), Check)]
+        own = {"/ready": Ready, f"{PATH}/(.+)": Check, PATH: Check}
+        self.wildcard_router.rules[:0] = [Rule(PathMatches(path), handler) for path, handler in own.items()]
         self._purge_timer = PeriodicCallback(self._forget_workers, _SECONDS_TO_PURGE * 1000)
         self.locator = Locator(
             mount=parse_mount(options.url_prefix or ""),

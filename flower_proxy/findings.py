@@ -11,8 +11,9 @@ from http.client import responses
 from urllib.parse import urljoin, urlsplit
 
 from flower_proxy import __version__
-from flower_proxy.probe import LARGE, MADE_UP, Answer, Evidence, StaticFile, Target
+from flower_proxy.probe import ENCODED, LARGE, MADE_UP, Answer, Evidence, StaticFile, Target
 from flower_proxy.remedies import line, recognise, set_headers
+from flower_proxy.seen import PATH
 
 MOST_SECONDS_APART = 16
 """Of two clocks; beyond it Celery complains too."""
@@ -248,11 +249,27 @@ def _cache(evidence: Evidence, advice: Advice) -> Told:
     return _ok("browsers keep scripts and styles")
 
 
+def _encoding(evidence: Evidence, advice: Advice) -> Told:
+    told = evidence.encoded.seen
+    if told is not None and told.path == PATH + ENCODED:
+        return _ok("names with a slash arrive as they were sent")
+    came = told.path.removeprefix(PATH) if told else _came(evidence.encoded)
+    return _warn(
+        f"names with a slash, of tasks or queues, cannot be opened: {ENCODED} comes to {came}", advice.line("encoding")
+    )
+
+
+def _post(evidence: Evidence, advice: Advice) -> Told:
+    if evidence.post.seen is not None:
+        return _ok("buttons and the tasks table can ask")
+    return _fail(f"a POST is answered with {_came(evidence.post)}, so buttons do not work", advice.line("post"))
+
+
 def _origin(evidence: Evidence, advice: Advice) -> Told:
     if evidence.own.seen is None:
-        came = _came(evidence.own)
         return _fail(
-            f"a POST from Flower's own page is answered with {came}, so buttons do not work", advice.line("post")
+            f"Flower's own page is taken for another site's: a POST of its is answered with {_came(evidence.own)}",
+            advice.line("origin"),
         )
     let_in = [header for header, answer in evidence.foreign.items() if answer.seen is not None]
     if let_in:
@@ -385,8 +402,10 @@ _CHECKS: tuple[tuple[str, Collection[str], Callable[[Evidence, Advice], Told]], 
     ("static", ("prefix",), _static),
     ("compression", ("static",), _compression),
     ("cache", ("static",), _cache),
-    ("origin", ("scheme", "host"), _origin),
-    ("body", ("origin",), _body),
+    ("encoding", (), _encoding),
+    ("post", (), _post),
+    ("origin", ("scheme", "host", "post"), _origin),
+    ("body", ("post",), _body),
     ("authentication", (), _authentication),
     ("metrics", ("authentication",), _metrics),
     ("broker", (), _broker),
@@ -422,8 +441,8 @@ def not_reached(answer: Answer, health: Answer, target: Target, user: str | None
         )
     if answer.status in range(300, 400):
         leads_to = urljoin(str(target), answer.headers.get("location", ""))
-        if urlsplit(leads_to).path.endswith("/-/check"):
-            return failed(f"{target} leads to {leads_to.removesuffix('/-/check')}/", "check that address")
+        if urlsplit(leads_to).path.endswith(PATH):
+            return failed(f"{target} leads to {leads_to.removesuffix(PATH)}/", "check that address")
         # Its query holds states and clients that are nobody's business
         return failed(
             f"a page to log in at, {leads_to.partition('?')[0]}, is in front of Flower",

@@ -33,6 +33,9 @@ MADE_UP = {
 FOREIGN = {"Origin": "https://another-site.invalid", "Sec-Fetch-Site": "cross-site"}
 """By each of these a browser says that the page of another site is asking."""
 
+ENCODED = "/a%2Fb"
+"""How the name a/b stands in a path."""
+
 LARGE = 100_000
 """Bytes: ten times what the largest page, the tasks table, sends."""
 
@@ -134,6 +137,8 @@ class Evidence:
     :ivar answer: in which it said so.
     :ivar now: the time here, when it said so.
     :ivar made_up: what came back with a made-up header, by its name.
+    :ivar encoded: what came back from a path that ends with `ENCODED`.
+    :ivar post: what came back to a script; `own` to Flower's own page.
     :ivar foreign: what came back where the page of another site asked, by the header that says so.
     """
 
@@ -145,6 +150,8 @@ class Evidence:
     without_slash: Answer | None
     statics: tuple[StaticFile, ...]
     made_up: Mapping[str, Answer]
+    encoded: Answer
+    post: Answer
     own: Answer
     foreign: Mapping[str, Answer]
     large: Answer
@@ -211,7 +218,6 @@ class Client:
         page = self.ask(f"{prefix}/")
         other = "http" if self.target.scheme == "https" else "https"
         made_up = {name: value.replace("https", other) for name, value in MADE_UP.items()}
-        form = {"Content-Type": "application/octet-stream", "Origin": self.target.origin}
         user_header = seen.user_header
         return Evidence(
             target=self.target,
@@ -222,9 +228,11 @@ class Client:
             without_slash=self.ask(prefix) if prefix else None,
             statics=tuple(self._load(url) for url in self._links(page)),
             made_up={name: self.ask(here, {name: value}) for name, value in made_up.items()},
-            own=self.ask(here, form, method="POST", body=b""),
+            encoded=self.ask(here + ENCODED),
+            post=self.ask(here, method="POST", body=b""),
+            own=self.ask(here, {"Origin": self.target.origin}, method="POST", body=b""),
             foreign={name: self.ask(here, {name: value}, method="POST", body=b"") for name, value in FOREIGN.items()},
-            large=self.ask(here, form, method="POST", body=bytes(LARGE)),
+            large=self.ask(here, method="POST", body=bytes(LARGE)),
             anonymous=self.ask(here, known=False),
             made_up_user=self.ask(here, {user_header: "made-up"}, known=False) if user_header else None,
             metrics=self.ask(f"{prefix}/metrics", known=False),

@@ -32,6 +32,11 @@ _LINES: dict[str, Mapping[str, str]] = {
         "nginx": 'remove the lines that change Origin and Sec-Fetch-Site, such as proxy_set_header Origin "";',
         "": "let the proxy pass on Origin and Sec-Fetch-Site as they come",
     },
+    "encoding": {
+        "nginx": "let proxy_pass name the address and nothing behind it, not even a slash",
+        "apache": "AllowEncodedSlashes NoDecode",
+        "": "let the proxy pass on the path as it comes, without decoding it",
+    },
     "post": {"": "let the proxy pass on POST requests"},
     "body": {
         "nginx": "client_max_body_size 1m;",

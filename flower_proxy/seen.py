@@ -14,7 +14,7 @@ from flower_proxy.forwarded import HEADERS
 from flower_proxy.internals import BaseHandler, flower_version
 
 PATH = "/-/check"
-"""Below the prefix. No page of Flower's begins like this."""
+"""Below the prefix. No page of Flower's begins like this. What is added behind it comes back in `Seen.path`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +85,7 @@ def read_seen(document: Any) -> Seen:
 class Check(BaseHandler):  # type: ignore[misc]
     """Tells what is seen; by POST it can be found out which requests come through. It changes nothing."""
 
-    def get(self) -> None:
+    def get(self, _name: str = "") -> None:
         app, location, headers = self.application, self.location, self.request.headers
         address = getattr(getattr(self.request.connection, "context", None), "address", None)
         seen = Seen(
@@ -113,7 +113,7 @@ class Check(BaseHandler):  # type: ignore[misc]
         self.set_header("Cache-Control", "no-store")
         self.write(asdict(seen))
 
-    def post(self) -> None:
+    def post(self, _name: str = "") -> None:
         self.get()
 
     def _workers(self) -> Iterable[SeenWorker]:

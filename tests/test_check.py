@@ -16,14 +16,38 @@ from click.testing import CliRunner
 
 from flower_proxy.check import check
 from tests.support.processes import PROJECT, Address, free_port, stop, wait_until
-from tests.support.programs import CREDENTIALS, USER, Broker, Flower, launch, nginx, redis, redis_server, worker_process
-from tests.test_nginx_examples import read, substitute
+from tests.support.programs import (
+    CREDENTIALS,
+    USER,
+    Broker,
+    Flower,
+    htpasswd,
+    launch,
+    nginx,
+    redis,
+    redis_server,
+    worker_process,
+)
+from tests.test_nginx_examples import FILES, read, standing, substitute
 
 PREFIX = "/flower"
 PASSWORD = CREDENTIALS.partition(":")[2]
 CHECKS = [
     *("launcher", "trust", "scheme", "host", "prefix", "slash", "client", "forwarded", "static", "compression"),
-    *("cache", "origin", "body", "authentication", "metrics", "broker", "workers", "events", "clocks", "versions"),
+    *(
+        "cache",
+        "encoding",
+        "post",
+        "origin",
+        "body",
+        "authentication",
+        "metrics",
+        "broker",
+        "workers",
+        "events",
+        "clocks",
+        "versions",
+    ),
 ]
 TRUSTED = "127.0.0.0/8,::1,unix"
 
@@ -85,7 +109,7 @@ def apply(config: str, remedy: str) -> str:
                 words = directive.split()
                 subject = words[:2] if words[0] == "proxy_set_header" else words[:1]
                 config = re.sub(r"(?<![\w-])" + r"\s+".join(map(re.escape, subject)) + r"\s[^;]*;", "", config)
-            config = config.replace("proxy_pass", f"{line} proxy_pass", 1)
+            config = config.replace("proxy_pass http", f"{line} proxy_pass http", 1)
     return config
 
 
@@ -221,7 +245,14 @@ BREAKAGES = [
         "Cache-Control is no-store",
         by_hand=True,
     ),
-    Breakage("no-post", in_location("limit_except GET { deny all; }"), "failed origin", "403 Forbidden", by_hand=True),
+    Breakage("no-post", in_location("limit_except GET { deny all; }"), "failed post", "403 Forbidden", by_hand=True),
+    Breakage(
+        "nginx-decodes",
+        {PASS: "proxy_pass http://127.0.0.1:5555/flower/;"},
+        "warning encoding",
+        "comes to /a/b",
+        by_hand=True,
+    ),
     Breakage("no-origin", in_location('proxy_set_header Origin "";'), "failed origin", "Origin does", by_hand=True),
     Breakage(
         "no-fetch-metadata",
@@ -264,17 +295,26 @@ def test_what_is_broken_comes_up_alone_and_the_remedy_cures_it(
 # Other proxies, and none
 
 
-def test_one_that_strips_and_says_so_passes(worker: Broker, tmp_path: Path) -> None:
-    config = healthy().replace("location /flower/ {", "location /flower/ { rewrite ^/flower(/.*)$ $1 break;")
-    with launch("ours", worker, tmp_path / "flower") as flower, proxied(config, flower, tmp_path / "nginx") as url:
+@pytest.mark.parametrize("name", sorted(set(FILES) - {"README.md", "auth_request.conf"}))
+def test_every_example_passes(worker: Broker, certificate: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+    files = {
+        "/etc/flower/htpasswd": str(htpasswd(tmp_path, CREDENTIALS)),
+        **{f"/etc/letsencrypt/live/example.com/{file.name}": str(file) for file in certificate},
+    }
+    with standing(name, worker, files, tmp_path) as example:
+        found = ask(f"{example.place.url}/", "--insecure")
+    assert (found.exit_code, found.wrong, found.named("skipped")) == (0, [], []), found
+
+
+def test_one_that_strips_in_silence_is_told_what_to_add(worker: Broker, tmp_path: Path) -> None:
+    """It works, but with links that are relative."""
+    config, _ = read("stripped.conf")
+    silent = config.replace("proxy_set_header X-Forwarded-Prefix /flower;", "")
+    with launch("ours", worker, tmp_path / "flower") as flower:
         flower.watch_tasks(worker)
-        found = ask(url)
-        assert (found.exit_code, found.wrong) == (0, []), found
-        # and in silence it works too, but with links that are relative
-        silent = substitute(config, no_header("X-Forwarded-Prefix"))
         with proxied(silent, flower, tmp_path / "silent") as url:
             found = ask(url)
-            assert (found.exit_code, found.wrong) == (0, ["warning prefix"]), found
+        assert (found.exit_code, found.wrong) == (0, ["warning prefix"]), found
         with proxied(apply(silent, found["prefix"]["remedy"]), flower, tmp_path / "cured") as url:
             assert ask(url).wrong == []
 

@@ -66,6 +66,8 @@ def evidence(seen: Seen = SEEN, **changes: Any) -> Evidence:
         without_slash=Answer(308, {"location": "./flower/"}),
         statics=(SCRIPT,),
         made_up=dict.fromkeys(MADE_UP, saying(seen)),
+        encoded=saying(replace(seen, path="/-/check/a%2Fb")),
+        post=saying(seen),
         own=saying(seen),
         foreign=dict.fromkeys(FOREIGN, refused),
         large=saying(seen),
@@ -130,6 +132,10 @@ def test_what_is_healthy_passes() -> None:
             *("static", "failed", "comes as text/html, and browsers refuse it"),
             id="type",
         ),
+        pytest.param(
+            evidence(own=Answer(403)), "origin", "failed", "is taken for another site's", id="origin-is-changed"
+        ),
+        pytest.param(evidence(encoded=Answer(404)), "encoding", "warning", "comes to 404 Not Found", id="apache-slash"),
         pytest.param(
             evidence(**made_up("X-Forwarded-For", replace(SEEN, client="192.0.2.66", headers={}))),
             *("forwarded", "passed", "does not count"),
