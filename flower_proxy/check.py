@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from flower_proxy.credentials import CredentialsError
+from flower_proxy.credentials import CredentialsError, check_user
 from flower_proxy.findings import Finding, Status, examine, not_reached
 from flower_proxy.hash_password import read_password
 from flower_proxy.probe import Client, parse_target
@@ -50,7 +50,7 @@ def check(
     try:
         target = parse_target(url)
         context = _tls(Path(ca) if ca else None, insecure)
-        credentials = f"{user}:{_password()}" if user else ""
+        credentials = _credentials(user) if user is not None else ""
     except (ValueError, CredentialsError) as error:
         raise _InputError(str(error)) from None
     client = Client(target, credentials, context)
@@ -82,10 +82,14 @@ def _printable(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def _password() -> str:
+def _credentials(user: str) -> str:
+    try:
+        check_user(user)
+    except CredentialsError as error:
+        raise ValueError(f"--user: {error}") from None
     if sys.stdin.isatty():
-        return str(click.prompt("Password", hide_input=True, err=True))
-    return read_password()
+        return f"{user}:{click.prompt('Password', hide_input=True, err=True)}"
+    return f"{user}:{read_password()}"
 
 
 def _tls(ca: Path | None, insecure: bool) -> ssl.SSLContext:

@@ -72,7 +72,7 @@ def examine(evidence: Evidence, proxy: str = "") -> list[Finding]:
     :returns: a finding for each check. One whose ground another one has taken away is skipped and says so.
     """
     advice = Advice(proxy or recognise(evidence.answer.headers.get("server", "")), evidence.target.prefix)
-    findings = [_passed("launcher", f"flower-proxy answers at {evidence.target}")]
+    findings = [Finding("launcher", *_ok(f"flower-proxy answers at {evidence.target}"))]
     without: set[str] = set()
     for name, needs, check in _CHECKS:
         if lacks := [need for need in needs if need in without]:
@@ -84,10 +84,6 @@ def examine(evidence: Evidence, proxy: str = "") -> list[Finding]:
         if finding.status is Status.FAILED:
             without.add(name)
     return findings
-
-
-def _passed(name: str, message: str) -> Finding:
-    return Finding(name, Status.PASSED, message)
 
 
 def _ok(message: str) -> Told:
@@ -115,7 +111,7 @@ def _trust(evidence: Evidence, advice: Advice) -> Told:
     if seen.trusted:
         return _ok("no proxy is in between" if evidence.direct else f"the proxy at {seen.peer} is trusted")
     if not seen.headers:
-        return _ok(f"{seen.peer} is not trusted, and sends no forwarded headers")
+        return _ok(f"{seen.peer} is not trusted, and says nothing that could count")
     entries = ",".join((*seen.trusted_proxies, seen.peer))
     return _fail(
         f"{seen.peer} sends {', '.join(seen.headers)}, which does not count, as it is not trusted",
@@ -298,18 +294,12 @@ def _authentication(evidence: Evidence, advice: Advice) -> Told:
                 "start flower-proxy without --no_auth, or let the proxy ask",
             )
         if header := evidence.seen.user_header:
-            return _fail(f"anybody may enter: the proxy sends {header} without asking", _set_user(header, advice))
+            return _fail(f"anybody may enter: the proxy sends {header} without asking", advice.set(header))
         return _fail("anybody may enter: the proxy sends a password by itself", advice.line("authentication"))
     if evidence.made_up_user is not None and evidence.made_up_user.seen is not None:
         header = str(evidence.seen.user_header)
-        return _fail(f"anybody may enter who sends {header}: the proxy passes it on", _set_user(header, advice))
+        return _fail(f"anybody may enter who sends {header}: the proxy passes it on", advice.set(header))
     return _ok("nobody enters without saying who they are")
-
-
-def _set_user(header: str, advice: Advice) -> str:
-    if advice.proxy == "nginx":
-        return f'proxy_set_header {header} $authenticated_user;  # what your auth_request has found out, or ""'
-    return f"let the proxy set {header} itself, to whom it has asked for a password"
 
 
 def _metrics(evidence: Evidence, advice: Advice) -> Told:

@@ -74,16 +74,18 @@ def parse_target(url: str) -> Target:
 
     :raises ValueError: it is none; the message says what was expected.
     """
-    parts = urlsplit(url)
+    if re.match(r"[^/]*//[^/]*@", url):
+        raise ValueError("URL holds a password, which others can see: leave it out, and name the user by --user")
+    try:
+        parts = urlsplit(url)
+        port, prefix = parts.port, parse_mount(parts.path)
+    except ValueError as error:
+        raise ValueError(f"URL {url!r}: {error}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{url!r} is not an address such as https://example.com/flower/")
-    if "@" in parts.netloc:
-        raise ValueError(
-            "the address holds a password, which others can see: leave it out, and name the user by --user"
-        )
+        raise ValueError(f"URL {url!r} is not an address such as https://example.com/flower/")
     if parts.query or parts.fragment:
-        raise ValueError(f"{url!r}: leave out what stands behind the path")
-    return Target(parts.scheme, parts.hostname, parts.port, parts.netloc, parse_mount(parts.path))
+        raise ValueError(f"URL {url!r}: leave out what stands behind the path")
+    return Target(parts.scheme, parts.hostname, port, parts.netloc, prefix)
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,12 @@ class Evidence:
 
     @property
     def direct(self) -> bool:
-        """Whether no proxy is between: then the launcher is connected to our own port."""
-        return self.seen.peer_port == self.answer.port
+        """Whether no proxy is in between: then the launcher is connected to our own port.
+
+        A network that translates addresses may change it, but tells nothing of itself and is not trusted.
+        """
+        speaks = self.seen.headers or self.seen.trusted or {"server", "via"} & self.answer.headers.keys()
+        return self.seen.peer_port == self.answer.port or not speaks
 
 
 class Client:
@@ -208,7 +214,7 @@ class Client:
                 found = {name.lower(): value for name, value in response.getheaders()}
                 answer = replace(answer, status=response.status, headers=found)
                 return replace(answer, body=response.read())
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, ValueError, http.client.HTTPException) as error:
                 return replace(answer, problem=problem_of(error, target))
 
     def gather(self, first: Answer, seen: Seen, now: float) -> Evidence:

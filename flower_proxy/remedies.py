@@ -9,8 +9,7 @@ PROXIES = ("nginx", "apache", "caddy")
 
 _SOFTWARE = {"nginx": "nginx", "openresty": "nginx", "apache": "apache", "caddy": "caddy"}
 
-# By proxy; what stands under the empty name is for any other
-_LINES: dict[str, Mapping[str, str]] = {
+LINES: Mapping[str, Mapping[str, str]] = {
     "slash": {
         "nginx": "location = {prefix} {{ absolute_redirect off; return 308 {prefix}/$is_args$args; }}",
         "apache": "RedirectMatch 308 ^{prefix}$ {prefix}/",
@@ -56,7 +55,9 @@ _LINES: dict[str, Mapping[str, str]] = {
         "": "let the proxy refuse {prefix}/metrics",
     },
 }
+"""By what is wrong, and by proxy; what stands under the empty name is for any other."""
 
+# Of the headers that a proxy sets; it takes away all others
 _VALUES: dict[str, Mapping[str, str]] = {
     "nginx": {
         "X-Forwarded-For": "$remote_addr",
@@ -90,14 +91,13 @@ def recognise(server: str) -> str:
     return _SOFTWARE.get(server.partition("/")[0].strip().lower(), "")
 
 
-def keys() -> list[str]:
-    """Return what there are remedies for."""
-    return list(_LINES)
-
-
 def line(key: str, proxy: str, prefix: str) -> str:
-    """Return what to add or to do."""
-    lines = _LINES[key]
+    """Return what to add or to do.
+
+    :param key: one of `LINES`.
+    :param proxy: one of `PROXIES`, or empty.
+    """
+    lines = LINES[key]
     return lines.get(proxy, lines[""]).format(prefix=prefix)
 
 

@@ -15,7 +15,7 @@ from flower_proxy import __version__
 from flower_proxy.check import show
 from flower_proxy.findings import Finding, Status, examine, not_reached
 from flower_proxy.probe import FOREIGN, MADE_UP, Answer, Evidence, StaticFile, parse_target
-from flower_proxy.remedies import PROXIES, keys, line, recognise, set_headers
+from flower_proxy.remedies import LINES, PROXIES, line, recognise, set_headers
 from flower_proxy.seen import Seen, SeenWorker
 from flower_proxy.unheard import Unheard
 from tests.support.processes import program
@@ -272,7 +272,7 @@ def test_each_line_is_one_that_the_proxy_takes(
     checked_by: Callable[[Sequence[str], Path], list[str]], tmp_path: Path
 ) -> None:
     name = checked_by.__name__
-    remedies = [line(key, name, "/flower") for key in keys()]
+    remedies = [line(key, name, "/flower") for key in LINES]
     remedies += set_headers(MADE_UP, name, "/flower").splitlines()
     ended = subprocess.run(checked_by(remedies, tmp_path), capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
@@ -282,6 +282,6 @@ def test_every_proxy_is_recognised_and_others_get_words() -> None:
     said = ["nginx/1.22.1", "Apache/2.4.66 (Debian)", "Caddy"]
     assert tuple(recognise(server) for server in said) == PROXIES
     assert [recognise(server) for server in ("openresty", "", "cloudflare")] == ["nginx", "", ""]
-    for key in keys():
+    for key in LINES:
         assert line(key, "", "/flower")
     assert set_headers(["Forwarded"], "", "/flower") == "let the proxy take Forwarded out of what clients send"
