@@ -417,7 +417,7 @@ def not_reached(answer: Answer, health: Answer, target: Target, user: str | None
     :param user: who asked.
     """
     failed = partial(Finding, "launcher", Status.FAILED)
-    if not answer.status:
+    if answer.problem:
         return failed(answer.problem)
     server = answer.headers.get("server", "").partition("/")[0]
     who = server or "something"

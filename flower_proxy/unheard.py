@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kombu.utils.functional import LRUCache
 
-
-@dataclass
-class _Count:
-    # Of the heartbeats since the worker was last heard to work on a task
-    first: int
-    before_last: int
-    last: int
+@dataclass(slots=True)
+class _Worker:
+    heard: bool = False
+    # How many tasks it had begun, by its heartbeats since a task of its was last heard of
+    first: int | None = None
+    before_last: int = 0
+    last: int = 0
 
 
 class Unheard:
@@ -27,28 +26,37 @@ class Unheard:
     """
 
     def __init__(self, most_workers: int) -> None:
-        self._heard = LRUCache(limit=most_workers)
-        self._counts = LRUCache(limit=most_workers)
+        self._most_workers = most_workers
+        self._workers: dict[str, _Worker] = {}
 
     def note(self, event: Mapping[str, Any]) -> None:
         """Take in an event."""
-        name, kind = event["hostname"], event["type"]
-        if kind == "worker-heartbeat":
-            count, processed = self._counts.get(name), event.get("processed")
-            if processed is None:
-                return
-            if count is None or processed < count.last:
-                self._counts[name] = _Count(processed, processed, processed)
-            else:
-                count.before_last, count.last = count.last, processed
-        elif kind.startswith("task-") and kind != "task-sent":
-            self._heard[name] = True
-            self._counts.pop(name, None)
+        kind = event["type"]
+        if kind.startswith("task-"):
+            # What is sent comes from who sent it
+            if kind != "task-sent":
+                worker = self._find(event["hostname"])
+                worker.heard, worker.first = True, None
+        elif kind == "worker-heartbeat" and (processed := event.get("processed")) is not None:
+            worker = self._find(event["hostname"])
+            if worker.first is None or processed < worker.last:
+                worker.first = worker.last = processed
+            worker.before_last, worker.last = worker.last, processed
 
-    def sends_task_events(self, worker: str) -> bool | None:
+    def _find(self, name: str) -> _Worker:
+        worker = self._workers.get(name)
+        if worker is None:
+            if len(self._workers) >= self._most_workers:
+                del self._workers[next(iter(self._workers))]
+            worker = self._workers[name] = _Worker()
+        return worker
+
+    def sends_task_events(self, name: str) -> bool | None:
         """Tell whether a worker's tasks are heard of; None as long as it has not run any."""
-        count = self._counts.get(worker)
+        worker = self._workers.get(name)
+        if worker is None:
+            return None
         # Workers hold events of tasks back for a moment, so that the latest heartbeat may have overtaken them
-        if count is not None and count.before_last > count.first:
+        if worker.first is not None and worker.before_last > worker.first:
             return False
-        return True if worker in self._heard else None
+        return True if worker.heard else None

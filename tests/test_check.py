@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,7 @@ from tests.support.programs import (
     redis_server,
     worker_process,
 )
+from tests.support.standins import Answering, serving
 from tests.test_nginx_examples import FILES, read, standing, substitute
 
 PREFIX = "/flower"
@@ -178,7 +179,6 @@ class Breakage:
     tls: bool = False
     # whether what to do is for a person to do
     by_hand: bool = False
-    options: Sequence[str] = field(default_factory=list)
 
 
 def no_header(name: str) -> dict[str, str]:
@@ -533,6 +533,22 @@ def test_what_is_not_http_is_said(worker: Broker) -> None:
     found = ask(worker.url.replace("redis:", "http:").replace("/0", "/flower/"), user="")
     assert (len(found.findings), found.exit_code) == (1, 1)
     assert "does not speak HTTP" in found["launcher"]["message"]
+
+
+class CutOff(Answering):
+    """Announces more than comes."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(b"{")
+
+
+def test_an_answer_that_is_cut_off_is_said() -> None:
+    with serving(CutOff) as address:
+        found = ask(f"http://{address}/flower/")
+    assert (found["launcher"]["message"], found.exit_code) == ("the answer is cut off", 1)
 
 
 # The command

@@ -226,6 +226,9 @@ TASK = {"type": "task-started", "hostname": "w1@host"}
         pytest.param([TASK, beat(8), beat(9), beat(9)], False, id="switched-off"),
         pytest.param([beat(7), beat(0), beat(0), beat(0)], None, id="started-again"),
         pytest.param([beat(7), beat(8), beat(8), {"type": "task-sent", "hostname": "w1@host"}], False, id="a-producer"),
+        pytest.param(
+            [TASK, *({**TASK, "hostname": name} for name in ("w2@host", "w3@host"))], None, id="too-many-workers"
+        ),
         pytest.param([{**beat(7), "hostname": "w2@host"}, {**TASK, "hostname": "w2@host"}], None, id="another"),
     ],
 )
