@@ -28,7 +28,7 @@ from tests.support.programs import (
     redis_server,
     worker_process,
 )
-from tests.support.standins import Answering, serving
+from tests.support.standins import CutOff, serving
 from tests.test_nginx_examples import FILES, read, standing, substitute
 
 PREFIX = "/flower"
@@ -533,16 +533,6 @@ def test_what_is_not_http_is_said(worker: Broker) -> None:
     found = ask(worker.url.replace("redis:", "http:").replace("/0", "/flower/"), user="")
     assert (len(found.findings), found.exit_code) == (1, 1)
     assert "does not speak HTTP" in found["launcher"]["message"]
-
-
-class CutOff(Answering):
-    """Announces more than comes."""
-
-    def do_GET(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", "1000")
-        self.end_headers()
-        self.wfile.write(b"{")
 
 
 def test_an_answer_that_is_cut_off_is_said() -> None:

@@ -72,6 +72,16 @@ class Mirror(Answering):
         self.answer(200, json.dumps({name.lower(): value for name, value in self.headers.items()}))
 
 
+class CutOff(Answering):
+    """Announces more than comes."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(b"{")
+
+
 @contextlib.contextmanager
 def serving(handler: type[Answering]) -> Iterator[Address]:
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
