@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from flower_proxy.check import check
-from tests.support.processes import PROJECT, Address, free_port, stop, wait_until
+from tests.support.processes import PROJECT, Address, free_port, program, running, stop, wait_until
 from tests.support.programs import (
     CREDENTIALS,
     USER,
@@ -317,6 +317,44 @@ def test_one_that_strips_in_silence_is_told_what_to_add(worker: Broker, tmp_path
         assert (found.exit_code, found.wrong) == (0, ["warning prefix"]), found
         with proxied(apply(silent, found["prefix"]["remedy"]), flower, tmp_path / "cured") as url:
             assert ask(url).wrong == []
+
+
+def caddy(flower: Flower, public: Address, remedies: Sequence[str], folder: Path) -> list[str]:
+    inside = [line for line in remedies if line.startswith("header_up")]
+    beside = [line for line in remedies if line not in inside]
+    upstream = [f"reverse_proxy {PREFIX}* {flower.address} {{", *inside, "}"]
+    off = "{\n admin off\n auto_https off\n}"
+    (folder / "config").write_text("\n".join([off, f"http://{public} {{", *beside, *upstream, "}\n"]))
+    return [program("caddy"), "run", "--adapter", "caddyfile", "--config", str(folder / "config")]
+
+
+def apache(flower: Flower, public: Address, remedies: Sequence[str], folder: Path) -> list[str]:
+    modules = "mpm_event authz_core headers alias deflate filter proxy proxy_http"
+    loaded = [f"LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so" for name in modules.split()]
+    own = ["ServerName localhost", f"Listen {public}", "ErrorLog error.log", "PidFile apache.pid"]
+    passes = f"ProxyPass {PREFIX} http://{flower.address}{PREFIX}"
+    (folder / "config").write_text("\n".join([*loaded, *own, *remedies, passes, ""]))
+    return [program("apache2"), "-D", "FOREGROUND", "-d", str(folder), "-f", str(folder / "config")]
+
+
+@pytest.mark.parametrize(
+    ("command", "wrong"),
+    [
+        pytest.param(caddy, ["failed forwarded", "warning compression"], id="caddy"),
+        pytest.param(apache, ["failed forwarded", "warning compression", "warning encoding"], id="apache"),
+    ],
+)
+def test_a_proxy_that_was_told_nothing_passes_with_the_lines_for_it(
+    flower: Flower, tmp_path: Path, command: Callable[..., list[str]], wrong: list[str]
+) -> None:
+    remedies: list[str] = []
+    for expected in (wrong, []):
+        public = Address(free_port())
+        run = command(flower, public, remedies, tmp_path)
+        with running(run, log=tmp_path / "log", ready=public.accepts, env={"XDG_DATA_HOME": str(tmp_path)}):
+            found = ask(f"http://{public}{PREFIX}/")
+        assert found.wrong == expected, found
+        remedies = [line for finding in found.findings for line in finding["remedy"].splitlines()]
 
 
 def test_without_a_proxy_only_the_compression_is_missing(flower: Flower) -> None:
