@@ -48,6 +48,7 @@ from flower_proxy.location import Locator
 from flower_proxy.monitoring import Monitor, Ready, TrustedMetrics
 from flower_proxy.paths import parse_mount
 from flower_proxy.receiver import Receiver
+from flower_proxy.seen import PATH, Check
 from flower_proxy.sockets import refuse_live_socket, remove_socket
 from flower_proxy.statics import OverlaidStaticFiles, SpliceError, packaged_overrides, prepend, splice
 from flower_proxy.templates import corrected_templates
@@ -105,7 +106,8 @@ class FlowerProxy(Flower):  # type: ignore[misc]
             io_loop=io_loop,
             **{**flower_settings, **_tornado_settings(options), **ours, **settings},
         )
-        self.wildcard_router.rules.insert(0, Rule(PathMatches("/ready"), Ready))
+        own = {"/ready": Ready, f"{PATH}/(.+)": Check, PATH: Check}
+        self.wildcard_router.rules[:0] = [Rule(PathMatches(path), handler) for path, handler in own.items()]
         self._purge_timer = PeriodicCallback(self._forget_workers, _SECONDS_TO_PURGE * 1000)
         self.locator = Locator(
             mount=parse_mount(options.url_prefix or ""),

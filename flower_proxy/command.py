@@ -27,6 +27,7 @@ _COMMANDS = {
     "demo": "flower_proxy.demo:demo",
     "hash-password": "flower_proxy.hash_password:hash_password",
     "config": "flower_proxy.configuration:config",
+    "check": "flower_proxy.check:check",
 }
 _METAVARS = {int: "NUMBER", float: "NUMBER", bool: "[BOOL]"}
 

@@ -14,11 +14,12 @@ from flower_proxy.browser_proof import site_refusal
 from flower_proxy.credentials import CredentialsError, read_authorization
 from flower_proxy.internals import Healthcheck, Metrics, TasksDataTable
 from flower_proxy.monitoring import Ready
+from flower_proxy.seen import Check
 
 OPEN = (StaticFileHandler, Healthcheck, Ready)
 """What is answered whoever asks."""
 
-READING_POSTS = (TasksDataTable,)
+READING_POSTS = (TasksDataTable, Check)
 """What changes nothing although it is asked by POST."""
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")

@@ -32,7 +32,7 @@ def hash_password(user: str | None, cost: int) -> None:
     try:
         if user is not None:
             check_user(user)
-        hashed = make_hash(_ask() if sys.stdin.isatty() else _read(), cost)
+        hashed = make_hash(_ask() if sys.stdin.isatty() else read_password(), cost)
     except CredentialsError as error:
         raise _InputError(str(error)) from None
     click.echo(hashed if user is None else f"{user}:{hashed}")
@@ -43,7 +43,11 @@ def _ask() -> str:
     return str(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
 
 
-def _read() -> str:
+def read_password() -> str:
+    """Return the password that stands on standard input.
+
+    :raises CredentialsError: it is not one line of UTF-8.
+    """
     try:
         text = sys.stdin.buffer.read().decode()
     except UnicodeDecodeError:

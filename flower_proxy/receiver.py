@@ -16,6 +16,7 @@ from flower.events import Events
 from kombu import Connection
 
 from flower_proxy.broker import back_off, connected, mailbox_of, problem_of
+from flower_proxy.unheard import Unheard
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ class Receiver(Events):  # type: ignore[misc]
     :ivar reconnects: how often events could arrive again after they could not.
     :ivar last_event: when the last one arrived, by `time.monotonic`; None before the first.
     :ivar on_reconnect: called in this thread when events can arrive again; some may have been missed.
+    :ivar unheard: tells which workers run tasks and send no events about them.
     :ivar on_delay: called in the event loop with the seconds from an event's timestamp to its handling, never below 0.
     """
 
@@ -51,6 +53,7 @@ class Receiver(Events):  # type: ignore[misc]
         self.last_event: float | None = None
         self.on_reconnect: Callable[[], None] | None = None
         self.on_delay: Callable[[float], None] | None = None
+        self.unheard = Unheard(self.state.workers.limit)
         self._has_received = False
         self._stopping = threading.Event()
         self._waiting: deque[dict[str, Any]] = deque()
@@ -129,6 +132,7 @@ class Receiver(Events):  # type: ignore[misc]
     def _take(self, event: dict[str, Any]) -> None:
         try:
             self.state.event(event)
+            self.unheard.note(event)
             if self.on_delay is not None and "timestamp" in event:
                 self.on_delay(max(0.0, time.time() - event["timestamp"]))
         except Exception:

@@ -52,3 +52,16 @@ def browser(chromium_process: Browser) -> Browser:
     """A browser that has never been anywhere."""
     chromium_process.forget()
     return chromium_process
+
+
+@pytest.fixture(scope="session")
+def files(certificate: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The files that the examples name, and where they are here."""
+    folder = tmp_path_factory.mktemp("files")
+    both = folder / "example.com.pem"
+    both.write_text("".join(file.read_text() for file in certificate))
+    return {
+        "/etc/flower/htpasswd": str(programs.htpasswd(folder, programs.CREDENTIALS, programs.COLLEAGUE)),
+        "/etc/haproxy/example.com.pem": str(both),
+        **{f"/etc/letsencrypt/live/example.com/{file.name}": str(file) for file in certificate},
+    }

@@ -18,12 +18,11 @@ from tests.support.browser import Browser
 from tests.support.configurations import BY_HAND, EXAMPLES, printed
 from tests.support.journey import Journey, Place
 from tests.support.processes import PROJECT, Address, Answer, basic, free_port, request, wait_until
-from tests.support.programs import CREDENTIALS, USER, Broker, htpasswd, launch
+from tests.support.programs import COLLEAGUE, CREDENTIALS, USER, Broker, launch
 from tests.support.proxies import proxy, substitute
 from tests.support.standins import HostApplication, IdentityProvider, Mirror, NamelessProvider, serving
 
 README = "README.md"
-COLLEAGUE = "bob:secret"
 # The ways in that an example's comment names, in place of the password that the tests give Flower otherwise
 WAYS_IN = {"auth_file", "auth_header"}
 # Who is logged in, and what acts: tabs are buttons too, but not of this class
@@ -139,19 +138,6 @@ def standing(
         flower.watch_tasks(worker)
         with served(name, flower.address, files, folder / "proxy") as (public, plain):
             yield Example(public, plain)
-
-
-@pytest.fixture(scope="module")
-def files(certificate: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The files that the examples name, and where they are here."""
-    folder = tmp_path_factory.mktemp("files")
-    both = folder / "example.com.pem"
-    both.write_text("".join(file.read_text() for file in certificate))
-    return {
-        "/etc/flower/htpasswd": str(htpasswd(folder, CREDENTIALS, COLLEAGUE)),
-        "/etc/haproxy/example.com.pem": str(both),
-        **{f"/etc/letsencrypt/live/example.com/{file.name}": str(file) for file in certificate},
-    }
 
 
 @pytest.fixture(scope="module", params=CASES)

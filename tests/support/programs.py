@@ -20,6 +20,7 @@ APPLICATION = "tests.support.server"
 WORKER = "w1"
 CREDENTIALS = "demo:secret"
 USER = CREDENTIALS.partition(":")[0]
+COLLEAGUE = "bob:secret"
 # What lets the tests in where they ask Flower itself: by password, or by the word of a trusted proxy
 KNOWN = {**basic(CREDENTIALS), "X-Forwarded-User": USER}
 
@@ -126,7 +127,7 @@ def worker_process(
     env: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A real worker that is ready, with one process for its tasks."""
-    command = [sys.executable, "-m", "celery", "-A", APPLICATION, "worker", "-E", "-P", "prefork", "-c", "1"]
+    command = [sys.executable, "-m", "celery", "-A", APPLICATION, "worker", "-P", "prefork", "-c", "1"]
     command += ["-n", name, "-l", "info", *options]
     folder.mkdir(parents=True, exist_ok=True)
     log = folder / "worker.log"

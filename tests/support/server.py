@@ -14,7 +14,7 @@ app = Celery("server", broker=os.environ["CELERY_BROKER_URL"], backend=os.enviro
 app.conf.update(
     broker_connection_retry_on_startup=True,
     task_send_sent_event=True,
-    worker_send_task_events=True,
+    worker_send_task_events="WITHOUT_TASK_EVENTS" not in os.environ,
 )
 
 

@@ -79,6 +79,16 @@ class _UnixServer(ThreadingMixIn, UnixStreamServer):
     pass
 
 
+class CutOff(Answering):
+    """Announces more than comes."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "1000")
+        self.end_headers()
+        self.wfile.write(b"{")
+
+
 @contextlib.contextmanager
 def serving(handler: type[Answering], socket_path: Path | None = None) -> Iterator[Address]:
     """Run such a server, on a free port or on a unix socket."""

@@ -1,0 +1,102 @@
+"""``flower-proxy check``: looks at a deployment from where its users sit, and says what is wrong."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from flower_proxy.credentials import CredentialsError, check_user
+from flower_proxy.findings import Finding, Status, examine, not_reached
+from flower_proxy.hash_password import read_password
+from flower_proxy.probe import Client, parse_target
+from flower_proxy.remedies import PROXIES
+
+_COLOURS = {Status.PASSED: "green", Status.WARNING: "yellow", Status.FAILED: "red", Status.SKIPPED: "bright_black"}
+
+
+class _InputError(click.ClickException):
+    exit_code = 2
+
+
+@click.command("check")
+@click.argument("url")
+@click.option("--user", metavar="NAME", help="who to enter as; the password is asked for, or read from standard input")
+@click.option("--proxy", type=click.Choice(PROXIES), help="which one it is, where its answers do not say so")
+@click.option(
+    "--ca", type=click.Path(exists=True, dir_okay=False), help="certificates to trust, in place of the system's"
+)
+@click.option("--insecure", is_flag=True, help="take any certificate")
+@click.option("--json", "as_json", is_flag=True, help="print a list for machines: name, status, message, remedy")
+@click.pass_context
+def check(
+    ctx: click.Context,
+    url: str,
+    user: str | None,
+    proxy: str | None,
+    ca: str | None,
+    insecure: bool,
+    as_json: bool,
+) -> None:
+    """Look at Flower at URL as a browser does, and say what is wrong and what to add to the proxy.
+
+    URL is the address that people use, such as https://example.com/flower/. Nothing on the cluster is changed. The exit
+    status is 0 if nothing has failed, else 1.
+    """
+    try:
+        target = parse_target(url)
+        context = _tls(Path(ca) if ca else None, insecure)
+        credentials = _credentials(user) if user is not None else ""
+    except (ValueError, CredentialsError) as error:
+        raise _InputError(str(error)) from None
+    client = Client(target, credentials, context)
+    answer, now = client.look()
+    seen = answer.seen
+    if seen is None:
+        health = client.ask(f"{target.prefix}/healthcheck", known=False) if answer.status else answer
+        findings = [not_reached(answer, health, target, user)]
+    else:
+        findings = examine(client.gather(answer, seen, now), proxy or "")
+    if as_json:
+        click.echo(json.dumps([{**vars(finding), "status": finding.status.value} for finding in findings], indent=2))
+    else:
+        show(findings)
+    ctx.exit(int(any(finding.status is Status.FAILED for finding in findings)))
+
+
+def show(findings: Iterable[Finding]) -> None:
+    """Print findings for people."""
+    for finding in findings:
+        status = click.style(f"{finding.status.value:<8}", fg=_COLOURS[finding.status])
+        click.echo(f"{status}{finding.name:<15} {_printable(finding.message)}")
+        for remedy in finding.remedy.splitlines():
+            click.echo(f"{'':<23} {_printable(remedy)}")
+
+
+def _printable(text: str) -> str:
+    # Somebody else's server may have sent a part of it: it must not steer the terminal
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _credentials(user: str) -> str:
+    try:
+        check_user(user)
+    except CredentialsError as error:
+        raise ValueError(f"--user: {error}") from None
+    if sys.stdin.isatty():
+        return f"{user}:{click.prompt('Password', hide_input=True, err=True)}"
+    return f"{user}:{read_password()}"
+
+
+def _tls(ca: Path | None, insecure: bool) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=ca)
+    except ssl.SSLError:
+        raise ValueError(f"--ca: {str(ca)!r} holds no certificates in PEM form") from None
+    if insecure:
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context

@@ -1,0 +1,130 @@
+"""What the launcher sees of a request, and of its cluster: what ``flower-proxy check`` asks for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import celery
+
+from flower_proxy import __version__
+from flower_proxy.forwarded import HEADERS
+from flower_proxy.internals import BaseHandler, flower_version
+
+PATH = "/-/check"
+"""Below the prefix. No page of Flower's begins like this. What is added behind it comes back in `Seen.path`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenWorker:
+    """A worker that has been heard of.
+
+    :ivar alive: whether its heartbeats come in time.
+    :ivar ahead: seconds by which its clock is ahead of Flower's, as Celery reckons; None if that is not known.
+    :ivar task_events: whether its tasks are heard of; None as long as it has not run any.
+    :ivar celery: its version.
+    """
+
+    name: str
+    alive: bool
+    ahead: float | None
+    task_events: bool | None
+    celery: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What the launcher sees. No secret is among it.
+
+    :ivar peer_port: of the connection; None on a unix socket. Who connects without a proxy finds its own here.
+    :ivar headers: the forwarded ones, as they came.
+    :ivar path: below the prefix.
+    :ivar trusted_proxies: the option.
+    :ivar asks: whether anybody is asked who they are.
+    :ivar user_header: in which a trusted proxy names the user.
+    :ivar broker: what is wrong with it; None if it answers.
+    :ivar connected: whether events can arrive.
+    :ivar time: seconds since the epoch.
+    """
+
+    peer: str
+    peer_port: int | None
+    trusted: bool
+    headers: dict[str, str]
+    client: str
+    scheme: str
+    host: str
+    prefix: str | None
+    path: str
+    trusted_proxies: tuple[str, ...]
+    asks: bool
+    user_header: str | None
+    enable_events: bool
+    broker: str | None
+    connected: bool
+    workers: tuple[SeenWorker, ...]
+    time: float
+    flower_proxy: str
+    flower: str
+    celery: str
+
+
+def read_seen(document: Any) -> Seen:
+    """Turn what was sent as JSON back.
+
+    :raises TypeError: it is something else, or of another version.
+    """
+    if not isinstance(document, dict) or document.keys() != {field.name for field in fields(Seen)}:
+        raise TypeError
+    workers = tuple(SeenWorker(**worker) for worker in document["workers"])
+    return Seen(**{**document, "workers": workers, "trusted_proxies": tuple(document["trusted_proxies"])})
+
+
+class Check(BaseHandler):  # type: ignore[misc]
+    """Tells what is seen; by POST it can be found out which requests come through. It changes nothing."""
+
+    def get(self, _name: str = "") -> None:
+        app, location, headers = self.application, self.location, self.request.headers
+        address = getattr(getattr(self.request.connection, "context", None), "address", None)
+        seen = Seen(
+            peer=location.peer,
+            peer_port=address[1] if isinstance(address, tuple) else None,
+            trusted=location.trusted,
+            headers={name: ", ".join(headers.get_list(name)) for name in HEADERS if name in headers},
+            client=location.client,
+            scheme=location.scheme,
+            host=location.host,
+            prefix=location.prefix,
+            path=location.path,
+            trusted_proxies=app.locator.trusted.entries,
+            asks=self.gate.authenticator.asks,
+            user_header=self.gate.authenticator.user_header,
+            enable_events=app.options.enable_events,
+            broker=app.monitor.watch.problem,
+            connected=app.events.connected,
+            workers=tuple(self._workers()),
+            time=time.time(),
+            flower_proxy=__version__,
+            flower=flower_version,
+            celery=celery.__version__,
+        )
+        self.set_header("Cache-Control", "no-store")
+        self.write(asdict(seen))
+
+    def post(self, _name: str = "") -> None:
+        self.get()
+
+    def _workers(self) -> Iterable[SeenWorker]:
+        events = self.application.events
+        for name, worker in events.state.workers.items():
+            # Celery keeps the fields of the latest event with the worker
+            sent, received = (getattr(worker, field, None) for field in ("timestamp", "local_received"))
+            yield SeenWorker(
+                name=name,
+                alive=worker.alive,
+                ahead=sent - received if sent and received else None,
+                task_events=events.unheard.sends_task_events(name),
+                celery=worker.sw_ver,
+            )

@@ -1,0 +1,290 @@
+"""What ``flower-proxy check`` makes of what came back, and that its remedies are lines that each proxy understands."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flower_proxy import __version__
+from flower_proxy.check import show
+from flower_proxy.findings import Finding, Status, examine, not_reached
+from flower_proxy.probe import FOREIGN, MADE_UP, Answer, Evidence, StaticFile, parse_target
+from flower_proxy.remedies import LINES, PROXIES, line, recognise, set_headers
+from flower_proxy.seen import Seen, SeenWorker
+from flower_proxy.unheard import Unheard
+from tests.support.processes import program
+
+TARGET = parse_target("https://Example.com:443/flower/")
+WORKER = SeenWorker(name="w1@host", alive=True, ahead=0.1, task_events=True, celery="5.7.0")
+SEEN = Seen(
+    peer="127.0.0.1",
+    peer_port=1,
+    trusted=True,
+    headers={"X-Forwarded-For": "198.51.100.7"},
+    client="198.51.100.7",
+    scheme="https",
+    host="example.com",
+    prefix="/flower",
+    path="/-/check",
+    trusted_proxies=("127.0.0.0/8",),
+    asks=True,
+    user_header=None,
+    enable_events=True,
+    broker=None,
+    connected=True,
+    workers=(WORKER,),
+    time=1000.0,
+    flower_proxy=__version__,
+    flower="2.2.0",
+    celery="5.7.0",
+)
+SCRIPT = StaticFile(
+    "https://example.com/flower/static/js/flower.js?v=1",
+    Answer(200, {"content-type": "text/javascript", "content-encoding": "gzip", "cache-control": "max-age=1"}, b"x"),
+)
+
+
+def saying(seen: Seen, *, server: str = "nginx/1.22.1") -> Answer:
+    return Answer(200, {"server": server}, json.dumps(asdict(seen)).encode(), port=2)
+
+
+def evidence(seen: Seen = SEEN, **changes: Any) -> Evidence:
+    """What comes back from a healthy deployment, but for the changes."""
+    refused = Answer(403)
+    healthy = Evidence(
+        target=TARGET,
+        seen=seen,
+        answer=saying(seen),
+        now=1000.0,
+        page=Answer(200),
+        without_slash=Answer(308, {"location": "./flower/"}),
+        statics=(SCRIPT,),
+        made_up=dict.fromkeys(MADE_UP, saying(seen)),
+        encoded=saying(replace(seen, path="/-/check/a%2Fb")),
+        post=saying(seen),
+        own=saying(seen),
+        foreign=dict.fromkeys(FOREIGN, refused),
+        large=saying(seen),
+        anonymous=Answer(401),
+        made_up_user=None,
+        metrics=Answer(401),
+    )
+    return replace(healthy, **changes)
+
+
+def made_up(header: str, seen: Seen) -> dict[str, Any]:
+    return {"made_up": {**dict.fromkeys(MADE_UP, saying(SEEN)), header: saying(seen)}}
+
+
+def with_worker(**changes: Any) -> Seen:
+    return replace(SEEN, workers=(replace(WORKER, **changes),))
+
+
+def static(answer: Answer | None) -> dict[str, Any]:
+    return {"statics": (replace(SCRIPT, answer=answer),)}
+
+
+def test_what_is_healthy_passes() -> None:
+    assert {finding.status for finding in examine(evidence())} == {Status.PASSED}
+
+
+@pytest.mark.parametrize(
+    ("found", "name", "status", "says"),
+    [
+        pytest.param(
+            evidence(replace(SEEN, time=1100.0)),
+            "clocks",
+            "failed",
+            "100 seconds ahead of that of this",
+            id="our-clock",
+        ),
+        pytest.param(
+            evidence(with_worker(ahead=-60.0)), "clocks", "failed", "w1@host is 60 seconds behind", id="clock"
+        ),
+        pytest.param(evidence(replace(SEEN, time=1010.0)), "clocks", "passed", "they agree", id="clock-near-enough"),
+        pytest.param(
+            evidence(with_worker(alive=False)), "workers", "failed", "none is heard of", id="all-workers-are-gone"
+        ),
+        pytest.param(
+            evidence(replace(SEEN, workers=(WORKER, replace(WORKER, name="w2@host", alive=False)))),
+            *("workers", "passed", "1 online; silent: w2@host"),
+            id="one-worker-is-gone",
+        ),
+        pytest.param(evidence(with_worker(task_events=None)), "events", "skipped", "no task has run", id="no-task-yet"),
+        pytest.param(evidence(replace(SEEN, connected=False)), "broker", "failed", "no events can", id="no-events"),
+        pytest.param(evidence(with_worker(celery="4.4.7")), "versions", "warning", "4.4.7", id="old-celery"),
+        pytest.param(evidence(replace(SEEN, flower_proxy="0.0.1")), "versions", "warning", "checked by", id="version"),
+        pytest.param(
+            evidence(**static(replace(SCRIPT.answer or Answer(), problem="the answer is cut off"))),
+            *("static", "failed", "is answered with the answer is cut off"),
+            id="cut-off",
+        ),
+        pytest.param(evidence(**static(None)), "static", "failed", "is not below https://example.com/", id="outside"),
+        pytest.param(evidence(page=Answer(500)), "static", "failed", "500 Internal Server Error", id="no-page"),
+        pytest.param(
+            evidence(**static(replace(SCRIPT.answer or Answer(), headers={"content-type": "text/html"}))),
+            *("static", "failed", "comes as text/html, and browsers refuse it"),
+            id="type",
+        ),
+        pytest.param(
+            evidence(own=Answer(403)), "origin", "failed", "is taken for another site's", id="origin-is-changed"
+        ),
+        pytest.param(evidence(encoded=Answer(404)), "encoding", "warning", "comes to 404 Not Found", id="apache-slash"),
+        pytest.param(
+            evidence(**made_up("X-Forwarded-For", replace(SEEN, client="192.0.2.66", headers={}))),
+            *("forwarded", "passed", "does not count"),
+            id="appended-behind-a-trusted-client",
+        ),
+        pytest.param(
+            evidence(
+                **made_up(
+                    "X-Forwarded-For",
+                    replace(SEEN, client="192.0.2.66", headers={"X-Forwarded-For": "192.0.2.66"}),
+                )
+            ),
+            *("forwarded", "failed", "counts: X-Forwarded-For"),
+            id="made-up-client",
+        ),
+        pytest.param(
+            evidence(**made_up("Forwarded", replace(SEEN, client="192.0.2.66"))),
+            *("forwarded", "failed", "counts: Forwarded"),
+            id="made-up-forwarded",
+        ),
+        pytest.param(
+            evidence(made_up={**dict.fromkeys(MADE_UP, saying(SEEN)), "X-Forwarded-Host": Answer(403)}),
+            *("forwarded", "failed", "counts: X-Forwarded-Host"),
+            id="made-up-host-is-refused-further-in",
+        ),
+        pytest.param(
+            evidence(anonymous=saying(replace(SEEN, user_header="X-Forwarded-User")), made_up_user=None),
+            *("authentication", "failed", "sends a password by itself"),
+            id="password-of-the-proxy",
+        ),
+        pytest.param(
+            evidence(replace(SEEN, user_header="X-Me"), anonymous=saying(SEEN)),
+            *("authentication", "failed", "the proxy sends X-Me without asking"),
+            id="user-of-the-proxy",
+        ),
+    ],
+)
+def test_what_is_made_of_what_came_back(found: Evidence, name: str, status: str, says: str) -> None:
+    findings = {finding.name: finding for finding in examine(found)}
+    assert (findings[name].status.value, says in findings[name].message) == (status, True), findings[name]
+    others = {other.name: other.status for other in findings.values() if other.name != name}
+    assert not {Status.FAILED, Status.WARNING} & set(others.values())
+    assert all(status in ("failed", "skipped") or other is Status.PASSED for other in others.values())
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [
+        pytest.param(Answer(404, {}, b"Page not found: /flower/-/check"), "something answers 404", id="django"),
+        pytest.param(Answer(200, {}, b"[]"), "something answers 200 OK, which is not Flower", id="another-json"),
+        pytest.param(Answer(429, {"content-type": "text/plain"}, b"wait\n"), "429 Too Many Requests: wait", id="429"),
+        pytest.param(Answer(504, {"server": "awselb/2.0"}), "awselb answers 504 Gateway Timeout", id="504"),
+        pytest.param(Answer(520), "something answers 520, which is not Flower", id="no-such-status"),
+    ],
+)
+def test_what_is_made_of_somebody_elses_answer(answer: Answer, says: str) -> None:
+    finding = not_reached(answer, Answer(404), TARGET, "me")
+    assert (finding.status, says in finding.message) == (Status.FAILED, True), finding
+
+
+def test_an_answer_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    show([Finding("launcher", Status.FAILED, "\x1b[2J\rgone", "a\nb\x07")])
+    assert capsys.readouterr().out.splitlines() == [
+        "failed  launcher        ?[2J?gone",
+        " " * 24 + "a",
+        " " * 24 + "b?",
+    ]
+
+
+# Tasks of which nothing is heard
+
+
+def beat(processed: int | None) -> dict[str, Any]:
+    return {"type": "worker-heartbeat", "hostname": "w1@host", "processed": processed}
+
+
+TASK = {"type": "task-started", "hostname": "w1@host"}
+
+
+@pytest.mark.parametrize(
+    ("events", "sends"),
+    [
+        pytest.param([], None, id="nothing"),
+        pytest.param([beat(None), beat(7), beat(7), beat(7)], None, id="idle"),
+        pytest.param([beat(7), beat(8)], None, id="events-may-still-come"),
+        pytest.param([beat(7), beat(8), beat(8)], False, id="silent"),
+        pytest.param([beat(7), beat(8), TASK, beat(8), beat(8)], True, id="heard"),
+        pytest.param([TASK, beat(8), beat(9), beat(9)], False, id="switched-off"),
+        pytest.param([beat(7), beat(0), beat(0), beat(0)], None, id="started-again"),
+        pytest.param([beat(7), beat(8), beat(8), {"type": "task-sent", "hostname": "w1@host"}], False, id="a-producer"),
+        pytest.param(
+            [TASK, *({**TASK, "hostname": name} for name in ("w2@host", "w3@host"))], None, id="too-many-workers"
+        ),
+        pytest.param([{**beat(7), "hostname": "w2@host"}, {**TASK, "hostname": "w2@host"}], None, id="another"),
+    ],
+)
+def test_whether_a_worker_sends_events_of_tasks(events: Sequence[Mapping[str, Any]], sends: bool | None) -> None:
+    unheard = Unheard(most_workers=2)
+    for event in events:
+        unheard.note(event)
+    assert unheard.sends_task_events("w1@host") is sends
+
+
+# Remedies
+
+
+def nginx(remedies: Sequence[str], folder: Path) -> list[str]:
+    # Where a line of one is to be put in place of another, or is for a person
+    lines = [remedy for remedy in remedies if not remedy.startswith(("location", "remove", "look", "let"))]
+    locations = [remedy for remedy in remedies if remedy.startswith("location")]
+    text = "\n".join(remedy + "}" if remedy.endswith("{") else remedy for remedy in locations)
+    config = f"events {{}} http {{ access_log off; server {{ {text} location /x/ {{ {' '.join(lines)} }} }} }}"
+    (folder / "nginx.conf").write_text(config)
+    return [program("nginx"), "-t", "-p", str(folder), "-c", "nginx.conf", "-e", "error.log", "-g", "pid nginx.pid;"]
+
+
+def apache(remedies: Sequence[str], folder: Path) -> list[str]:
+    modules = "mpm_event authz_core headers alias deflate filter proxy"
+    loaded = [f"LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so" for name in modules.split()]
+    lines = [remedy for remedy in remedies if not remedy.startswith("l")]
+    (folder / "apache.conf").write_text(
+        "\n".join([*loaded, "ServerName localhost", "Listen 127.0.0.1:1", "ErrorLog error.log", *lines])
+    )
+    return [program("apache2"), "-t", "-d", str(folder), "-f", str(folder / "apache.conf")]
+
+
+def caddy(remedies: Sequence[str], folder: Path) -> list[str]:
+    upstream = [remedy for remedy in remedies if remedy.startswith("header_up")]
+    lines = [remedy for remedy in remedies if not remedy.startswith(("header_up", "l"))]
+    proxy = ["reverse_proxy /flower/* 127.0.0.1:5555 {", *upstream, "}"]
+    (folder / "Caddyfile").write_text("\n".join(["http://localhost:1 {", *lines, *proxy, "}"]))
+    return [program("caddy"), "validate", "--adapter", "caddyfile", "--config", str(folder / "Caddyfile")]
+
+
+@pytest.mark.parametrize("checked_by", [nginx, apache, caddy])
+def test_each_line_is_one_that_the_proxy_takes(
+    checked_by: Callable[[Sequence[str], Path], list[str]], tmp_path: Path
+) -> None:
+    name = checked_by.__name__
+    remedies = [line(key, name, "/flower") for key in LINES]
+    remedies += set_headers(MADE_UP, name, "/flower").splitlines()
+    ended = subprocess.run(checked_by(remedies, tmp_path), capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+
+
+def test_every_proxy_is_recognised_and_others_get_words() -> None:
+    said = ["nginx/1.22.1", "Apache/2.4.66 (Debian)", "Caddy"]
+    assert tuple(recognise(server) for server in said) == PROXIES
+    assert [recognise(server) for server in ("openresty", "", "cloudflare")] == ["nginx", "", ""]
+    for key in LINES:
+        assert line(key, "", "/flower")
+    assert set_headers(["Forwarded"], "", "/flower") == "let the proxy take Forwarded out of what clients send"
