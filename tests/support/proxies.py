@@ -23,8 +23,8 @@ LISTEN: Mapping[str, Callable[[Address, Address], dict[str, str]]] = {
         "listen 443 ssl default_server;": f"listen {tls} ssl default_server;",
     },
     "apache": lambda plain, tls: {
-        "<VirtualHost *:80>": f"Listen {plain}\n<VirtualHost {plain}>",
-        "<VirtualHost *:443>": f"Listen {tls}\n<VirtualHost {tls}>",
+        "<VirtualHost *:80>": f"<VirtualHost {plain}>",
+        "<VirtualHost *:443>": f"<VirtualHost {tls}>",
     },
     "caddy": lambda plain, tls: {},
     "haproxy": lambda plain, tls: {"bind :80\n": f"bind {plain}\n", "bind :443 ": f"bind {tls} "},
@@ -54,12 +54,8 @@ def proxy(
             yield
         return
     if kind == "apache":
-        # from VirtualHost to VirtualHost each port is listened on once
-        listens = re.findall(r"^Listen .*\n", text, re.MULTILINE)
-        for line in set(listens):
-            text = text.replace(line, "", listens.count(line) - 1)
         command = [program("apache2"), "-d", str(folder), "-f", "apache2.conf", "-DFOREGROUND"]
-        (folder / "apache2.conf").write_text(_apache_modules(text) + text)
+        (folder / "apache2.conf").write_text(f"{_apache_modules(text)}\nListen {plain}\nListen {tls}\n{text}")
         check = [*command[:-1], "-t"]
     elif kind == "caddy":
         options = f"admin off\n http_port {plain.port}\n https_port {tls.port}\n default_bind 127.0.0.1\n"
@@ -84,4 +80,4 @@ def _apache_modules(text: str) -> str:
     """What loads those modules that the configuration's comment says to enable."""
     (asked,) = re.findall(r"^#   a2enmod (.*)$", text, re.MULTILINE)
     loads = [f"LoadModule {name}_module {MODULES / f'mod_{name}.so'}" for name in (*BASE_MODULES, *asked.split())]
-    return "\n".join([*loads, "PidFile apache2.pid", "ErrorLog error.log", "ServerName localhost", ""])
+    return "\n".join([*loads, "PidFile apache2.pid", "ErrorLog error.log", "ServerName localhost"])
