@@ -238,6 +238,22 @@ def test_where_flower_asks_nobody_a_strangers_name_does_not_lead_to_it(
 
 
 @pytest.mark.parametrize("target", ["nginx", "apache", "caddy", "haproxy"])
+@pytest.mark.parametrize("words", ["", "--strip"], ids=["kept", "stripped"])
+def test_no_sign_in_a_prefix_means_more_than_itself(
+    target: str, words: str, files: dict[str, str], tmp_path: Path
+) -> None:
+    name = f"{target} --url_prefix=/a.b/flower-~1 {words}"
+    with serving(Mirror) as mirror, served(name, mirror, files, tmp_path / "proxy") as (public, _):
+        host = {"Host": f"localhost:{public.port}"}
+        told = json.loads(request(public, "/a.b/flower-~1/task/a%2Fb?c=d", headers=host).text)
+        assert request(public, "/a.b/flower-~1/metrics", headers=host, source="127.0.0.2").status == 403
+        for other in ("/aXb/flower-~1/", "/a.b/flower-~1x", "/a.b/"):
+            assert "x-forwarded-host" not in request(public, other, headers=host).text
+    assert told["path"] == ("" if words else "/a.b/flower-~1") + "/task/a%2Fb?c=d"
+    assert told["x-forwarded-prefix"] == "/a.b/flower-~1"
+
+
+@pytest.mark.parametrize("target", ["nginx", "apache", "caddy", "haproxy"])
 def test_at_the_root_there_is_no_prefix(target: str, files: dict[str, str], tmp_path: Path) -> None:
     lies = {"X-Forwarded-Prefix": "/elsewhere", "X-Script-Name": "/elsewhere"}
     with serving(Mirror) as mirror, served(target, mirror, files, tmp_path / "proxy") as (public, _):
