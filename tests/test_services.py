@@ -21,16 +21,15 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
-from tests.support.configurations import EXAMPLES, config, printed
-from tests.support.processes import PROJECT, Address, answers, basic, free_port, program, request, running, wait_until
+from tests.support.configurations import config, printed
+from tests.support.processes import Address, answers, basic, free_port, program, request, running, wait_until
 from tests.support.programs import CREDENTIALS, htpasswd
 
 FLOWER_PROXY = str(Path(sys.executable).with_name("flower-proxy"))
 INSTALLED = "/srv/app/.venv/bin/flower-proxy"
-SERVICES = ("systemd", "supervisor", "compose", "kubernetes", "prometheus")
-OWN = [name for name in EXAMPLES if name.startswith(SERVICES)]
 PREFIXED = "--url_prefix=flower"
 SOCKET = "/run/flower/flower.sock"
+ODD = "100%,$HOME,$(HOME),a b,x\"y'z"
 SECRETS = {"FLOWER_COOKIE_SECRET": "a secret"}
 
 
@@ -76,12 +75,6 @@ def assert_answers(address: Address) -> None:
     assert 'href="/flower/tasks"' in page.text
 
 
-@pytest.mark.parametrize("name", OWN)
-def test_the_example_is_what_is_printed(name: str) -> None:
-    """Where this fails: ``python -m tests.support.configurations`` writes the examples anew."""
-    assert (PROJECT / "examples" / name).read_text() == printed(EXAMPLES[name])
-
-
 # systemd
 
 
@@ -99,6 +92,7 @@ UNITS = {
     "a unix socket": f"{PREFIXED} --unix_socket={SOCKET}",
     "state that is kept": f"{PREFIXED} --persistent",
     "TLS": f"{PREFIXED} --certfile=/etc/flower/cert.pem --keyfile=/etc/flower/key.pem",
+    "words that would mean something else": f"--queues={shlex.quote(ODD)}",
     "a port below 1024": f"{PREFIXED} --port=80",
 }
 
@@ -192,12 +186,14 @@ def pids(log: Path) -> list[int]:
 
 def test_supervisor_keeps_it_running(project: Path) -> None:
     address = Address(free_port())
-    text = adapted(printed(f"supervisor {PREFIXED} --port={address.port}"), project, address)
+    options = f"{PREFIXED} --port={address.port} --queues={shlex.quote(ODD)}"
+    text = adapted(printed(f"supervisor {options}"), project, address)
     with supervisord(text, project) as log:
         wait_until(lambda: answers(address, "/healthcheck"), what="it answers")
         assert_answers(address)
         wait_until(lambda: "entered RUNNING state" in log.read_text(), what="supervisor takes it for running")
         (first,) = pids(log)
+        assert f"--queues={ODD}" in Path(f"/proc/{first}/cmdline").read_text().split("\0")
         subprocess.run([program("kill"), "-KILL", str(first)], check=True)
         wait_until(lambda: len(pids(log)) == 2 and answers(address, "/healthcheck"), what="it is started again")
     assert "stopped: flower-proxy (exit status 0)" in log.read_text(), "it has ended by itself, when it was told to"
@@ -214,8 +210,6 @@ def test_supervisor_gives_up_on_a_wrong_option(project: Path) -> None:
 
 
 # Containers
-
-ODD = "100%,$HOME,$(HOME),a b,x\"y'z"
 
 
 def container_words(target: str, text: str) -> list[str]:
