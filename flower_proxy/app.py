@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
@@ -21,21 +21,22 @@ from tornado.netutil import bind_sockets, bind_unix_socket, ssl_options_to_conte
 from tornado.options import OptionParser
 from tornado.platform.asyncio import BaseAsyncIOLoop
 from tornado.routing import PathMatches, Router, Rule
-from tornado.web import RequestHandler, StaticFileHandler
+from tornado.web import RequestHandler, StaticFileHandler, decode_signed_value
 
 from flower_proxy import audit
-from flower_proxy.browser_policy import parse_frame_ancestors
+from flower_proxy.browser_policy import content_security_policy, parse_frame_ancestors
 from flower_proxy.checks import parse_mode
 from flower_proxy.entrance import build_entrance
 from flower_proxy.forwarded import HEADERS, UNIX, ForwardedHeaderError, TrustedProxies
 from flower_proxy.gate import Gate
-from flower_proxy.guarded import Bare, set_location
+from flower_proxy.guarded import BROWSER, Bare, set_location
 from flower_proxy.handlers import PlainText, Proxied, ProxiedFlower, ProxiedLogin, Redirect, head
 from flower_proxy.internals import (
     FLOWER_JS,
     BaseHandler,
     Flower,
     FlowersLoop,
+    Lean,
     LoginHandler,
     Metrics,
     NotFoundErrorHandler,
@@ -93,6 +94,7 @@ class FlowerProxy(Flower):  # type: ignore[misc]
         self.entrance = build_entrance(options)
         self._access_log = options.access_log
         self.frame_ancestors = parse_frame_ancestors(options.frame_ancestors)
+        self.policy = content_security_policy("", self.frame_ancestors)
         ours = {
             "static_handler_class": _static_handler(Path(flower_settings["static_path"]), options.static_overrides),
             "template_loader": corrected_templates(Path(flower_settings["template_path"])),
@@ -120,6 +122,10 @@ class FlowerProxy(Flower):  # type: ignore[misc]
         self._socket_file: tuple[str, int] | None = None
         # Each peer once; the cache is bounded, so a flood of peers cannot fill it
         self._warn_untrusted = lru_cache(maxsize=256)(_warn_untrusted)
+        # Only to tell whether a browser needs a new one, so no matter that what is kept does not get too old
+        self.read_browser = lru_cache(maxsize=256)(
+            partial(decode_signed_value, self.settings["cookie_secret"], BROWSER)
+        )
         self._proxied: dict[type[RequestHandler], type[RequestHandler]] = {}
         pages = {
             rule.matcher.regex: rule.target
@@ -394,13 +400,13 @@ def _monitor(capp: Celery, options: OptionParser, receiver: Receiver) -> Monitor
 
 def _proxied(target: type[RequestHandler], options: UnproxiedOptions, route: str) -> type[RequestHandler]:
     handler = TrustedMetrics if target is Metrics else concrete_handler(target, options)
-    mixin: type[Proxied] = Proxied
+    bases: tuple[type[RequestHandler], ...] = (Proxied, handler)
     if target is LoginHandler and handler is not NotFoundErrorHandler:
-        mixin = ProxiedLogin
+        bases = (ProxiedLogin, handler)
     elif issubclass(handler, BaseHandler):
-        mixin = ProxiedFlower
+        bases = (ProxiedFlower, handler, Lean)
     own_head = handler.head is not RequestHandler.head
-    return type(handler.__name__, (mixin, handler), {"route": route, **({} if own_head else {"head": head})})
+    return type(handler.__name__, bases, {"route": route, **({} if own_head else {"head": head})})
 
 
 def _static_handler(flower: Path, folder: str | None) -> type[StaticFileHandler]:

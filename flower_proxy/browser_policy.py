@@ -22,12 +22,12 @@ _ORIGIN = re.compile(r"https?://(\*\.)?[a-z0-9-]+(\.[a-z0-9-]+)*(:(?P<port>[0-9]
 def content_security_policy(nonce: str, frame_ancestors: Sequence[str]) -> str:
     """Return the value of the header ``Content-Security-Policy``.
 
-    :param nonce: what the scripts that stand in the page carry; new for each page.
+    :param nonce: what the scripts that stand in the page carry, new for each page; empty for what is no page.
     :param frame_ancestors: who may show the page in a frame, as `parse_frame_ancestors` returns it.
     """
     directives = {
         "default-src": SELF,
-        "script-src": f"{SELF} 'nonce-{nonce}'",
+        "script-src": f"{SELF} 'nonce-{nonce}'" if nonce else SELF,
         "style-src": SELF,
         # Flower has one, the width of a column; where a browser does not know this, the column is a bit wider
         "style-src-attr": "'unsafe-inline'",

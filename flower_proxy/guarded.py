@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
+from asyncio import Future
 from collections.abc import Awaitable
-from functools import cached_property, lru_cache
+from functools import cached_property
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, cast
@@ -12,7 +13,7 @@ from urllib.parse import unquote, urlencode
 
 from tornado.auth import AuthError
 from tornado.httputil import HTTPServerRequest
-from tornado.web import HTTPError, RequestHandler, StaticFileHandler, decode_signed_value
+from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 
 from flower_proxy import audit
 from flower_proxy.authentication import Attempt, Denied, Person
@@ -21,8 +22,9 @@ from flower_proxy.browser_proof import refusal
 from flower_proxy.gate import SAFE_METHODS, Access, Gate, access
 from flower_proxy.location import Location
 
-# The cookie by which a browser is known that somebody has logged in with
-_BROWSER = "browser"
+BROWSER = "browser"
+"""The cookie by which a browser is known that somebody has logged in with."""
+
 _ANYBODY = "anybody"
 
 
@@ -37,10 +39,10 @@ def set_location(request: HTTPServerRequest, location: Location, gate: Gate) -> 
     vars(request).update(location=location, gate=gate)
 
 
-@lru_cache(maxsize=256)
-def _read_browser(secret: Any, cookie: str | None) -> str:
-    # Kept, since each page asks; no matter then that it does not get too old
-    return (decode_signed_value(secret, _BROWSER, cookie) or b"").decode()
+def _of_user(cookie: bytes | None, user: str) -> str | None:
+    """Return what the cookie says, if it is this user's."""
+    known = (cookie or b"").decode()
+    return known if known.partition(" ")[2] == user else None
 
 
 class Bare(RequestHandler):
@@ -52,7 +54,7 @@ class Bare(RequestHandler):
     route = "other"
 
     def set_default_headers(self) -> None:
-        # In place of Flower's, which opens the API to every site where it takes it that nobody asks (P8)
+        super().set_default_headers()
         self.clear_header("Server")
         for name, value in OTHER_HEADERS.items():
             self.set_header(name, value)
@@ -79,8 +81,7 @@ class Guarded(Bare):
         if issubclass(type(self), StaticFileHandler):
             self.clear_header("Cache-Control")
         else:
-            ancestors = self.application.frame_ancestors
-            self.set_header("Content-Security-Policy", content_security_policy(self.csp_nonce, ancestors))
+            self.set_header("Content-Security-Policy", self.application.policy)
         if self.gate.cors_origins:
             self._set_cors_headers()
 
@@ -161,8 +162,7 @@ class Guarded(Bare):
         return address.decode() if address else None
 
     def _known_browser(self, user: str) -> str | None:
-        known = _read_browser(self.settings["cookie_secret"], self.get_cookie(_BROWSER))
-        return known if known.partition(" ")[2] == user else None
+        return _of_user(self.get_signed_cookie(BROWSER), user)
 
     @property
     def may_act(self) -> bool:
@@ -203,12 +203,13 @@ class Guarded(Bare):
     def csp_nonce(self) -> str:
         return secrets.token_urlsafe(16)
 
-    def make_browser_known(self) -> None:
-        """Let this browser be told from others that share its address, if somebody has logged in with it."""
+    def render(self, template_name: str, **kwargs: Any) -> Future[None]:
         user = self.person.password_of
-        if user and not self._known_browser(user):
-            known = f"{secrets.token_urlsafe(12)} {user}"
-            self.set_signed_cookie(_BROWSER, known, httponly=True, samesite="Lax")
+        if user and not _of_user(self.application.read_browser(self.get_cookie(BROWSER)), user):
+            self.set_signed_cookie(BROWSER, f"{secrets.token_urlsafe(12)} {user}", httponly=True, samesite="Lax")
+        policy = content_security_policy(self.csp_nonce, self.application.frame_ancestors)
+        self.set_header("Content-Security-Policy", policy)
+        return super().render(template_name, **kwargs)
 
     # Control actions
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from asyncio import Future
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any
@@ -14,7 +13,7 @@ from tornado.escape import xhtml_escape
 from tornado.web import HTTPError, RequestHandler
 
 from flower_proxy.guarded import Bare, Guarded
-from flower_proxy.internals import TEMPLATE_FUNCTIONS, BaseHandler
+from flower_proxy.internals import BaseHandler
 from flower_proxy.location import PublicURL
 from flower_proxy.paths import parse_next
 from flower_proxy.queues import KombuQueues
@@ -85,11 +84,6 @@ def _digest(host: str, prefix: str | None) -> str:
 
 class ProxiedFlower(Proxied, BaseHandler):  # type: ignore[misc]
     """A handler of Flower's."""
-
-    def render(self, template_name: str, **kwargs: Any) -> Future[None]:
-        self.make_browser_known()
-        # In place of Flower's, which looks for its functions anew at each page
-        return RequestHandler.render(self, template_name, **TEMPLATE_FUNCTIONS, **kwargs)
 
     def get_current_user(self) -> None:
         """Nobody, as long as `prepare` has not found out who."""

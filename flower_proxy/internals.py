@@ -6,6 +6,7 @@ Checked on Flower 2.2.0. `tests/test_contract.py` has a test for each, so that a
 from __future__ import annotations
 
 import inspect
+from asyncio import Future
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any
@@ -40,6 +41,7 @@ __all__ = [
     "Flower",
     "FlowersLoop",
     "Healthcheck",
+    "Lean",
     "LoginHandler",
     "Metrics",
     "NotFoundErrorHandler",
@@ -87,6 +89,17 @@ FLOWER_VARIABLES = {
     "FLOWER_OAUTH2_OKTA_BASE_URL",
 }
 """What Flower reads from the environment beside its options."""
+
+
+class Lean(BaseHandler):  # type: ignore[misc]
+    """Stands between a handler of Flower's and what it inherits: the same page for less."""
+
+    def render(self, template_name: str, **kwargs: Any) -> Future[None]:
+        """Render as Flower does, which looks its functions up anew for each page."""
+        return RequestHandler.render(self, template_name, **TEMPLATE_FUNCTIONS, **kwargs)
+
+    def set_default_headers(self) -> None:
+        """Set none: ours has what Flower would set, and must not open the API to other sites (P8)."""
 
 
 class UnproxiedOptions:

@@ -25,6 +25,10 @@ def test_the_policy_as_it_is_sent() -> None:
     }
 
 
+def test_what_is_no_page_lets_no_script_run_that_stands_in_it() -> None:
+    assert directives(content_security_policy("", ["'self'"]))["script-src"] == "'self'"
+
+
 @pytest.mark.parametrize(
     ("text", "ancestor"),
     [

@@ -222,6 +222,7 @@ def test_prefix_and_path(request_: Request, prefix: str | None, path: str) -> No
         pytest.param(
             Request(headers=[("X-Forwarded-For", "6.6.6.6, what?, 127.0.0.2")]), "127.0.0.2", id="garbage-ends"
         ),
+        pytest.param(Request(headers=[("X-Forwarded-For", "fe80::1%eth0")]), "fe80::1%eth0", id="interface"),
         pytest.param(Request(headers=[("X-Forwarded-For", "unknown")]), "127.0.0.1", id="unknown"),
         pytest.param(Request(headers=[("X-Forwarded-For", "")]), "127.0.0.1", id="empty"),
         pytest.param(Request(headers=[("X-Forwarded-For", "192.0.2.1:4711")]), "192.0.2.1", id="port"),

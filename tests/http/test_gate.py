@@ -463,6 +463,17 @@ def test_a_cookie_that_is_forged_is_none(site: Site) -> None:
 
 
 @two_users
+def test_a_page_brings_a_cookie_to_browsers_that_have_none_of_their_user_and_to_no_other(site: Site) -> None:
+    cookie = _browser(site, ALICE)
+    name, _, value = cookie.partition("=")
+    for _ in range(2):
+        assert "Set-Cookie" not in site.fetch("/tasks", headers={**ALICE, "Cookie": cookie}).headers
+        assert "Set-Cookie" in site.fetch("/tasks", headers={**BOB, "Cookie": cookie}).headers
+        for wrong in (f"{name}=x alice", f"{name}={value[:-1]}0", f"{name}=", "other=1"):
+            assert "Set-Cookie" in site.fetch("/tasks", headers={**ALICE, "Cookie": wrong}).headers
+
+
+@two_users
 def test_what_is_no_password_is_no_try(site: Site) -> None:
     for _ in range(15):
         assert site.fetch("/tasks", headers={"Authorization": "Basic =", **CLIENT}).code == 401
@@ -530,6 +541,17 @@ def test_the_variable_that_opens_flowers_api_opens_nothing(
         assert response.code == 401
         assert not [name for name in response.headers if name.lower().startswith("access-control")]
     assert site.fetch("/healthcheck").code == 200
+
+
+@pytest.mark.parametrize("path", ["/api/workers", "/tasks", "/static/css/flower.css"])
+@pytest.mark.parametrize("settings", [OPEN])
+def test_the_variable_tells_no_web_site_that_it_may_read(
+    site: Site, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """P8: not even where nobody is asked for a password."""
+    monkeypatch.setenv("FLOWER_UNAUTHENTICATED_API", "true")
+    response = site.fetch(path, headers={"Origin": "https://evil.example"})
+    assert (response.code, cors(response)) == (200, {})
 
 
 @pytest.mark.parametrize("settings", [OPEN])
@@ -892,6 +914,12 @@ def test_the_nonce_is_new_for_each_page_and_stands_on_each_of_its_scripts(site: 
         assert "unsafe-inline" not in policy.replace("style-src-attr 'unsafe-inline'", "")
         nonces.add(nonce)
     assert len(nonces) == 2
+
+
+@pytest.mark.parametrize("path", ["/api/workers", "/workers?json=1", "/metrics", "/tasks/datatable"])
+def test_what_is_no_page_has_no_nonce(site: Site, path: str) -> None:
+    policy = site.fetch(path, **DEMO).headers["Content-Security-Policy"]
+    assert "script-src 'self';" in policy
 
 
 @pytest.mark.parametrize("settings", [{**PASSWORD, "frame_ancestors": ["self", "https://portal.example"]}])
