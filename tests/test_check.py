@@ -7,9 +7,11 @@ import json
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -476,6 +478,27 @@ def test_a_worker_in_another_time_zone_comes_up(tmp_path: Path) -> None:
         found = ask(url)
     assert found.named("failed") == ["clocks"], found
     assert re.search(r"the clock of w1@\S+ is 32\d\d\d seconds (ahead of|behind) Flower's", found["clocks"]["message"])
+
+
+@pytest.mark.parametrize("seconds", [600, -600])
+def test_a_clock_that_is_wrong_here_comes_up(
+    flower: Flower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int
+) -> None:
+    monkeypatch.setattr("flower_proxy.probe.time", SimpleNamespace(time=lambda: time.time() + seconds))
+    with proxied(healthy(), flower, tmp_path) as url:
+        found = ask(url)
+    assert found.wrong == ["failed clocks"], found
+    assert f"seconds {'behind' if seconds > 0 else 'ahead of'} that of this machine" in found["clocks"]["message"]
+
+
+def test_another_version_than_the_one_that_checks_comes_up(
+    flower: Flower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flower_proxy.findings.__version__", "99.0")
+    with proxied(healthy(), flower, tmp_path) as url:
+        found = ask(url)
+    assert (found.exit_code, found.wrong) == (0, ["warning versions"]), found
+    assert "checked by 99.0" in found["versions"]["message"]
 
 
 # Somebody else answers, or nobody
