@@ -253,7 +253,7 @@ def test_it_says_that_supervisor_has_died_and_ends_what_that_has_left(tmp_path: 
 
 def test_make_runs_it() -> None:
     # Not with what another make, which runs the tests, was told
-    environ = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}
+    environ = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL")}
     command = ["make", "-n", "example"]
     said = subprocess.run(command, cwd=PROJECT, env=environ, capture_output=True, text=True, check=True).stdout
     assert said.splitlines()[-1].split() == [".venv/bin/python", "examples/django/run.py"]
