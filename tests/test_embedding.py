@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from kombu import pools
 from prometheus_client import REGISTRY
 from tornado.ioloop import IOLoop
 from tornado.options import options as tornado_options
@@ -41,8 +42,8 @@ EXAMPLE = PROJECT / "examples" / "embedding.py"
 def capp(broker: Broker) -> Iterator[Celery]:
     with Celery("server", broker=broker.url) as capp:
         yield capp
-        # The program's own, which Flower has used
-        capp.control.mailbox.producer_pool.force_close_all()
+    # The program's own, which Flower has used; the next test gets new ones
+    pools.reset()
 
 
 def options(**settings: Any) -> Any:
