@@ -306,7 +306,7 @@ class FlowerProxy(Flower):  # type: ignore[misc]
         if ending.is_alive():
             logger.warning("The broker keeps threads waiting: a socket_timeout in broker_transport_options ends that")
         elif self._inspections:
-            await asyncio.wait(self._inspections)
+            await asyncio.wait(self._inspections, timeout=_SECONDS_TO_END)
 
     def _wait_for_threads(self) -> None:
         for thread in (self.events, self.monitor.watch):

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from tornado.options import options as tornado_options
 import flower_proxy
 from flower_proxy import FlowerProxy, make_options
 from flower_proxy.command import OPTIONS
-from flower_proxy.internals import STOCK_FAMILIES
+from flower_proxy.internals import STOCK_FAMILIES, FlowersLoop
 from tests.support.processes import PROJECT, Address, Answer, basic, free_port, request, running, wait_until
 from tests.support.programs import CREDENTIALS, Broker, Flower
 
@@ -134,6 +135,23 @@ def test_twice_in_one_process_without_a_trace(
     # What nobody closed complains when it is thrown away
     gc.collect()
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+def test_what_waits_for_a_thread_ends_with_the_threads() -> None:
+    """Tornado's way of waiting for one would go on for ever, and with it whoever waits for an inspection to end."""
+
+    async def main() -> None:
+        released = threading.Event()
+        executor = ThreadPoolExecutor(1)
+        loop = FlowersLoop(IOLoop.current())
+        runs, waits = (loop.run_in_executor(executor, released.wait) for _ in range(2))
+        executor.shutdown(wait=False, cancel_futures=True)
+        released.set()
+        assert await runs
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(waits, timeout=10)
+
+    asyncio.run(main())
 
 
 def test_two_side_by_side(worker: Broker, capp: Celery) -> None:
