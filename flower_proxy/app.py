@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import socket
@@ -290,15 +291,16 @@ class FlowerProxy(Flower):  # type: ignore[misc]
             raise
 
     async def close(self) -> None:
-        """End everything, and wait until it has ended, for ten seconds at most.
+        """End everything, and wait until it has ended, for ten seconds at most each for connections and threads.
 
         A broker that hangs may keep threads waiting for longer, and with them the end of the program, unless
         `broker_transport_options` of the Celery application have a ``socket_timeout``.
         """
         servers = list(self.http_servers)
         self.stop()
-        for server in servers:
-            await server.close_all_connections()
+        closing = asyncio.gather(*(server.close_all_connections() for server in servers))
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(closing, _SECONDS_TO_END)
         # In a thread of its own, as one of the event loop's would keep the program waiting
         ending = threading.Thread(target=self._wait_for_threads, name="flower-proxy-ending", daemon=True)
         ending.start()

@@ -74,7 +74,7 @@ def process_wide() -> dict[str, Any]:
 def test_the_example_as_it_is(worker: Broker, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with running(
-        [sys.executable, "-W", "always::ResourceWarning", str(EXAMPLE)],
+        [sys.executable, "-W", "always::ResourceWarning", "-X", "faulthandler", str(EXAMPLE)],
         log=log,
         ready=lambda: "/flower/\n" in log.read_text(),
         env=worker.environment,
@@ -89,7 +89,13 @@ def test_the_example_as_it_is(worker: Broker, tmp_path: Path) -> None:
 
         wait_until(shows_worker, what="the worker is online")
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) == 0
+        try:
+            assert process.wait(timeout=30) == 0
+        except subprocess.TimeoutExpired:
+            # Where it hangs is in its log then
+            process.send_signal(signal.SIGABRT)
+            process.wait()
+            raise AssertionError(log.read_text()) from None
     assert log.read_text() == f"http://127.0.0.1:{port}/flower/\n"
 
 

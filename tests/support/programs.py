@@ -64,6 +64,9 @@ class Broker:
             finally:
                 app.backend.result_consumer.stop()
                 app.backend.client.close()
+                for result in results:
+                    # When it is thrown away it would connect again, to tell that nobody waits for it any more
+                    result.backend = None
 
 
 @dataclass(frozen=True)
