@@ -24,8 +24,10 @@ def event_loop_to_go_back_to() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
-    """Who runs in the background may have SIGINT ignored, and what it starts with it: Ctrl-C would end nothing."""
+    """Who runs in the background may have these ignored, and what it starts with it: Ctrl-C would end nothing."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
