@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from celery import Celery
-from tornado.httpserver import HTTPServer
+from tornado.http1connection import HTTP1Connection
 from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest
 from tornado.ioloop import IOLoop, PeriodicCallback
 from tornado.netutil import bind_sockets, bind_unix_socket, ssl_options_to_context
@@ -27,13 +27,24 @@ from tornado.web import RequestHandler, StaticFileHandler, decode_signed_value
 from flower_proxy import audit
 from flower_proxy.browser_policy import content_security_policy, parse_frame_ancestors
 from flower_proxy.checks import parse_mode
+from flower_proxy.connections import BoundedServer, ConnectionLimit, max_connections
 from flower_proxy.entrance import build_entrance
 from flower_proxy.forwarded import HEADERS, UNIX, ForwardedHeaderError, TrustedProxies
 from flower_proxy.gate import Gate
 from flower_proxy.guarded import BROWSER, Bare, set_location
-from flower_proxy.handlers import PlainText, Proxied, ProxiedFlower, ProxiedLogin, Redirect, head
+from flower_proxy.handlers import (
+    BodyTooLarge,
+    LargeBody,
+    PlainText,
+    Proxied,
+    ProxiedFlower,
+    ProxiedLogin,
+    Redirect,
+    head,
+)
 from flower_proxy.internals import (
     FLOWER_JS,
+    TASK_BODIES,
     BaseHandler,
     Flower,
     FlowersLoop,
@@ -46,6 +57,7 @@ from flower_proxy.internals import (
     default_options,
     flower_settings,
 )
+from flower_proxy.limits import MAX_BODY, MAX_DISCARDED_BODY, MAX_TASK_BODY, max_body, oversized
 from flower_proxy.location import Locator
 from flower_proxy.monitoring import Monitor, Ready, TrustedMetrics
 from flower_proxy.paths import parse_mount
@@ -57,8 +69,6 @@ from flower_proxy.templates import corrected_templates
 
 logger = logging.getLogger(__name__)
 
-# Bytes; people who have not shown who they are can send them
-_LARGEST_BODY = 16 * 1024 * 1024
 _PATHS_OF_METRICS = ("/metrics", "/healthcheck", "/ready")
 _SECONDS_TO_PURGE = 5
 _SECONDS_TO_END = 10.0
@@ -101,7 +111,8 @@ class FlowerProxy(Flower):  # type: ignore[misc]
             "template_loader": corrected_templates(Path(flower_settings["template_path"])),
         }
         receiver = _receiver(capp, options, io_loop)
-        self.monitor = _monitor(capp, options, receiver)
+        self.connections = ConnectionLimit(max_connections(options.max_connections))
+        self.monitor = _monitor(capp, options, receiver, self.connections)
         super().__init__(
             capp=capp,
             options=UnproxiedOptions(options),
@@ -118,7 +129,7 @@ class FlowerProxy(Flower):  # type: ignore[misc]
             is_page=self._is_page,
             xheaders=options.xheaders,
         )
-        self.http_servers: list[HTTPServer] = []
+        self.http_servers: list[BoundedServer] = []
         self._inspections: set[asyncio.Future[None]] = set()
         self._socket_file: tuple[str, int] | None = None
         # Each peer once; the cache is bounded, so a flood of peers cannot fill it
@@ -146,9 +157,12 @@ class FlowerProxy(Flower):  # type: ignore[misc]
 
     def find_guarded_handler(self, request: HTTPServerRequest, gate: Gate, **kwargs: Any) -> HTTPMessageDelegate:
         """Find what answers a request, behind this gate."""
+        user_header = gate.authenticator.user_header
+        if problem := oversized(request.uri or "", request.headers, user_header):
+            return self.answer(request, PlainText, status=HTTPStatus.BAD_REQUEST, message=problem)
         peer = UNIX if request.remote_ip == _NOT_AN_ADDRESS else str(request.remote_ip)
         if peer not in self.locator.trusted:
-            self._ignore_headers(request, peer, gate.authenticator.user_header)
+            self._ignore_headers(request, peer, user_header)
         try:
             location = self.locator.locate(
                 peer=peer,
@@ -191,6 +205,12 @@ class FlowerProxy(Flower):  # type: ignore[misc]
         if proxied is None:
             route = self._routes.get(target_class, Bare.route)
             proxied = self._proxied[target_class] = _proxied(target_class, self.options, route)
+        maximum = MAX_TASK_BODY if issubclass(proxied, LargeBody) else MAX_BODY
+        if problem := max_body(request.headers.get("Content-Length"), maximum):
+            _set_max_body(request, MAX_DISCARDED_BODY)
+            return self.answer(request, BodyTooLarge, message=problem)
+        if maximum != MAX_BODY:
+            _set_max_body(request, maximum)
         return cast(HTTPMessageDelegate, super().get_handler_delegate(request, proxied, *args, **kwargs))
 
     # The server
@@ -225,8 +245,7 @@ class FlowerProxy(Flower):  # type: ignore[misc]
         return self._serve(_MetricsOnly(self), sockets)
 
     def _serve(self, router: Router, sockets: Sequence[socket.socket]) -> int:
-        # Forwarded headers are read in find_handler, with a look at who sends them; Tornado must not read them too
-        server = HTTPServer(router, ssl_options=self.ssl_options, max_body_size=_LARGEST_BODY)
+        server = BoundedServer(router, connections=self.connections, ssl_options=self.ssl_options)
         server.add_sockets(sockets)
         self.http_servers.append(server)
         name = sockets[0].getsockname()
@@ -388,10 +407,11 @@ def _receiver(capp: Celery, options: OptionParser, io_loop: FlowersLoop) -> Rece
     )
 
 
-def _monitor(capp: Celery, options: OptionParser, receiver: Receiver) -> Monitor:
+def _monitor(capp: Celery, options: OptionParser, receiver: Receiver, connections: ConnectionLimit) -> Monitor:
     return Monitor(
         capp,
         receiver,
+        connections,
         groups=options.metrics,
         buckets=options.task_runtime_metric_buckets,
         most_task_names=options.metrics_task_names,
@@ -407,8 +427,14 @@ def _proxied(target: type[RequestHandler], options: UnproxiedOptions, route: str
         bases = (ProxiedLogin, handler)
     elif issubclass(handler, BaseHandler):
         bases = (ProxiedFlower, handler, Lean)
+        if issubclass(handler, TASK_BODIES):
+            bases = (LargeBody, *bases)
     own_head = handler.head is not RequestHandler.head
     return type(handler.__name__, bases, {"route": route, **({} if own_head else {"head": head})})
+
+
+def _set_max_body(request: HTTPServerRequest, maximum: int) -> None:
+    cast(HTTP1Connection, request.connection).set_max_body_size(maximum)
 
 
 def _static_handler(flower: Path, folder: str | None) -> type[StaticFileHandler]:

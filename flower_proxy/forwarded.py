@@ -25,12 +25,15 @@ HEADERS = (
 )
 """The headers that count from a trusted peer."""
 
-_READ = (*HEADERS, "X-Real-Ip", "X-Scheme")
+READ_HEADERS = (*HEADERS, "X-Real-Ip", "X-Scheme")
+"""Those, and the ones that ``--xheaders`` adds."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?P<port>:\d{1,5})?")
-_FORWARDED_PAIR = re.compile(r'\s*(?P<name>[\w-]+)\s*=\s*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<token>[^\s;,"]*))\s*')
+# Neither can fail after it has read more than once over the same text, which would take quadratic time
+_FORWARDED_PAIR = re.compile(r'(?P<name>[\w-]+)[ \t]*=[ \t]*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<token>[^\s;,"]*))')
+_FORWARDED_SEPARATOR = re.compile(r"[ \t]*(?P<sign>[;,]?)[ \t]*")
 _ADDRESS_AND_PORT = re.compile(r"(?P<v4>[0-9.]+):\d+|\[(?P<v6>[^\]]*)\](?::\d+)?")
 
 
@@ -48,7 +51,7 @@ class Lines(tuple[tuple[str, tuple[str, ...]], ...]):
 
     @classmethod
     def of(cls, headers: Headers) -> Lines:
-        return cls((name, tuple(headers.get_list(name))) for name in _READ)
+        return cls((name, tuple(headers.get_list(name))) for name in READ_HEADERS)
 
     def get_list(self, name: str, /) -> list[str]:
         return list(dict(self)[name])
@@ -203,17 +206,18 @@ def _parse_forwarded(headers: Headers) -> list[dict[str, str]]:
         element: dict[str, str] = {}
         position = 0
         while position < len(line):
-            if match := _FORWARDED_PAIR.match(line, position):
-                value = match["token"] if match["quoted"] is None else re.sub(r"\\(.)", r"\1", match["quoted"])
-                element.setdefault(match["name"].lower(), value)
-                position = match.end()
-            separator = line[position : position + 1]
-            if separator not in ("", ";", ",", " ", "\t"):
+            pair = _FORWARDED_PAIR.match(line, position)
+            if pair:
+                value = pair["token"] if pair["quoted"] is None else re.sub(r"\\(.)", r"\1", pair["quoted"])
+                element.setdefault(pair["name"].lower(), value)
+                position = pair.end()
+            separator = _FORWARDED_SEPARATOR.match(line, position)
+            if separator is None or not (separator["sign"] or separator.end() == len(line)):
                 raise ForwardedHeaderError("Forwarded", line, "pairs such as for=192.0.2.1;proto=https (RFC 7239)")
-            if separator == ",":
+            if separator["sign"] == ",":
                 elements.append(element)
                 element = {}
-            position += 1
+            position = separator.end()
         elements.append(element)
     return [element for element in elements if element]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from tornado.auth import OAuth2Mixin
 from tornado.escape import xhtml_escape
-from tornado.web import HTTPError, RequestHandler
+from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from flower_proxy.guarded import Bare, Guarded
 from flower_proxy.internals import BaseHandler
@@ -127,6 +127,22 @@ class ProxiedLogin(ProxiedFlower, OAuth2Mixin):
         return None if re.match(r"/log(in|out)/?(\?|$)", target or "") else target
 
 
+@stream_request_body
+class LargeBody(RequestHandler):
+    """Takes a body only from a client that has been authenticated: Tornado calls `prepare` before it reads it."""
+
+    def initialize(self, *args: Any, **kwargs: Any) -> None:
+        super().initialize(*args, **kwargs)
+        self._received = bytearray()
+
+    def data_received(self, chunk: bytes) -> None:
+        self._received += chunk
+
+    def post(self, *args: str, **kwargs: str) -> Any:
+        self.request.body = bytes(self._received)
+        return super().post(*args, **kwargs)
+
+
 def head(self: RequestHandler, *args: str, **kwargs: str) -> Any:
     """Answer HEAD like GET; Tornado leaves the content away (P20)."""
     return self.get(*args, **kwargs)
@@ -160,3 +176,21 @@ class PlainText(_Answer):
         self.set_status(self.status)
         self.set_header("Content-Type", "text/plain; charset=UTF-8")
         self.finish(f"{self.message}\n")
+
+
+@stream_request_body
+class BodyTooLarge(_Answer):
+    """Answers 413 once the body has been sent and dropped: an earlier answer could be lost with the connection."""
+
+    def initialize(self, message: str) -> None:
+        self.message = message
+
+    def data_received(self, chunk: bytes) -> None:
+        """Drop it."""
+
+    def get(self) -> None:
+        self.set_status(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+        self.set_header("Content-Type", "text/plain; charset=UTF-8")
+        self.finish(f"{self.message}\n")
+
+    head = post = put = patch = delete = options = get

@@ -13,6 +13,7 @@ from typing import Any
 
 from celery.utils.imports import symbol_by_name
 from flower import __version__ as flower_version
+from flower.api.tasks import TaskApply, TaskAsyncApply, TaskSend
 from flower.app import Flower
 from flower.options import DEFAULT_CONFIG_FILE, default_options
 from flower.urls import settings as flower_settings
@@ -34,6 +35,7 @@ __all__ = [
     "FLOWER_JS",
     "FLOWER_VARIABLES",
     "STOCK_FAMILIES",
+    "TASK_BODIES",
     "TASK_COLUMNS",
     "TEMPLATE_FUNCTIONS",
     "UNAUTHENTICATED_API",
@@ -73,6 +75,9 @@ STOCK_FAMILIES = {
     "flower_worker_number_of_currently_executing_tasks",
 }
 """The metrics that Flower registers with prometheus_client."""
+
+TASK_BODIES = (TaskApply, TaskAsyncApply, TaskSend)
+"""The handlers whose body holds a task's arguments, and which read it from ``request.body`` in `post` alone."""
 
 TEMPLATE_FUNCTIONS = dict(inspect.getmembers(template, inspect.isfunction))
 """What Flower's templates may call."""

@@ -13,6 +13,7 @@ from functools import cached_property, lru_cache
 from flower_proxy.forwarded import Headers, Lines, TrustedProxies, has_no_port, parse_address, read_forwarded
 from flower_proxy.paths import ends_with, single_slash, strip_prefix
 
+_MAX_REPEATED = 8
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
@@ -170,7 +171,11 @@ class Locator:
     def _strip_repeated(self, rest: str, prefix: str) -> tuple[str, bool]:
         # Rewriting proxies (sub_filter) put the prefix in front of links that have it already
         repeated = False
-        while (below := strip_prefix(rest, prefix)) is not None and not self.is_page(rest):
+        # A browser that is redirected takes off the rest; without a bound the time would be quadratic in the path
+        for _ in range(_MAX_REPEATED):
+            below = strip_prefix(rest, prefix)
+            if below is None or self.is_page(rest):
+                break
             rest, repeated = below, True
         return single_slash(rest), repeated or rest.startswith("//")
 

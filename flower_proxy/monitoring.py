@@ -6,14 +6,16 @@ import asyncio
 import json
 import time
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from http import HTTPStatus
 from typing import Any
 
 from celery import Celery
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 
 from flower_proxy.broker_watch import BrokerWatch
+from flower_proxy.connections import ConnectionLimit
 from flower_proxy.exposition import Family, render
 from flower_proxy.internals import BaseHandler, Metrics
 from flower_proxy.receiver import Receiver
@@ -22,6 +24,8 @@ from flower_proxy.self_metrics import Filtered, SelfMetrics
 
 _GZIP = 31  # zlib's window bits for a gzip stream
 _LEVEL = 1
+# Of different forms; each takes the memory of its text
+_MAX_SCRAPES = 2
 
 
 class Monitor:
@@ -29,6 +33,7 @@ class Monitor:
 
     :param capp: the Celery application that is watched.
     :param receiver: of its events; its state gets a recorder.
+    :param connections: of the clients.
     :param groups: of metrics, out of ``flower``, ``celery`` and ``self``.
     :param buckets: of the runtime histograms, in seconds.
     :param most_task_names: beyond so many, all others are counted as ``other``.
@@ -40,6 +45,7 @@ class Monitor:
         self,
         capp: Celery,
         receiver: Receiver,
+        connections: ConnectionLimit,
         *,
         groups: Collection[str],
         buckets: Sequence[float],
@@ -55,11 +61,14 @@ class Monitor:
             queues_of=lambda worker: self.watch.figures.queues_of.get(worker, ()),
         )
         self.watch = BrokerWatch(capp, queues=queues, workers=self._alive_workers, on_held=self._reconcile)
-        self.own = SelfMetrics(receiver, self.recorder)
+        self.own = SelfMetrics(receiver, self.recorder, connections)
         receiver.state.metrics = self.recorder
         receiver.on_reconnect = self.watch.ask_workers
         receiver.on_delay = self.own.event_delay.observe
         self.recorder.rebuild(receiver.state)
+        # Those in progress, by form
+        self._scrapes: dict[object, asyncio.Task[bytes]] = {}
+        self._rendering = asyncio.Semaphore(_MAX_SCRAPES)
 
     def start(self) -> None:
         """Begin to watch broker and event loop."""
@@ -101,23 +110,46 @@ class Monitor:
         """Return those of tasks, workers and queues, as they are now."""
         return self.recorder.families(self.receiver.state, self.watch.figures, groups=self.groups)
 
-    def text(self, *, accept: str, names: Collection[str] | None) -> tuple[str, Iterator[str]]:
-        """Return the content type and the text, in slices.
+    async def scrape(self, *, accept: str, names: Collection[str], gzip: bool) -> tuple[str, bytes]:
+        """Return the content type and the text; a scrape in progress serves all who ask for the same form meanwhile.
 
         :param accept: the header of that name.
-        :param names: of samples, where not all are wanted.
+        :param names: of samples; empty for all.
+        :param gzip: whether to compress it.
         """
-        encoder, content_type = choose_encoder(accept)
+        encoder, content_type = _negotiate(accept)
+        form = content_type, frozenset(names), gzip
+        scrape = self._scrapes.get(form)
+        if scrape is None:
+            scrape = self._scrapes[form] = asyncio.ensure_future(self._render(encoder, *form))
+            scrape.add_done_callback(lambda _: self._scrapes.pop(form))
+        # The client that came first may go away, and its handler with it
+        return content_type, await asyncio.shield(scrape)
+
+    async def _render(
+        self, encoder: Callable[[Collector], bytes], content_type: str, names: Collection[str], gzip: bool
+    ) -> bytes:
         openmetrics = "openmetrics" in content_type
+        compressor = zlib.compressobj(_LEVEL, wbits=_GZIP) if gzip else None
+        parts = []
+        async with self._rendering:
+            for text in self._slices(encoder, names or None, openmetrics=openmetrics):
+                data = text.encode()
+                parts.append(compressor.compress(data) if compressor else data)
+                # Pages are answered between slices
+                await asyncio.sleep(0)
+        if compressor:
+            parts.append(compressor.flush())
+        return b"".join(parts)
 
-        def slices() -> Iterator[str]:
-            yield from render(self.families(), openmetrics=openmetrics, names=names)
-            own = encoder(Filtered(self.own, names)).decode() if "self" in self.groups else ""
-            yield own.removesuffix("# EOF\n")
-            if openmetrics:
-                yield "# EOF\n"
-
-        return content_type, slices()
+    def _slices(
+        self, encoder: Callable[[Collector], bytes], names: Collection[str] | None, *, openmetrics: bool
+    ) -> Iterator[str]:
+        yield from render(self.families(), openmetrics=openmetrics, names=names)
+        own = encoder(Filtered(self.own, names)).decode() if "self" in self.groups else ""
+        yield own.removesuffix("# EOF\n")
+        if openmetrics:
+            yield "# EOF\n"
 
     def unready(self) -> list[str]:
         """Return why it is not ready; an empty list if it is."""
@@ -131,26 +163,31 @@ def _heard(worker: Any) -> float:
     return float(max(worker.heartbeats[-1:] or [worker.timestamp or 0]))
 
 
+def _negotiate(accept: str) -> tuple[Callable[[Collector], bytes], str]:
+    try:
+        return choose_encoder(accept)
+    except (TypeError, ValueError):
+        # prometheus_client compares whatever a client calls a version with numbers
+        return choose_encoder("")
+
+
 class TrustedMetrics(Metrics):  # type: ignore[misc]
-    """The metrics, in a form that the scraper asks for; other pages are answered between its slices."""
+    """The metrics, in a form that the scraper asks for."""
 
     async def get(self) -> None:
         headers = self.request.headers
-        content_type, slices = self.application.monitor.text(
-            accept=headers.get("Accept", ""), names=set(self.get_arguments("name[]")) or None
+        gzip = accepts_gzip(headers.get("Accept-Encoding", ""))
+        content_type, text = await self.application.monitor.scrape(
+            accept=headers.get("Accept", ""), names=self.get_arguments("name[]"), gzip=gzip
         )
         self.set_header("Content-Type", content_type)
         self.add_header("Vary", "Accept, Accept-Encoding")
-        compressor = None
-        if accepts_gzip(headers.get("Accept-Encoding", "")):
+        if gzip:
             self.set_header("Content-Encoding", "gzip")
-            compressor = zlib.compressobj(_LEVEL, wbits=_GZIP)
-        for text in slices:
-            data = text.encode()
-            self.write(compressor.compress(data) if compressor else data)
-            await asyncio.sleep(0)
-        if compressor:
-            self.write(compressor.flush())
+        self.set_header("Content-Length", len(text))
+        # The head alone, as Tornado would copy the text to put the two together
+        self.flush()
+        self.write(text)
 
     def compute_etag(self) -> None:
         """None: a scrape is never the same, and the hash of a large one costs."""

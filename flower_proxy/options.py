@@ -148,6 +148,14 @@ OWN = (
         check=checks.parse_mode,
     ),
     Option(
+        name="max_connections",
+        type=int,
+        default=None,
+        help="maximum number of client connections; by default half the file descriptor limit, at most 2000",
+        group=_LISTEN,
+        check=checks.between(1),
+    ),
+    Option(
         name="metrics_port",
         type=int,
         default=None,

@@ -21,6 +21,7 @@ from flower_proxy.authentication import REFUSED_LOGINS
 from flower_proxy.internals import STOCK_FAMILIES, flower_version
 
 if TYPE_CHECKING:
+    from flower_proxy.connections import ConnectionLimit
     from flower_proxy.receiver import Receiver
     from flower_proxy.recorder import Recorder
 
@@ -34,10 +35,11 @@ class SelfMetrics(Collector):
 
     :param receiver: of the events.
     :param recorder: what counts them.
+    :param connections: of the clients.
     """
 
-    def __init__(self, receiver: Receiver, recorder: Recorder) -> None:
-        self._receiver, self._recorder = receiver, recorder
+    def __init__(self, receiver: Receiver, recorder: Recorder, connections: ConnectionLimit) -> None:
+        self._receiver, self._recorder, self._connections = receiver, recorder, connections
         own = CollectorRegistry()
         build = Gauge(
             "flower_proxy_build_info",
@@ -105,6 +107,7 @@ class SelfMetrics(Collector):
                 lambda: silence,
             ),
             "tasks_in_memory": ("Tasks that are kept.", lambda: len(state.tasks)),
+            "connections": ("Open connections of clients.", lambda: len(self._connections)),
             "workers_in_memory": ("Workers that are kept, dead ones too.", lambda: len(state.workers)),
         }
         for name, (help_, value) in gauges.items():
@@ -114,6 +117,10 @@ class SelfMetrics(Collector):
             "events_dropped": (
                 "Events that were dropped, since they came faster than they could be handled.",
                 receiver.dropped,
+            ),
+            "connections_replaced": (
+                "Connections that were closed to make room for new ones.",
+                self._connections.replaced,
             ),
             "event_reconnects": ("Times that the connection for events was lost.", receiver.reconnects),
             "other_task_names": ("Events of tasks whose name was counted as other.", self._recorder.other_task_names),

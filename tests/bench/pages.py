@@ -24,6 +24,7 @@ from tornado.options import options
 from flower_proxy.app import FlowerProxy
 from flower_proxy.internals import default_options, flower_settings
 from flower_proxy.options import declare
+from tests.bench.cost import Server
 from tests.bench.figures import OURS, STOCK
 from tests.bench.metrics import ROUNDS, Cluster
 from tests.support.processes import PROJECT, Address, answers, free_port, wait_until
@@ -54,12 +55,13 @@ def serve(kind: str, port: int) -> None:
 
 
 @contextlib.contextmanager
-def served(kind: str) -> Iterator[Address]:
+def served(kind: str) -> Iterator[Server]:
+    """Start a process that serves the cluster."""
     address = Address(free_port())
     command = [sys.executable, "-m", "tests.bench.pages", "--serve", kind, "--port", str(address.port)]
     with subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         wait_until(lambda: answers(address, "/healthcheck"), timeout=120, what="it serves")
-        yield address
+        yield Server(process.pid, address)
         process.communicate()
 
 
@@ -107,8 +109,8 @@ def main() -> None:
         serve(arguments.serve, arguments.port)
         return
     for kind in (STOCK, OURS):
-        with served(kind) as address:
-            pages, scrapes = measure(address, arguments.seconds)
+        with served(kind) as server:
+            pages, scrapes = measure(server.address, arguments.seconds)
         p99 = statistics.quantiles(pages, n=100)[98]
         verdict = (
             f" (target {P99_TARGET * 1000:.0f}, {'within' if p99 <= P99_TARGET else 'over'})" if kind == OURS else ""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from typing import Any, TypeVar
 
 import pytest
 from celery import Celery
@@ -14,6 +16,8 @@ from tornado.options import OptionParser
 from flower_proxy.app import FlowerProxy
 from flower_proxy.internals import default_options, definitions
 from flower_proxy.options import declare
+
+T = TypeVar("T")
 
 PREFIX = "/a/flower"
 # Nobody is asked who they are, and these names are ours
@@ -39,7 +43,24 @@ class Site:
     def origin(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
-    def fetch(
+    def run(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Run this in the application's event loop."""
+        result: T = self._loop.run_sync(work)
+        return result
+
+    def fetch(self, path: str, **kwargs: Any) -> HTTPResponse:
+        """Ask, as `ask` has it, and wait for the answer."""
+        return self.run(partial(self.ask, path, **kwargs))
+
+    def fetch_all(self, requests: list[tuple[str, dict[str, str]]]) -> list[HTTPResponse]:
+        """Ask for all these paths with these headers at the same time."""
+
+        async def fetch() -> list[HTTPResponse]:
+            return await asyncio.gather(*(self.ask(path, headers=headers) for path, headers in requests))
+
+        return self.run(fetch)
+
+    async def ask(
         self, path: str, *, method: str = "GET", headers: dict[str, str] | None = None, **kwargs: Any
     ) -> HTTPResponse:
         """Ask for a path below the public prefix, as the proxy would hand it on; no redirect is followed."""
@@ -47,19 +68,14 @@ class Site:
         url = self.origin + (PREFIX if self.kind == "kept" else "") + path
         if method == "POST":
             kwargs.setdefault("body", "")
-
-        async def fetch() -> HTTPResponse:
-            return await self._client.fetch(
-                url,
-                method=method,
-                headers={**told, **(headers or {})},
-                follow_redirects=False,
-                raise_error=False,
-                **kwargs,
-            )
-
-        response: HTTPResponse = self._loop.run_sync(fetch)
-        return response
+        return await self._client.fetch(
+            url,
+            method=method,
+            headers={**told, **(headers or {})},
+            follow_redirects=False,
+            raise_error=False,
+            **kwargs,
+        )
 
     def page(self, path: str, **kwargs: Any) -> str:
         response = self.fetch(path, **kwargs)
@@ -96,8 +112,7 @@ def app(io_loop: IOLoop, options: OptionParser) -> Iterator[FlowerProxy]:
     oauth = {"key": "key", "secret": "secret", "redirect_uri": "https://host.example/a/flower/login"}
     application = FlowerProxy(capp=capp, options=options, oauth=oauth)
     yield application
-    application.stop()
-    application.executor.shutdown()
+    io_loop.run_sync(application.close)
     capp.close()
 
 

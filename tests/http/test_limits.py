@@ -1,0 +1,162 @@
+"""What is too large or malformed is refused with one line, and costs nobody anything."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from tornado.httpclient import HTTPResponse
+
+from flower_proxy.limits import MAX_BODY, MAX_TASK_BODY
+from tests.http.conftest import OPEN, PREFIX, Site
+from tests.http.test_gate import basic
+from tests.http.test_metrics import OPENMETRICS
+
+USER = {"basic_auth": ["demo:secret"]}
+DEMO = basic("demo:secret")
+FORM = {"Content-Type": "application/x-www-form-urlencoded"}
+
+
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    return USER
+
+
+@pytest.mark.parametrize(
+    ("headers", "status", "said"),
+    [
+        pytest.param({"Forwarded": "a=1;" + " " * 60_000 + "!"}, 400, "Forwarded has 60005 characters", id="long"),
+        pytest.param({"Cookie": "a=" + "b" * 10_000}, 200, "", id="cookies-of-another-application"),
+        pytest.param({"Cookie": "a=" + "b" * 20_000}, 400, "Cookie has 20002 characters", id="long-cookie"),
+        pytest.param({"X-Amzn-Oidc-Data": "a" * 20_000}, 200, "", id="header-that-is-not-parsed"),
+    ],
+)
+def test_long_headers_are_refused(site: Site, headers: dict[str, str], status: int, said: str) -> None:
+    response = site.fetch("/", headers={**DEMO, **headers})
+    assert response.code == status
+    if said:
+        assert response.body.decode().startswith(said)
+        assert response.body.count(b"\n") == 1
+
+
+def test_long_queries_are_refused(site: Site) -> None:
+    assert site.fetch("/tasks?" + "a" * 4000, headers=DEMO).code == 200
+    response = site.fetch("/tasks?" + "a" * 5000, headers=DEMO)
+    assert (response.code, response.body) == (400, b"The query has 5000 characters; at most 4096 are accepted\n")
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text;version=x;q=",
+        "application/openmetrics-text;version=1.x",
+        "text/plain;version=;q=,",
+        "text/plain;version=x.y",
+        ";;;===,,,",
+    ],
+)
+def test_a_malformed_accept_gets_the_text_format(site: Site, accept: str) -> None:
+    response = site.fetch("/metrics", headers={**DEMO, "Accept": accept})
+    assert response.code == 200
+    assert b"flower_events_total" in response.body
+    assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+
+
+# Bodies
+
+
+def post(site: Site, path: str, size: int, **kwargs: Any) -> HTTPResponse:
+    return site.fetch(path, method="POST", body="a=" + "b" * (size - 2), headers={**DEMO, **FORM}, **kwargs)
+
+
+@pytest.mark.parametrize("path", ["/-/check", "/tasks/datatable", "/nothing", "/api/task/revoke/t1", "/static/x"])
+def test_bodies_have_64_kilobytes_at_the_most(site: Site, path: str) -> None:
+    assert post(site, path, MAX_BODY).code != 413
+    response = post(site, path, MAX_BODY + 1)
+    assert (response.code, response.body) == (413, b"The body has 65537 bytes; at most 65536 are accepted here\n")
+
+
+def test_a_client_that_sends_far_too_much_reads_the_answer(site: Site) -> None:
+    assert post(site, "/-/check", 10_000_000).code == 413
+
+
+TASK_ROUTES = ["/api/task/send-task/x", "/api/task/async-apply/x", "/api/task/apply/x"]
+
+
+@pytest.mark.parametrize("path", TASK_ROUTES)
+def test_a_tasks_arguments_have_a_megabyte(site: Site, path: str) -> None:
+    assert post(site, path, MAX_TASK_BODY + 1).code == 413
+    # It is no JSON: the body has been read
+    assert post(site, path, MAX_TASK_BODY).code in (400, 404)
+
+
+def test_large_arguments_arrive(site: Site) -> None:
+    argument = "a" * 500_000
+    body = json.dumps({"args": [argument]})
+    response = site.fetch("/api/task/send-task/x", method="POST", body=body, headers=DEMO)
+    assert response.code == 200
+    with site.app.capp.connection_for_read() as connection, connection.SimpleQueue("celery") as queue:
+        message = queue.get(timeout=10)
+        assert message.payload[0] == [argument]
+        message.ack()
+
+
+@pytest.mark.parametrize("path", TASK_ROUTES)
+def test_no_large_body_is_read_without_authentication(site: Site, path: str) -> None:
+    """The answer is there although not a byte of the body is."""
+
+    async def ask() -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(site.origin.rpartition(":")[2]))
+        prefix = PREFIX if site.kind == "kept" else ""
+        writer.write(f"POST {prefix}{path} HTTP/1.1\r\nHost: a\r\nContent-Length: 900000\r\n\r\n".encode())
+        answer = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+        return answer
+
+    assert site.run(ask).startswith(b"HTTP/1.1 401 ")
+
+
+# Scrapes
+
+
+def test_a_scrape_in_progress_is_shared(
+    site: Site, event: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event("worker-online")
+    made: list[None] = []
+    families = site.app.monitor.families
+
+    def counted() -> Any:
+        made.append(None)
+        return families()
+
+    monkeypatch.setattr(site.app.monitor, "families", counted)
+    forms = [("/metrics", DEMO), ("/metrics", {**DEMO, "Accept": OPENMETRICS})]
+    responses = site.fetch_all(forms * 5)
+    plain, openmetrics = responses[::2], responses[1::2]
+    assert len(made) == 2, "one for each form"
+    assert len({response.body for response in plain}) == len({response.body for response in openmetrics}) == 1
+    assert b"flower_worker_online" in plain[0].body
+    assert b"# EOF" in openmetrics[0].body
+    # The next one sees what happened since
+    event("worker-online", hostname="w2@host")
+    assert b"w2@host" in site.fetch("/metrics", headers=DEMO).body
+    assert len(made) == 3
+
+
+@pytest.mark.parametrize("settings", [{**OPEN}])
+def test_a_client_that_goes_away_leaves_the_scrape_to_the_others(site: Site) -> None:
+    async def both() -> HTTPResponse:
+        _, writer = await asyncio.open_connection("127.0.0.1", int(site.origin.rpartition(":")[2]))
+        writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await writer.drain()
+        other = asyncio.ensure_future(site.ask("/metrics"))
+        writer.transport.abort()
+        return await other
+
+    response = site.run(both)
+    assert response.code == 200
+    assert b"flower_events_total" in response.body

@@ -1,0 +1,274 @@
+"""No client can occupy the server: real connections that are silent, slow, too many, or never read."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from celery import Celery
+from tornado.iostream import IOStream
+from tornado.web import Application, RequestHandler
+
+from flower_proxy.app import FlowerProxy
+from flower_proxy.connections import (
+    BODY_TIMEOUT,
+    IDLE_TIMEOUT,
+    WRITE_TIMEOUT,
+    BoundedServer,
+    ConnectionLimit,
+    max_connections,
+)
+from flower_proxy.limits import MAX_BODY
+from flower_proxy.settings import make_options
+from tests.support.processes import Address, answers, free_port, program, request, running, wait_until
+
+SHORT = 0.2  # seconds
+LARGE = 32 * 1024 * 1024  # bytes, more than the kernel holds for a connection
+
+
+class Stream:
+    """Stands for a connection where only the order matters."""
+
+    def __init__(self, name: str, closed: list[str]) -> None:
+        self.close = lambda: closed.append(name)
+
+
+def test_the_connection_that_has_waited_longest_gives_way() -> None:
+    closed: list[str] = []
+    limit = ConnectionLimit(3)
+    first, second, third, fourth, fifth, sixth = (cast(IOStream, Stream(name, closed)) for name in "abcdef")
+    for stream in (first, second, third):
+        limit.add(stream)
+    limit.works(first)
+    limit.add(fourth)
+    assert closed == ["b"]
+    # Its answer is finished: it waits for the next request, less long than the third
+    limit.waits(first)
+    limit.add(fifth)
+    assert closed == ["b", "c"]
+    for stream in (fourth, fifth, first):
+        limit.works(stream)
+    limit.add(sixth)
+    assert closed == ["b", "c", "d"], "of those that are at a request the one that has been at it for longest"
+    assert (len(limit), limit.replaced) == (3, 3)
+    # Replaced ones end later
+    for stream in (second, third, fourth):
+        limit.waits(stream)
+        limit.works(stream)
+        limit.remove(stream)
+    limit.remove(sixth)
+    assert len(limit) == 2
+
+
+def test_replaced_connections_are_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    # The first is of the limit itself
+    times = iter((0, 1, 2, 59, 61, 62, 130))
+    limit = ConnectionLimit(1, clock=lambda: next(times))
+    with caplog.at_level(logging.WARNING):
+        for _ in range(7):
+            limit.add(cast(IOStream, Stream("", [])))
+    assert [record.getMessage().partition(".")[0] for record in caplog.records] == [
+        "All 1 connections are in use; closed 1 that had waited longest for a request",
+        "All 1 connections are in use; closed 3 that had waited longest for a request",
+        "All 1 connections are in use; closed 2 that had waited longest for a request",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "wanted", "maximum"),
+    [
+        pytest.param(1024, None, 480, id="shell"),
+        pytest.param(4096, None, 2000, id="unit"),
+        pytest.param(1_048_576, None, 2000, id="container"),
+        pytest.param(resource.RLIM_INFINITY, None, 2000, id="unlimited"),
+        pytest.param(resource.RLIM_INFINITY, 5000, 5000, id="unlimited-option"),
+        pytest.param(1024, 100, 100, id="option"),
+        pytest.param(1024, 480, 480, id="option-as-many-as-possible"),
+    ],
+)
+def test_the_limit_follows_the_descriptors(
+    descriptors: int, wanted: int | None, maximum: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (descriptors, descriptors))
+    assert max_connections(wanted) == maximum
+
+
+def test_more_connections_than_descriptors_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
+    with pytest.raises(ValueError, match=r"^--max_connections: 481 need 1026 file descriptors, and the limit is 1024:"):
+        max_connections(481)
+
+
+# A server of its own, with little patience
+
+
+class Large(RequestHandler):
+    def get(self) -> None:
+        self.write(bytes(LARGE))
+
+
+class Short(RequestHandler):
+    def get(self) -> None:
+        self.write("short")
+
+    def post(self) -> None:
+        self.write(str(len(self.request.body)))
+
+
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@contextlib.asynccontextmanager
+async def impatient(**timeouts: float) -> AsyncIterator[Callable[[], Awaitable[Connection]]]:
+    """A server with these timeouts, and what connects to it; the kernel takes little for such a connection."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    listening.setblocking(False)
+    server = BoundedServer(
+        Application([("/large", Large), ("/", Short)]), connections=ConnectionLimit(100), **cast(Any, timeouts)
+    )
+    server.add_sockets([listening])
+    writers = []
+
+    async def connect() -> Connection:
+        ours = socket.socket()
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        ours.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(ours, listening.getsockname())
+        reader, writer = await asyncio.open_connection(sock=ours, limit=1024)
+        writers.append(writer)
+        return reader, writer
+
+    try:
+        yield connect
+    finally:
+        server.stop()
+        for writer in writers:
+            writer.close()
+        await asyncio.wait_for(server.close_all_connections(), 10)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(b"", id="silent"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: a\r\nX: ", id="unfinished-head"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", id="kept-alive"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET ", id="kept-alive-unfinished-head"),
+    ],
+)
+def test_idle_connections_and_unfinished_heads_are_closed(sent: bytes) -> None:
+    async def run() -> None:
+        async with impatient(idle_timeout=SHORT) as connect:
+            reader, writer = await connect()
+            writer.write(sent)
+            answer = await asyncio.wait_for(reader.read(), 10)
+            assert answer.endswith(b"short" if b"\r\n\r\n" in sent else b"")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    "head", [b"Content-Length: 10\r\n\r\n12345", b"Transfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n"]
+)
+def test_unfinished_bodies_are_closed(head: bytes) -> None:
+    async def run() -> None:
+        async with impatient(body_timeout=SHORT) as connect:
+            reader, writer = await connect()
+            writer.write(b"POST / HTTP/1.1\r\nHost: a\r\n" + head)
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+
+    asyncio.run(run())
+
+
+def test_a_client_that_does_not_read_its_answer_is_closed() -> None:
+    async def run() -> None:
+        async with impatient(write_timeout=1) as connect:
+            reader, writer = await connect()
+            writer.write(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\n")
+            # It reads on only when the server has given up
+            with pytest.raises(ConnectionResetError):
+                await asyncio.wait_for(_until_reset(writer), 30)
+
+    asyncio.run(run())
+
+
+async def _until_reset(writer: asyncio.StreamWriter) -> None:
+    while True:
+        writer.write(b"\r\n")
+        await writer.drain()
+        await asyncio.sleep(0.05)
+
+
+def test_a_slow_reader_gets_the_whole_answer() -> None:
+    async def run() -> None:
+        async with impatient(write_timeout=2) as connect:
+            reader, writer = await connect()
+            writer.write(b"GET /large HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            received = 0
+            while chunk := await reader.read(65536):
+                received += len(chunk)
+            assert received > LARGE
+
+    asyncio.run(run())
+
+
+# flower-proxy
+
+
+def test_both_servers_have_the_limits() -> None:
+    async def run() -> None:
+        options = make_options(address="127.0.0.1", port=0, metrics_port=0, metrics_address="127.0.0.1")
+        async with FlowerProxy(capp=Celery(broker="memory://"), options=options) as flower:
+            assert len(flower.http_servers) == 2
+            for server in flower.http_servers:
+                parameters = server.conn_params
+                assert parameters.header_timeout == IDLE_TIMEOUT == 75
+                assert parameters.body_timeout == BODY_TIMEOUT == 60
+                assert parameters.max_body_size == MAX_BODY == 65536
+                assert server.write_timeout == WRITE_TIMEOUT == 60
+                assert server.limit is flower.connections
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("unix", [False, True], ids=["port", "unix socket"])
+def test_silent_connections_keep_nobody_out(unix: bool, tmp_path: Path) -> None:
+    """Stock Flower answers nobody any more, and logs an error for each round of its loop."""
+    address = Address(socket_path=tmp_path / "flower.sock") if unix else Address(free_port())
+    listen = [f"--unix_socket={address.socket_path}"] if unix else ["--address=127.0.0.1", f"--port={address.port}"]
+    flower = [sys.executable, "-m", "flower_proxy", "-b", "memory://", "--no_auth", *listen]
+    log = tmp_path / "log"
+    command = [program("sh"), "-c", 'ulimit -n 256; exec "$@"', "-", *flower]
+    with running(command, log=log, ready=lambda: answers(address, "/healthcheck")), contextlib.ExitStack() as stack:
+        lines = len(log.read_text().splitlines())
+        for _ in range(400):
+            stack.enter_context(wait_until(lambda: connected(address), what="there is room in the backlog"))
+        assert request(address, "/healthcheck").status == 200
+        page = request(address, "/", headers={"Host": "localhost"})
+        assert page.status == 200
+        assert len(log.read_text().splitlines()) - lines <= 10
+        assert "All 96 connections are in use" in log.read_text()
+
+
+def connected(address: Address) -> Any:
+    with contextlib.suppress(BlockingIOError):
+        return address.connect()
+    return None
+
+
+def test_a_limit_without_the_descriptors_starts_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "flower_proxy", "-b", "memory://", "--max_connections=10000000"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert result.returncode == 2
+    assert "--max_connections: 10000000 need 20000064 file descriptors" in result.stderr
+    assert "Traceback" not in result.stderr
