@@ -67,7 +67,7 @@ class Monitor:
         receiver.on_delay = self.own.event_delay.observe
         self.recorder.rebuild(receiver.state)
         # Those in progress, by form
-        self._scrapes: dict[object, asyncio.Task[bytes]] = {}
+        self._scrapes: dict[object, asyncio.Task[list[bytes]]] = {}
         self._rendering = asyncio.Semaphore(_MAX_SCRAPES)
 
     def start(self) -> None:
@@ -110,8 +110,8 @@ class Monitor:
         """Return those of tasks, workers and queues, as they are now."""
         return self.recorder.families(self.receiver.state, self.watch.figures, groups=self.groups)
 
-    async def scrape(self, *, accept: str, names: Collection[str], gzip: bool) -> tuple[str, bytes]:
-        """Return the content type and the text; a scrape in progress serves all who ask for the same form meanwhile.
+    async def scrape(self, *, accept: str, names: Collection[str], gzip: bool) -> tuple[str, list[bytes]]:
+        """Return the content type and the text in parts; requests for the same form share a scrape in progress.
 
         :param accept: the header of that name.
         :param names: of samples; empty for all.
@@ -128,7 +128,7 @@ class Monitor:
 
     async def _render(
         self, encoder: Callable[[Collector], bytes], content_type: str, names: Collection[str], gzip: bool
-    ) -> bytes:
+    ) -> list[bytes]:
         openmetrics = "openmetrics" in content_type
         compressor = zlib.compressobj(_LEVEL, wbits=_GZIP) if gzip else None
         parts = []
@@ -140,7 +140,7 @@ class Monitor:
                 await asyncio.sleep(0)
         if compressor:
             parts.append(compressor.flush())
-        return b"".join(parts)
+        return parts
 
     def _slices(
         self, encoder: Callable[[Collector], bytes], names: Collection[str] | None, *, openmetrics: bool
@@ -177,17 +177,19 @@ class TrustedMetrics(Metrics):  # type: ignore[misc]
     async def get(self) -> None:
         headers = self.request.headers
         gzip = accepts_gzip(headers.get("Accept-Encoding", ""))
-        content_type, text = await self.application.monitor.scrape(
+        content_type, parts = await self.application.monitor.scrape(
             accept=headers.get("Accept", ""), names=self.get_arguments("name[]"), gzip=gzip
         )
         self.set_header("Content-Type", content_type)
         self.add_header("Vary", "Accept, Accept-Encoding")
         if gzip:
             self.set_header("Content-Encoding", "gzip")
-        self.set_header("Content-Length", len(text))
-        # The head alone, as Tornado would copy the text to put the two together
+        self.set_header("Content-Length", sum(map(len, parts)))
+        # Each by itself: Tornado would copy them to put them together, for each client
         self.flush()
-        self.write(text)
+        for part in parts:
+            self.write(part)
+            self.flush()
 
     def compute_etag(self) -> None:
         """None: a scrape is never the same, and the hash of a large one costs."""

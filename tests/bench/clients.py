@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 
 from tornado.httputil import HTTPHeaders
@@ -50,8 +51,8 @@ HOSTILE: dict[str, Callable[[int], str]] = {
 
 
 def head(path: str, headers: dict[str, str] | None = None) -> bytes:
-    lines = {"Host": "localhost", **(headers or {})}
-    return f"GET {path} HTTP/1.1\r\n{''.join(f'{name}: {value}\r\n' for name, value in lines.items())}\r\n".encode()
+    lines = [f"{name}: {value}" for name, value in {"Host": "localhost", **(headers or {})}.items()]
+    return "\r\n".join([f"GET {path} HTTP/1.1", *lines, "", ""]).encode()
 
 
 def seconds_of(address: Address, request: bytes) -> float:
@@ -65,7 +66,7 @@ def seconds_of(address: Address, request: bytes) -> float:
 
 
 def growth(name: str, times: list[float]) -> str:
-    factors = " ".join(f"{later / earlier:5.2f}" for earlier, later in zip(times, times[1:], strict=False))
+    factors = " ".join(f"{later / earlier:5.2f}" for earlier, later in pairwise(times))
     return f"  {name:<30}{' '.join(f'{1000 * one:9.3f}' for one in times)} ms; growth {factors}"
 
 
@@ -94,7 +95,7 @@ def measure_headers(server: Server) -> None:
 
 
 def measure_parser() -> None:
-    times = []
+    times: list[float] = []
     for size in (64_000, 128_000, 256_000, 512_000):
         headers = HTTPHeaders({"Forwarded": "a=1;" + " " * size + "!"})
         begin = time.perf_counter()
@@ -138,7 +139,7 @@ def small(address: Address) -> socket.socket:
     """Connect as a client for which the kernel keeps little."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    connection.settimeout(PATIENCE)
+    connection.settimeout(300)
     connection.connect(("127.0.0.1", address.port))
     return connection
 
@@ -161,22 +162,22 @@ def measure_bodies(server: Server) -> None:
 def measure_readers(server: Server, path: str) -> None:
     peak = Peak(server)
     with contextlib.ExitStack() as stack:
-        for _ in range(READERS):
-            connection = stack.enter_context(contextlib.closing(small(server.address)))
+        connections = [stack.enter_context(contextlib.closing(small(server.address))) for _ in range(READERS)]
+        for connection in connections:
             connection.sendall(head(path))
-        with contextlib.suppress(OSError):
-            for _ in range(3):
-                answers(server.address, "/healthcheck")
+        for connection in connections:
+            # The answers are there
+            connection.recv(1, socket.MSG_PEEK)
         print(f"  {READERS} that do not read {path}: {peak}", flush=True)
 
 
-def measure_scrapes(server: Server) -> None:
+def measure_scrapes(server: Server, encoding: str) -> None:
     peak, begin = Peak(server), time.perf_counter()
 
     def scrape(_: int) -> int:
         with contextlib.closing(server.address.connect()) as connection:
             connection.settimeout(300)
-            connection.sendall(head("/metrics", {"Connection": "close"}))
+            connection.sendall(head("/metrics", {"Connection": "close", "Accept-Encoding": encoding}))
             size = 0
             while received := connection.recv(1 << 20):
                 size += len(received)
@@ -185,7 +186,7 @@ def measure_scrapes(server: Server) -> None:
     with ThreadPoolExecutor(SCRAPES) as pool:
         sizes = list(pool.map(scrape, range(SCRAPES)))
     seconds = time.perf_counter() - begin
-    print(f"  {SCRAPES} scrapes at once of {max(sizes) / 1e6:.1f} MB: {peak}, {seconds:.1f} s", flush=True)
+    print(f"  {SCRAPES} scrapes at once of {max(sizes) / 1e6:.1f} MB ({encoding}): {peak}, {seconds:.1f} s", flush=True)
 
 
 def main() -> None:
@@ -201,9 +202,10 @@ def main() -> None:
             measure_silence(server, log)
         with served(kind) as server:
             measure_bodies(server)
-            for path in ("/static/js/moment-timezone-with-data.min.js", "/metrics", "/tasks"):
+            for path in ("/static/css/bootstrap.min.css", "/tasks", "/metrics"):
                 measure_readers(server, path)
-            measure_scrapes(server)
+            for encoding in ("gzip", "identity"):
+                measure_scrapes(server, encoding)
 
 
 if __name__ == "__main__":
