@@ -119,7 +119,7 @@ class SelfMetrics(Collector):
                 receiver.dropped,
             ),
             "connections_replaced": (
-                "Connections that were closed to make room for new ones.",
+                "Connections that were closed in favour of new ones.",
                 self._connections.replaced,
             ),
             "event_reconnects": ("Times that the connection for events was lost.", receiver.reconnects),

@@ -85,7 +85,7 @@ def limited(kind: str, folder: Path) -> Iterator[tuple[Server, Path]]:
 
 def measure_headers(server: Server) -> None:
     for name, value in HOSTILE.items():
-        times = []
+        times: list[float] = []
         for size in SIZES:
             request = head("/", {name: value(size)})
             times.append(
