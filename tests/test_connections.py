@@ -7,6 +7,7 @@ import contextlib
 import logging
 import resource
 import socket
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -128,13 +129,11 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @contextlib.asynccontextmanager
-async def impatient(**timeouts: float) -> AsyncIterator[Callable[[], Awaitable[Connection]]]:
-    """A server with these timeouts, and what connects to it; the kernel takes little for such a connection."""
+async def impatient(**options: Any) -> AsyncIterator[Callable[[], Awaitable[Connection]]]:
+    """A server with these options, and what connects to it; the kernel takes little for such a connection."""
     listening = socket.create_server(("127.0.0.1", 0))
     listening.setblocking(False)
-    server = BoundedServer(
-        Application([("/large", Large), ("/", Short)]), connections=ConnectionLimit(100), **cast(Any, timeouts)
-    )
+    server = BoundedServer(Application([("/large", Large), ("/", Short)]), connections=ConnectionLimit(100), **options)
     server.add_sockets([listening])
     writers = []
 
@@ -172,6 +171,18 @@ def test_idle_connections_and_unfinished_heads_are_closed(sent: bytes) -> None:
             writer.write(sent)
             answer = await asyncio.wait_for(reader.read(), 10)
             assert answer.endswith(b"short" if b"\r\n\r\n" in sent else b"")
+
+    asyncio.run(run())
+
+
+def test_unfinished_tls_handshakes_are_closed(certificate: tuple[Path, Path]) -> None:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*certificate)
+
+    async def run() -> None:
+        async with impatient(idle_timeout=SHORT, ssl_options=context) as connect:
+            reader, _ = await connect()
+            assert await asyncio.wait_for(reader.read(), 10) == b""
 
     asyncio.run(run())
 
