@@ -29,7 +29,7 @@ from flower_proxy.browser_policy import content_security_policy, parse_frame_anc
 from flower_proxy.checks import parse_mode
 from flower_proxy.connections import BoundedServer, ConnectionLimit, max_connections
 from flower_proxy.entrance import build_entrance
-from flower_proxy.forwarded import HEADERS, UNIX, ForwardedHeaderError, TrustedProxies
+from flower_proxy.forwarded import HEADERS, UNIX, ForwardedHeaderError, TrustedProxies, normalize_peer
 from flower_proxy.gate import Gate
 from flower_proxy.guarded import BROWSER, Bare, set_location
 from flower_proxy.handlers import (
@@ -157,10 +157,10 @@ class FlowerProxy(Flower):  # type: ignore[misc]
 
     def find_guarded_handler(self, request: HTTPServerRequest, gate: Gate, **kwargs: Any) -> HTTPMessageDelegate:
         """Find what answers a request, behind this gate."""
+        peer = _name_peer(request)
         user_header = gate.authenticator.user_header
         if problem := oversized(request.uri or "", request.headers, user_header):
             return self.answer(request, PlainText, status=HTTPStatus.BAD_REQUEST, message=problem)
-        peer = UNIX if request.remote_ip == _NOT_AN_ADDRESS else str(request.remote_ip)
         if peer not in self.locator.trusted:
             self._ignore_headers(request, peer, user_header)
         try:
@@ -368,8 +368,16 @@ class _MetricsOnly(Router):
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> HTTPMessageDelegate:
         if request.path not in _PATHS_OF_METRICS:
+            _name_peer(request)
             return self.flower.answer(request, PlainText, status=HTTPStatus.NOT_FOUND, message="see /metrics")
         return self.flower.find_guarded_handler(request, self.flower.entrance.metrics_gate, **kwargs)
+
+
+def _name_peer(request: HTTPServerRequest) -> str:
+    """Replace the request's peer by its normal form, and return that."""
+    remote = str(request.remote_ip)
+    request.remote_ip = UNIX if remote == _NOT_AN_ADDRESS else normalize_peer(remote)
+    return request.remote_ip
 
 
 def _tornado_settings(options: OptionParser) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from prometheus_client import Counter
@@ -14,13 +14,13 @@ from flower_proxy.browser_proof import host_refusal
 from flower_proxy.credentials import CredentialsError, read_authorization
 from flower_proxy.forwarded import Headers
 from flower_proxy.location import Location
-from flower_proxy.throttle import Throttle
-from flower_proxy.verifier import Busy, Verifier
+from flower_proxy.throttle import Throttle, network_of
+from flower_proxy.verifier import Busy, Client, Verifier
 
 # Not registered here: `flower_proxy.self_metrics` has it
 REFUSED_LOGINS = Counter("flower_proxy_refused_logins", "Tries to log in that were refused.", ["reason"], registry=None)
 
-_LONGEST_NAME = 200  # characters
+_MAX_NAME = 200  # characters
 _SECONDS_WHEN_BUSY = 1
 
 
@@ -85,11 +85,14 @@ class PasswordCheck:
     """Finds out whose password a request brings along (RFC 7617).
 
     :ivar passwords: the right ones.
-    :ivar throttle: slows down wrong tries.
+    :ivar throttle: limits failed attempts by address.
+    :ivar browsers: limits those of browsers that have logged in before, so that no attacker who shares their address
+        delays them; its table is a separate one, so that no attacker can fill it.
     """
 
     passwords: Verifier
     throttle: Throttle
+    browsers: Throttle = field(default_factory=Throttle)
 
     async def identify(self, attempt: Attempt) -> Person:
         """Tell who is asking.
@@ -103,27 +106,27 @@ class PasswordCheck:
         if credentials is None:
             raise Denied(HTTPStatus.UNAUTHORIZED, "log in first")
         user = credentials.user
-        tries = attempt.location.client
-        wait = self.throttle.wait(tries, user)
-        if not wait and self.passwords.knows(credentials):
+        # Where no attempt has failed lately nothing is limited, and the cookie need not be verified
+        if not (len(self.throttle) or len(self.browsers)) and self.passwords.knows(credentials):
             return Person(user, password_of=user)
-        # An address may be shared with somebody who tries: a browser that was let in before is counted by itself
-        if known := attempt.known_browser(user):
-            tries, wait = known, self.throttle.wait(known, user)
-            if not wait and self.passwords.knows(credentials):
-                return Person(user, password_of=user)
-        # Those who wait for the same answer have one try together
+        browser = attempt.known_browser(user)
+        client = browser or attempt.location.client
+        throttle = self.browsers if browser else self.throttle
+        if throttle.allows_comparison(client, user) and self.passwords.knows(credentials):
+            return Person(user, password_of=user)
+        # Requests that wait for the same answer are one attempt
         counts = not self.passwords.is_checking(credentials)
-        if not wait and counts:
-            wait = self.throttle.reserve(tries, user)
+        wait = throttle.reserve(client, user) if counts else throttle.wait(client, user)
         if wait:
+            if self.passwords.has(user):
+                throttle.count_comparison(client, user)
             raise _throttled(user, math.ceil(wait))
         try:
-            right = await self.passwords.verify(credentials)
+            right = await self.passwords.verify(credentials, Client(network_of(client), is_known=browser is not None))
         except Busy:
             right = None
         if counts and right is not False:
-            self.throttle.give_back(tries, user)
+            throttle.give_back(client, user)
         if right is None:
             status, reason = HTTPStatus.SERVICE_UNAVAILABLE, "too many logins at once: try again"
             raise Denied(status, reason, retry_after=_SECONDS_WHEN_BUSY)
@@ -180,22 +183,28 @@ class Authenticator:
     def _named_by_proxy(self, attempt: Attempt) -> str | None:
         if self.user_header is None or not attempt.location.trusted:
             return None
-        names = [name for line in attempt.headers.get_list(self.user_header) if (name := _decode(line))]
-        if len(names) > 1 or any(not name.isprintable() or len(name) > _LONGEST_NAME for name in names):
-            # One line from the proxy, one from the client: nobody knows which is whose
-            raise Denied(HTTPStatus.FORBIDDEN, f"{self.user_header} does not name one user", user="")
-        return names[0] if names else None
+        names = [_decode(line) for line in attempt.headers.get_list(self.user_header)]
+        # A second line or a second name in a line may be the client's, also where the proxy's own is empty
+        if len(names) > 1 or not all(map(_is_name, names)):
+            expected = f"expected one line with one user name: printable, no comma, at most {_MAX_NAME} characters"
+            reason = f"{self.user_header}: {expected}; let the proxy replace the header"
+            raise Denied(HTTPStatus.BAD_REQUEST, reason, user="")
+        return names[0] or None if names else None
 
 
 def _throttled(user: str, seconds: int) -> Denied:
     REFUSED_LOGINS.labels("throttled").inc()
-    reason = f"too many wrong tries: wait {seconds} s"
+    reason = f"too many failed logins: wait {seconds} s"
     return Denied(HTTPStatus.TOO_MANY_REQUESTS, reason, retry_after=seconds, user=user)
 
 
 def _refused(label: str, reason: str, *, user: str) -> Denied:
     REFUSED_LOGINS.labels(label).inc()
     return Denied(HTTPStatus.UNAUTHORIZED, reason, user=user)
+
+
+def _is_name(text: str) -> bool:
+    return text.isprintable() and "," not in text and len(text) <= _MAX_NAME
 
 
 def _decode(line: str) -> str:

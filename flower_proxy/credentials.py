@@ -12,7 +12,7 @@ import re
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import bcrypt
 import yaml
@@ -20,10 +20,13 @@ import yaml
 COSTS = range(4, 17)
 """The costs of a bcrypt hash that are taken: each step doubles the time, and 16 takes seconds."""
 
+MAX_AUTHORIZATION = 8 * 1024
+"""Characters of the ``Authorization`` header; proxies send tokens in it."""
+
 MOST_BYTES = 72
 """The length of a password that bcrypt reads in full."""
 
-_BASE64 = re.compile(r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?")
+_BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 # 16 bytes of salt in 22 characters and 23 bytes of hash in 31: the last character of each has bits that are never set
 _BCRYPT = re.compile(r"\$2[aby]\$(?P<cost>[0-9]{2})\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{30}[.CGKOSWaeimquy26]")
@@ -40,6 +43,8 @@ _OTHER_HASHES = {
 _YAML_KEY = "basic_auth_users"
 _YAML_LINE = re.compile(rf"^{_YAML_KEY}[ \t]*:[ \t]*(?:[{{#].*)?$", re.MULTILINE)
 _YAML_TEXT = "tag:yaml.org,2002:str"
+_MAX_YAML_DEPTH = 20
+_MAX_YAML_NODES = 32_768
 
 _PROCESS_KEY = secrets.token_bytes(32)
 
@@ -65,18 +70,21 @@ def read_authorization(lines: Sequence[str]) -> Credentials | None:
 
     :param lines: the values of all its lines.
     :returns: the credentials; None if there are none, or of another scheme than ``Basic``, which counts in any case.
-    :raises CredentialsError: there are several lines, or what stands behind ``Basic`` is not what it should be.
+    :raises CredentialsError: there are several lines, one is longer than 8 KB, or what stands behind ``Basic`` is not
+        what it should be.
     """
     if not lines:
         return None
     if len(lines) > 1:
         raise CredentialsError("several Authorization headers")
+    if len(lines[0]) > MAX_AUTHORIZATION:
+        raise CredentialsError(f"Authorization: longer than {MAX_AUTHORIZATION // 1024} KB")
     scheme, _, encoded = lines[0].strip(" \t").partition(" ")
     if scheme.lower() != "basic":
         return None
     encoded = encoded.strip(" ")
     # Python's own strictness changes with its version: some take a padding that is too long
-    if not _BASE64.fullmatch(encoded):
+    if len(encoded) % 4 or not _BASE64.fullmatch(encoded):
         raise CredentialsError("Authorization: not base64")
     try:
         text = base64.b64decode(encoded).decode()
@@ -209,8 +217,10 @@ def _read_htpasswd(text: str) -> Iterator[tuple[int, str, str]]:
 def _read_yaml(text: str) -> Iterator[tuple[int, str, str]]:
     try:
         # Not loaded: a dict would have lost the lines, and users that are there twice
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except yaml.YAMLError as error:
+        root = yaml.compose(text, Loader=_BoundedLoader)
+    except CredentialsError:
+        raise
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
         # What it says itself may show a part of a password
         raise CredentialsError(f"line {_line_of(error, text)}: not YAML") from None
     keys = root.value if isinstance(root, yaml.MappingNode) else []
@@ -222,12 +232,39 @@ def _read_yaml(text: str) -> Iterator[tuple[int, str, str]]:
             raise CredentialsError(f"line {number}: {_YAML_KEY} is no mapping of users to hashes")
         for user, hashed in section.value:
             number = user.start_mark.line + 1
-            if user.tag != _YAML_TEXT or hashed.tag != _YAML_TEXT:
+            if not (_is_text(user) and _is_text(hashed)):
                 raise CredentialsError(f"line {number}: user and hash have to be texts: write them in quotes")
             yield number, user.value, hashed.value
 
 
-def _line_of(error: yaml.YAMLError, text: str) -> int:
+class _BoundedLoader(yaml.SafeLoader):
+    """Composes a document whose depth and number of nodes are limited.
+
+    PyYAML composes recursively, and needs 30 times as long for a file of tiny nodes as for one of hashes.
+    """
+
+    _depth = 0
+    _nodes = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        line = self.peek_event().start_mark.line + 1  # type: ignore[no-untyped-call]
+        self._nodes += 1
+        if self._nodes > _MAX_YAML_NODES:
+            raise CredentialsError(f"line {line}: more than {_MAX_YAML_NODES} YAML nodes")
+        self._depth += 1
+        if self._depth > _MAX_YAML_DEPTH:
+            raise CredentialsError(f"line {line}: YAML nested more than {_MAX_YAML_DEPTH} levels deep")
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+def _is_text(node: yaml.Node) -> bool:
+    # A sequence or mapping may carry the tag of texts
+    return isinstance(node, yaml.ScalarNode) and node.tag == _YAML_TEXT
+
+
+def _line_of(error: Exception, text: str) -> int:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         return error.problem_mark.line + 1
     # A character that may not be in YAML at all: that error has no mark

@@ -14,7 +14,7 @@ from flower_proxy.gate import Gate
 from flower_proxy.internals import authenticate
 from flower_proxy.throttle import Throttle
 from flower_proxy.users import Users
-from flower_proxy.verifier import Verifier
+from flower_proxy.verifier import Checks, Verifier
 
 _MADE_UP_USER = "flower"
 
@@ -26,19 +26,19 @@ class Entrance:
     :ivar gate: in front of everything.
     :ivar metrics_gate: in front of the metrics' own listener.
     :ivar users: who may enter by password.
+    :ivar checks: the bcrypt checks of both gates.
     :ivar made_up: user and password made for this run, since nobody was named who may enter; else None.
     """
 
     gate: Gate
     metrics_gate: Gate
     users: Users
+    checks: Checks
     made_up: tuple[str, str] | None
 
     def close(self) -> None:
         """Let go of the threads that check passwords."""
-        for check in (self.gate.authenticator.by_password, self.gate.scrapers):
-            if check is not None:
-                check.passwords.close()
+        self.checks.close()
 
 
 def build_entrance(options: Any) -> Entrance:
@@ -54,7 +54,7 @@ def build_entrance(options: Any) -> Entrance:
     entries = [":".join(made_up)] if made_up else options.basic_auth
     users = Users(entries, options.basic_auth_file, options.auth_file)
     _refuse_unknown_viewers(options, users)
-    throttle = Throttle()
+    checks, throttle, browsers = Checks(), Throttle(), Throttle()
     scraper, scrapers = None, None
     if options.metrics_auth:
         passwords = parse_entries([options.metrics_auth])
@@ -63,10 +63,14 @@ def build_entrance(options: Any) -> Entrance:
             raise ValueError(
                 f"--metrics_auth: {scraper!r} is a user of the pages too; take another name for the metrics"
             )
-        scrapers = PasswordCheck(passwords=Verifier(lambda: passwords), throttle=throttle)
+        # Refused as slowly as a user of the pages: the time would tell the scraper's name
+        scrapers = PasswordCheck(
+            passwords=Verifier(lambda: passwords, checks, equal_to=users.current), throttle=throttle, browsers=browsers
+        )
+    by_password = PasswordCheck(passwords=Verifier(users.current, checks), throttle=throttle, browsers=browsers)
     gate = Gate(
         authenticator=Authenticator(
-            by_password=PasswordCheck(passwords=Verifier(users.current), throttle=throttle) if users else None,
+            by_password=by_password if users else None,
             may_enter=partial(_may_enter, options.auth) if options.auth else None,
             user_header=options.auth_header or None,
             allowed_hosts=tuple(map(parse_allowed_host, options.allowed_hosts)),
@@ -78,7 +82,9 @@ def build_entrance(options: Any) -> Entrance:
     )
     opened = replace(gate, metrics_open=options.metrics_open)
     own_listener = options.metrics_port is not None
-    return Entrance(gate=gate if own_listener else opened, metrics_gate=opened, users=users, made_up=made_up)
+    return Entrance(
+        gate=gate if own_listener else opened, metrics_gate=opened, users=users, checks=checks, made_up=made_up
+    )
 
 
 _WAYS_IN = ("basic_auth", "basic_auth_file", "auth_file", "auth", "auth_header")

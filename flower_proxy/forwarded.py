@@ -112,7 +112,8 @@ def parse_address(text: str) -> Address | None:
     """Read one element of ``X-Forwarded-For`` or of ``for=`` (RFC 7239, section 6).
 
     :param text: an IPv4 or IPv6 address, with or without brackets and port.
-    :returns: the address, an IPv4 one where it came mapped into IPv6, or None if it is no address.
+    :returns: the address, an IPv4 one where it came mapped into IPv6, without the zone (``%eth0``, RFC 4007) that only
+        this host knows; None if it is no address.
     """
     text = text.strip()
     if match := _ADDRESS_AND_PORT.fullmatch(text):
@@ -121,7 +122,15 @@ def parse_address(text: str) -> Address | None:
         address = ipaddress.ip_address(text)
     except ValueError:
         return None
-    return getattr(address, "ipv4_mapped", None) or address
+    if isinstance(address, ipaddress.IPv6Address):
+        return address.ipv4_mapped or ipaddress.IPv6Address(int(address))
+    return address
+
+
+def normalize_peer(remote: str) -> str:
+    """Return the peer of a connection as the log, the rate limits and ``--trusted_proxies`` write it."""
+    address = parse_address(remote)
+    return str(address) if address else remote
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,6 @@ MAX_HEADER_VALUE = 4 * 1024
 MAX_COOKIE = 16 * 1024
 """Characters of the cookies: those of every application on the host arrive, and oauth2-proxy's alone are 8 KB."""
 
-MAX_AUTHORIZATION = 8 * 1024
-"""Characters of ``Authorization``; beyond it the answer is 401, by `flower_proxy.credentials.read_authorization`."""
-
 MAX_BODY = 64 * 1024
 """Bytes of a body. The largest that a page sends, the tasks table's query, has 4 KB."""
 
@@ -24,7 +21,8 @@ MAX_TASK_BODY = 1024 * 1024
 MAX_DISCARDED_BODY = 16 * 1024 * 1024
 """Bytes of a body that is too large, which are read and dropped so that the client gets to read the answer."""
 
-# Of a header that is not here nothing is parsed: a proxy may send tokens of any length in it
+# A header that is not here is not parsed: a proxy may send tokens of any length in it. Authorization that is too long gets
+# 401, from `flower_proxy.credentials.read_authorization`.
 _MAX_VALUES = {
     "Cookie": MAX_COOKIE,
     **dict.fromkeys(

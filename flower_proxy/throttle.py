@@ -1,31 +1,45 @@
-"""How often may they try? A limit to guessing passwords."""
+"""Rate limits for failed logins."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from ipaddress import IPv6Address
 
 from flower_proxy.forwarded import parse_address
 
-_HOST_BITS = 64
-_NO_TIME = 1e-6  # seconds
+_ADDRESS_BITS, _NETWORK_BITS = 64, 48  # of IPv6
+_USERS_PER_NETWORK = 10
+_PURGE_INTERVAL = 1.0  # seconds
+_ROUNDING = 1e-6  # seconds
+_SHARED = b""
 
 
 class Throttle:
-    """A token bucket for each pair of client and user.
+    """Limits failed logins by token buckets.
 
-    :param tries: how many tries a pair has at once.
-    :param seconds_per_try: after how many seconds it has another one.
-    :param clock: the time in seconds.
-    :param most: how many pairs are kept; beyond it the one whose last try is the oldest is forgotten.
+    :param tries: attempts that a user has from one address at once.
+    :param seconds_per_try: seconds after which one more is allowed.
+    :param clock: returns the time in seconds.
+    :param max_buckets: maximum number of buckets of each kind.
 
-    Pairs are independent: whoever guesses a user's password uses up the tries of his own address, and the user gets in
-    from every other one. Hence the limits: who shares an address (NAT, a whole IPv6 /64) and a user name with the
-    guesser waits with him; who has many addresses has as many times the tries, and one try for each of many users
-    is no more than that.
+    ========================  ================================  =========  ============
+    bucket                    key                               at once    refill
+    ========================  ================================  =========  ============
+    user and address          IPv4 address, IPv6 /64            10         one in 30 s
+    network                   IPv4 address, IPv6 /48            100        one in 3 s
+    ========================  ================================  =========  ============
+
+    An attempt takes a token from both, so one network never has more than 200 buckets of users, whatever names it
+    tries. No bucket is dropped before it is full again: that would return its tokens. When the table is full, clients
+    without a bucket share one.
+
+    Users behind one address (NAT, a proxy that sends no ``X-Forwarded-For``) share its limits with an attacker there.
+    The attacker's attempts at one name delay that user only. A hundred of them at any names delay the first login of
+    everyone at that address; passwords that were verified before, and browsers that logged in before, are not delayed.
+    An attacker with many networks has as many times the attempts.
     """
 
     def __init__(
@@ -33,67 +47,144 @@ class Throttle:
         tries: int = 10,
         seconds_per_try: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
-        most: int = 10_000,
+        max_buckets: int = 50_000,
     ) -> None:
-        self._seconds_per_try = seconds_per_try
-        self._seconds_to_fill = tries * seconds_per_try
         self._clock = clock
-        self._most = most
-        # When each bucket will be full again, which says it all; the one whose token was taken last comes last
-        self._full_at: OrderedDict[bytes, float] = OrderedDict()
+        self._users = _Buckets(tries, seconds_per_try, max_buckets)
+        self._networks = _Buckets(tries * _USERS_PER_NETWORK, seconds_per_try / _USERS_PER_NETWORK, max_buckets)
 
     def wait(self, client: str, user: str) -> float:
-        """Return the seconds until there is a token, 0.0 if there is one, and take none.
+        """Return the seconds until an attempt is allowed, and count none.
 
         :param client: an IP address, or any other word.
         """
-        # Nobody has tried in vain: so it is at nearly every request
-        return self._wait(_key(client, user), self._clock()) if self._full_at else 0.0
+        if not len(self):
+            return 0.0
+        now = self._clock()
+        return max(self._users.wait(_user_key(client, user), now), self._networks.wait(_network_key(client), now))
 
     def reserve(self, client: str, user: str) -> float:
-        """Take a token, before the password is checked: of tries at the same time none slips through.
+        """Count an attempt before the password is checked, so that simultaneous ones are limited too.
 
-        :returns: 0.0; or, if there is no token, the seconds until there is one.
+        :returns: 0.0; or, if no attempt is allowed, the seconds until one is.
         """
-        key, now = _key(client, user), self._clock()
-        wait = self._wait(key, now)
+        wait = self.wait(client, user)
         if not wait:
-            self._full_at[key] = max(now, self._full_at.pop(key, now)) + self._seconds_per_try
-            self._forget(now)
+            now = self._clock()
+            self._users.take(_user_key(client, user), now)
+            self._networks.take(_network_key(client), now)
         return wait
 
     def give_back(self, client: str, user: str) -> None:
-        """Put back the token of a try that was right."""
-        key = _key(client, user)
-        if key in self._full_at:
-            self._full_at[key] -= self._seconds_per_try
-            if self._full_at[key] <= self._clock():
-                del self._full_at[key]
+        """Do not count an attempt after all, since its password was right or was not checked."""
+        now = self._clock()
+        self._users.give_back(_user_key(client, user), now)
+        self._networks.give_back(_network_key(client), now)
+
+    def allows_comparison(self, client: str, user: str) -> bool:
+        """Tell whether a password may be compared with the verified ones, which takes no time.
+
+        A user whose password was verified before is not delayed by other attempts from the same network. Without a
+        limit of its own, that would let an attacker guess there as often as it likes.
+        """
+        if not len(self):
+            return True
+        now = self._clock()
+        if self._users.wait(_user_key(client, user), now):
+            return False
+        limited = self._networks.wait(_network_key(client), now)
+        return not (limited and self._users.wait(_comparison_key(client, user), now))
+
+    def count_comparison(self, client: str, user: str) -> None:
+        """Count a failed comparison that no token was reserved for, since the network is limited.
+
+        Its bucket is not the attempts' bucket: there it would show, once the network is not limited any more, which
+        users exist.
+
+        :param user: an existing user, so that invented names need no bucket.
+        """
+        if self.allows_comparison(client, user):
+            self._users.take(_comparison_key(client, user), self._clock())
 
     def __len__(self) -> int:
-        """Return how many pairs are kept."""
+        """Return the number of buckets that are kept; those that are full again are dropped once a second."""
+        now = self._clock()
+        return self._users.count(now) + self._networks.count(now)
+
+
+class _Buckets:
+    """Token buckets by key."""
+
+    def __init__(self, tries: int, seconds_per_try: float, max_buckets: int) -> None:
+        self._seconds_per_try = seconds_per_try
+        self._seconds_to_fill = tries * seconds_per_try
+        self._max_buckets = max_buckets
+        # The time at which each bucket is full again determines its tokens; a missing bucket is full
+        self._full_at: dict[bytes, float] = {}
+        self._purged_at = -math.inf
+
+    def wait(self, key: bytes, now: float) -> float:
+        """Return the seconds until there is a token."""
+        full_at = max(now, self._full_at.get(self._place(key, now), now)) + self._seconds_per_try
+        wait = full_at - now - self._seconds_to_fill
+        # Sums of floats are rounded, which must not cost a token
+        return wait if wait > _ROUNDING else 0.0
+
+    def take(self, key: bytes, now: float) -> None:
+        self._purge(now)
+        key = self._place(key, now)
+        self._full_at[key] = max(now, self._full_at.get(key, now)) + self._seconds_per_try
+
+    def give_back(self, key: bytes, now: float) -> None:
+        key = self._place(key, now)
+        if key in self._full_at:
+            self._full_at[key] -= self._seconds_per_try
+            if self._full_at[key] <= now:
+                del self._full_at[key]
+
+    def count(self, now: float) -> int:
+        """Return the number of buckets that are kept."""
+        self._purge(now)
         return len(self._full_at)
 
-    def _wait(self, key: bytes, now: float) -> float:
-        full_at = max(now, self._full_at.get(key, now)) + self._seconds_per_try
-        wait = full_at - now - self._seconds_to_fill
-        # The sums of a token's seconds are rounded, which is no reason to wait
-        return wait if wait > _NO_TIME else 0.0
+    def _place(self, key: bytes, now: float) -> bytes:
+        if key in self._full_at:
+            return key
+        if len(self._full_at) >= self._max_buckets:
+            self._purge(now)
+        return key if len(self._full_at) < self._max_buckets else _SHARED
 
-    def _forget(self, now: float) -> None:
-        while self._full_at:
-            oldest = next(iter(self._full_at))
-            if self._full_at[oldest] > now and len(self._full_at) <= self._most:
-                break
-            del self._full_at[oldest]
+    def _purge(self, now: float) -> None:
+        # A flood must not make every attempt search the whole table
+        if now - self._purged_at >= _PURGE_INTERVAL:
+            self._purged_at = now
+            self._full_at = {key: full_at for key, full_at in self._full_at.items() if full_at > now}
 
 
-def _key(client: str, user: str) -> bytes:
+def network_of(client: str) -> str:
+    """Return the network of a client: an IPv4 address, an IPv6 /48, which one site has; any other word as it is."""
+    return _prefix(client, _NETWORK_BITS)
+
+
+def _prefix(client: str, bits: int) -> str:
     address = parse_address(client)
     if isinstance(address, IPv6Address):
-        # What one customer has of it at the least
-        client = f"{int(address) >> _HOST_BITS:x}::/64"
-    elif address:
-        client = str(address)
-    # Of one length, whatever the client makes up
-    return hashlib.sha256(ascii((client, user)).encode()).digest()
+        return f"{int(address) >> (128 - bits):x}::/{bits}"
+    return str(address) if address else client
+
+
+def _network_key(client: str) -> bytes:
+    return _digest("network", network_of(client))
+
+
+def _user_key(client: str, user: str) -> bytes:
+    return _digest("user", _prefix(client, _ADDRESS_BITS), user)
+
+
+def _comparison_key(client: str, user: str) -> bytes:
+    return _digest("comparison", _prefix(client, _ADDRESS_BITS), user)
+
+
+def _digest(*parts: str) -> bytes:
+    # Client and user can be of any length
+    return hashlib.sha256(ascii(parts).encode()).digest()

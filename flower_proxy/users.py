@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import stat
 import time
@@ -15,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 _ENTRIES = "--basic_auth"
 _SECONDS_BETWEEN_LOOKS = 1.0
+_MAX_BYTES = 1024 * 1024
 
 
 class _File:
@@ -32,9 +34,10 @@ class _File:
         self._version: object = None
         self._open_to_all = False
 
-    def read(self) -> bool:
+    def read(self, *, running: bool) -> bool:
         """Read the file if it is not the version that was read last, be that one good or not.
 
+        :param running: accept regular files only; at start-up it may be a pipe too, which is waited for.
         :returns: whether it was read.
         :raises CredentialsError: it cannot be used; the users stay those of the last good version.
         """
@@ -45,7 +48,7 @@ class _File:
             return False
         self._version = version
         try:
-            self.users = self._parse(self._path.read_bytes().decode())
+            self.users = self._parse(_read(self._path, running=running))
         except OSError as error:
             raise CredentialsError(f"{self.where}: {error.strerror}") from None
         except UnicodeDecodeError:
@@ -59,7 +62,8 @@ class _File:
             status = self._path.stat()
         except OSError as error:
             return error.errno
-        open_to_all = bool(status.st_mode & stat.S_IROTH)
+        # Not of a device, whose mode is the system's
+        open_to_all = stat.S_ISREG(status.st_mode) and bool(status.st_mode & stat.S_IROTH)
         if open_to_all and not self._open_to_all:
             logger.warning(
                 "%s: everybody on this machine can read it: chmod o-r %s", self.where, shlex.quote(str(self._path))
@@ -69,6 +73,19 @@ class _File:
             # A pipe, as of <(command), can be read once; it would be waited for the second time
             return stat.S_IFMT(status.st_mode)
         return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
+
+
+def _read(path: Path, *, running: bool) -> str:
+    # Without O_NONBLOCK a FIFO would be waited for, and the event loop with it
+    flags = os.O_NONBLOCK | os.O_NOCTTY if running else 0
+    with open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags)) as file:
+        if running and not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise CredentialsError("not a regular file")
+        # Bounded, since /dev/zero has no end
+        content = file.read(_MAX_BYTES + 1) or b""
+    if len(content) > _MAX_BYTES:
+        raise CredentialsError("larger than the maximum of 1 MB")
+    return content.decode()
 
 
 class Users:
@@ -100,7 +117,7 @@ class Users:
         if auth_file is not None:
             self._files.append(_File("--auth_file", auth_file, parse_auth_file))
         for file in self._files:
-            file.read()
+            file.read(running=False)
         self._users = self._merge()
         self._clock = clock
         self._looked_at = clock()
@@ -127,7 +144,7 @@ class Users:
         changed = []
         for file in self._files:
             try:
-                if file.read():
+                if file.read(running=True):
                     changed.append(file)
             except CredentialsError as error:
                 _keep(error)

@@ -15,7 +15,7 @@ from flower_proxy.authentication import Attempt, Authenticator, Denied, Password
 from flower_proxy.credentials import hash_password, parse_auth_file, parse_entries
 from flower_proxy.location import Location
 from flower_proxy.throttle import Throttle
-from flower_proxy.verifier import Verifier
+from flower_proxy.verifier import Checks, Verifier
 
 BCRYPT = parse_auth_file(f"alice:{hash_password('right', cost=4)}")
 PLAIN = parse_entries(["alice:right"])
@@ -48,11 +48,12 @@ async def status(check: PasswordCheck, authorization: str | None, **kwargs: str)
 
 
 def run(scenario: Callable[[PasswordCheck], object], *, waiting: int = 32, plain: bool = False) -> None:
-    check = PasswordCheck(passwords=Verifier(lambda: PLAIN if plain else BCRYPT, waiting), throttle=Throttle())
+    checks = Checks(total=waiting)
+    check = PasswordCheck(passwords=Verifier(lambda: PLAIN if plain else BCRYPT, checks), throttle=Throttle())
     try:
         asyncio.run(scenario(check))  # type: ignore[arg-type]
     finally:
-        check.passwords.close()
+        checks.close()
 
 
 def test_of_wrong_tries_at_the_same_time_none_slips_through() -> None:
@@ -128,6 +129,106 @@ def test_a_throttled_client_costs_no_check() -> None:
     run(scenario)
 
 
+def guess(number: int) -> str:
+    return f"user{number}:guess"
+
+
+async def flood(check: PasswordCheck, *, client: str = "203.0.113.1") -> int:
+    """Try other users until the address is limited; return the number of attempts."""
+    for number in range(1000):
+        with pytest.raises(Denied) as caught:
+            await check.identify(attempt(guess(number), client=client))
+        if caught.value.status == HTTPStatus.TOO_MANY_REQUESTS:
+            return number
+    raise AssertionError("never limited")
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_one_address_has_a_hundred_failed_attempts_whatever_the_names(plain: bool) -> None:
+    async def scenario(check: PasswordCheck) -> None:
+        assert await flood(check) == 100
+        assert await flood(check, client="203.0.113.2") == 100
+
+    run(scenario, plain=plain)
+
+
+def test_a_verified_password_is_not_delayed_by_a_flood_from_its_address() -> None:
+    async def scenario(check: PasswordCheck) -> None:
+        assert await status(check, "alice:right") == 200
+        await flood(check)
+        assert {await status(check, "alice:right") for _ in range(50)} == {200}
+        assert await status(check, "alice:right", client="203.0.113.2") == 200
+
+    run(scenario)
+
+
+def test_a_first_login_by_bcrypt_waits_while_its_address_is_limited() -> None:
+    async def scenario(check: PasswordCheck) -> None:
+        await flood(check)
+        assert await status(check, "alice:right") == 429
+        assert await status(check, "alice:right", client="203.0.113.2") == 200
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_verified_password_cannot_be_guessed_from_a_limited_address(plain: bool) -> None:
+    """Each guess is compared with the verified password, without a check by bcrypt, so comparisons are limited too."""
+
+    async def scenario(check: PasswordCheck) -> None:
+        assert await status(check, "alice:right", client="203.0.113.2") == 200
+        await flood(check)
+        assert {await status(check, f"alice:{number}") for number in range(10)} == {429}
+        assert await status(check, "alice:right") == 429
+        assert await status(check, "alice:right", client="203.0.113.2") == 200
+
+    run(scenario, plain=plain)
+
+
+def test_a_limited_address_does_not_tell_which_users_exist() -> None:
+    async def scenario(check: PasswordCheck) -> None:
+        await flood(check)
+        reasons = set()
+        for number in range(30):
+            with pytest.raises(Denied) as caught:
+                await check.identify(attempt(f"{'alice' if number % 2 else 'nobody'}:{number}"))
+            reasons.add((caught.value.status, caught.value.reason))
+        assert reasons == {(HTTPStatus.TOO_MANY_REQUESTS, "too many failed logins: wait 3 s")}
+        # Nor does it once it is not limited any more
+        for user in ("alice", "nobody"):
+            assert check.throttle.allows_comparison("203.0.113.2", user)
+            check.throttle.give_back("203.0.113.1", user)
+            assert check.throttle.wait("203.0.113.1", user) == 0
+
+    run(scenario)
+
+
+def test_a_browser_that_logged_in_before_is_limited_apart_from_its_address() -> None:
+    async def scenario(check: PasswordCheck) -> None:
+        await flood(check)
+        known = replace(attempt("alice:right"), known_browser=lambda user: f"browser {user}")
+        assert await check.identify(known) == Person("alice", password_of="alice")
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_a_browser_that_logged_in_before_cannot_guess_without_limit(plain: bool) -> None:
+    """Not by comparison with what was verified either, as its address has attempts left."""
+
+    async def scenario(check: PasswordCheck) -> None:
+        assert await status(check, "alice:right") == 200
+        statuses = []
+        for password in (*map(str, range(11)), "right"):
+            known = replace(attempt(f"alice:{password}"), known_browser=lambda user: f"browser {user}")
+            with pytest.raises(Denied) as caught:
+                await check.identify(known)
+            statuses.append(int(caught.value.status))
+        assert statuses == [401] * 10 + [429] * 2
+
+    run(scenario, plain=plain)
+
+
 @pytest.mark.parametrize("plain", [True, False])
 def test_a_denial_names_whom_it_was_said_to_be_only_where_somebody_tried(plain: bool) -> None:
     async def scenario(check: PasswordCheck) -> None:
@@ -160,12 +261,50 @@ def test_the_word_of_somebody_else_is_not_taken() -> None:
         pytest.param("\tJ\xf6rg ".encode().decode("latin-1"), "J\xf6rg", id="utf-8"),
         pytest.param("J\xf6rg", "J\xf6rg", id="latin-1"),
         pytest.param("x" * 200, "x" * 200, id="longest"),
-        pytest.param("CN=alice,OU=people", "CN=alice,OU=people", id="distinguished-name"),
+        pytest.param("alice smith", "alice smith", id="space-inside"),
     ],
 )
 def test_the_name_that_a_proxy_passes_on(value: str, name: str) -> None:
     authenticator = Authenticator(user_header="X-Forwarded-User")
     assert asyncio.run(authenticator.identify(attempt(X_Forwarded_User=value))) == Person(name)
+
+
+EXPECTED = "X-Forwarded-User: expected one line with one user name: printable, no comma, at most 200 characters"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        pytest.param(["alice", "bob"], id="two-lines"),
+        pytest.param(["alice", "alice"], id="the-same-twice"),
+        pytest.param(["", "bob"], id="second-line-behind-an-empty-one"),
+        pytest.param(["alice", ""], id="empty-second-line"),
+        pytest.param(["", ""], id="two-empty-lines"),
+        pytest.param(["alice,bob"], id="comma"),
+        pytest.param(["alice,"], id="comma-at-the-end"),
+        pytest.param([","], id="only-a-comma"),
+        pytest.param(["CN=alice,OU=people"], id="distinguished-name"),
+        pytest.param(["a\tb"], id="tab-inside"),
+        pytest.param(["x" * 201], id="too-long"),
+    ],
+)
+def test_a_user_header_that_does_not_name_one_user_is_a_bad_request(lines: list[str]) -> None:
+    """A client could send the second line, or the part behind the comma."""
+    sent = attempt()
+    for line in lines:
+        sent.headers.add("X-Forwarded-User", line)  # type: ignore[attr-defined]
+    with pytest.raises(Denied) as caught:
+        asyncio.run(Authenticator(user_header="X-Forwarded-User").identify(sent))
+    assert (caught.value.status, caught.value.user) == (HTTPStatus.BAD_REQUEST, "")
+    assert caught.value.reason == f"{EXPECTED}; let the proxy replace the header"
+
+
+def test_a_single_empty_user_header_names_nobody() -> None:
+    check = PasswordCheck(passwords=Verifier(lambda: PLAIN, Checks()), throttle=Throttle())
+    authenticator = Authenticator(by_password=check, user_header="X-Forwarded-User")
+    assert asyncio.run(authenticator.identify(attempt("alice:right", X_Forwarded_User=""))) == Person(
+        "alice", password_of="alice"
+    )
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ def let_in(users: Mapping[str, Secret], user: str, password: str) -> bool:
         pytest.param(basic("me:p,ss"), "me", "p,ss", id="comma-in-the-password"),
         pytest.param(basic("jörg:pässwörd€"), "jörg", "pässwörd€", id="not-ascii"),
         pytest.param(basic("me: "), "me", " ", id="space-as-password"),
+        pytest.param(basic("me:" + "x" * 6135), "me", "x" * 6135, id="8-kb"),
     ],
 )
 def test_what_browsers_and_scripts_send_is_read(line: str, user: str, password: str) -> None:
@@ -81,6 +82,10 @@ def test_who_does_not_log_in_by_password_has_no_credentials(lines: list[str]) ->
         pytest.param(["Basic dTp=dTpw"], "base64", id="padding-inside"),
         pytest.param(["Basic bWU6 c2VjcmV0"], "base64", id="space-inside"),
         pytest.param(["Basic bWU6c2Vjcm\xe4"], "base64", id="base64-not-ascii"),
+        pytest.param([basic("me:" + "x" * 6136)], "longer than 8 KB", id="longer-than-8-kb"),
+        pytest.param(["Basic " + "A" * 1_000_000 + "!"], "longer than 8 KB", id="a-million-characters"),
+        pytest.param(["Bearer " + "x" * 8192], "longer than 8 KB", id="longer-than-8-kb-of-another-scheme"),
+        pytest.param(["Basic " + "A" * 8000 + "!!!!"], "base64", id="long-and-not-base64"),
         pytest.param(["Basic bWU6c2VjcmV0, Basic bWU6c2VjcmV0"], "base64", id="two-lines-made-one"),
         pytest.param([basic("secret")], "not user:password", id="no-colon"),
         pytest.param([basic(":secret")], "not user:password", id="empty-user"),
@@ -240,6 +245,9 @@ def test_every_kind_of_bcrypt_hash_is_read(kind: str, cost: int) -> None:
     assert not let_in(users, "me", "secre")
 
 
+NESTED_1000 = f"a: {'[' * 1000}{']' * 1000}\nbasic_auth_users:"
+# Each list holds the one before it nine times: nine to the ninth, if aliases are expanded
+ALIASES = "[&a0 [x]" + "".join(f", &a{n} [{f'*a{n - 1},' * 9}]" for n in range(1, 10)) + "]"
 COMMAND = "flower-proxy hash-password USER"
 
 
@@ -315,6 +323,32 @@ def test_another_hash_is_refused_with_the_command_that_makes_a_good_one(form: st
         pytest.param(f'basic_auth_users:\n  "": {HASH}\n', "line 2: the user's name is empty", id="web.yml-empty-user"),
         pytest.param(f"basic_auth_users:\n  'm:e': {HASH}\n", "line 2: a colon", id="web.yml-colon"),
         pytest.param(f"basic_auth_users:\n  '#me': {HASH}\n", "line 2: the user's name begins", id="web.yml-comment"),
+        pytest.param(
+            f"basic_auth_users:\n  !!str [me]: {HASH}\n", "line 2: user and hash have to be texts", id="web.yml-no-text"
+        ),
+        pytest.param(
+            "basic_auth_users:\n  me: !!str [secret]\n", "line 2: user and hash have to be texts", id="web.yml-no-hash"
+        ),
+        pytest.param('basic_auth_users:\n  me: "\\U00110000"\n', "line 1: not YAML", id="web.yml-no-character"),
+        pytest.param('basic_auth_users:\n  me: "\\UFFFFFFFF"\n', "line 1: not YAML", id="web.yml-far-from-one"),
+        pytest.param(f"%YAML {'1' * 5000}.1\n---\nbasic_auth_users:\n", "line 1: not YAML", id="web.yml-version"),
+        pytest.param(f"{NESTED_1000}\n", "line 1: YAML nested more than 20", id="web.yml-nested-in-brackets"),
+        pytest.param(
+            "basic_auth_users:\n" + "\n".join(" " * n + "a:" for n in range(1, 1000)),
+            "line 20: YAML nested more than 20",
+            id="web.yml-nested-by-indentation",
+        ),
+        pytest.param(
+            f"basic_auth_users:\n{'- ' * 1000}", "line 2: YAML nested more than 20", id="web.yml-nested-lists"
+        ),
+        pytest.param(f"basic_auth_users:\n{'? ' * 1000}", "line 2: YAML nested more than 20", id="web.yml-nested-keys"),
+        pytest.param(
+            f"basic_auth_users:\n  {ALIASES}\n", "line 2: basic_auth_users is no mapping", id="web.yml-aliases"
+        ),
+        pytest.param(f"basic_auth_users:\na: [{'*b,' * 99}]", "line 2: not YAML", id="web.yml-unknown-alias"),
+        pytest.param(
+            f"a: [{'1,' * 40_000}]\nbasic_auth_users:\n", "line 1: more than 32768 YAML nodes", id="web.yml-many-nodes"
+        ),
     ],
 )
 def test_an_auth_file_that_is_not_one_is_refused(text: str, reason: str) -> None:

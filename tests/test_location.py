@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tornado.httputil import HTTPHeaders
 
-from flower_proxy.forwarded import UNIX, ForwardedHeaderError, TrustedProxies, parse_address
+from flower_proxy.forwarded import UNIX, ForwardedHeaderError, TrustedProxies, normalize_peer, parse_address
 from flower_proxy.location import Location, Locator, PublicURL
 from flower_proxy.paths import parse_mount, parse_next, strip_prefix
 
@@ -222,7 +222,9 @@ def test_prefix_and_path(request_: Request, prefix: str | None, path: str) -> No
         pytest.param(
             Request(headers=[("X-Forwarded-For", "6.6.6.6, what?, 127.0.0.2")]), "127.0.0.2", id="garbage-ends"
         ),
-        pytest.param(Request(headers=[("X-Forwarded-For", "fe80::1%eth0")]), "fe80::1%eth0", id="interface"),
+        pytest.param(Request(headers=[("X-Forwarded-For", "fe80::1%eth0")]), "fe80::1", id="zone-of-another-host"),
+        pytest.param(Request(headers=[("X-Forwarded-For", "::ffff:192.0.2.1")]), "192.0.2.1", id="ipv4-mapped"),
+        pytest.param(Request(headers=[("X-Forwarded-For", "::FFFF:c000:201")]), "192.0.2.1", id="ipv4-mapped-in-hex"),
         pytest.param(Request(headers=[("X-Forwarded-For", "unknown")]), "127.0.0.1", id="unknown"),
         pytest.param(Request(headers=[("X-Forwarded-For", "")]), "127.0.0.1", id="empty"),
         pytest.param(Request(headers=[("X-Forwarded-For", "192.0.2.1:4711")]), "192.0.2.1", id="port"),
@@ -493,6 +495,23 @@ def test_the_login_never_leads_off_the_site(target: str) -> None:
 
 def test_the_login_leads_back() -> None:
     assert parse_next("/tasks?state=FAILURE&name=a%2Fb") == "/tasks?state=FAILURE&name=a%2Fb"
+
+
+@pytest.mark.parametrize(
+    ("remote", "peer", "entry"),
+    [
+        pytest.param("192.0.2.2", "192.0.2.2", "192.0.2.0/24", id="ipv4"),
+        pytest.param("::ffff:192.0.2.2", "192.0.2.2", "192.0.2.0/24", id="ipv4-mapped"),
+        pytest.param("2001:db8::2", "2001:db8::2", "2001:db8::/32", id="ipv6"),
+        pytest.param("fe80::1%eth0", "fe80::1", "fe80::/10", id="link-local"),
+        pytest.param("fe80::1%2", "fe80::1", "fe80::1", id="link-local-with-a-number"),
+        pytest.param(UNIX, UNIX, UNIX, id="unix-socket"),
+    ],
+)
+def test_a_peer_is_written_as_trusted_proxies_writes_it(remote: str, peer: str, entry: str) -> None:
+    assert normalize_peer(remote) == peer
+    assert peer in TrustedProxies([entry])
+    assert peer in TrustedProxies([peer]), "what the log advises is accepted, and helps"
 
 
 @given(st.text())

@@ -146,19 +146,119 @@ def test_what_is_full_again_is_dropped(clock: Clock) -> None:
     throttle = Throttle(clock=clock)
     for number in range(100):
         throttle.reserve(CLIENT, str(number))
-    assert len(throttle) == 100
-    clock.now += 30
+    assert len(throttle) == 101, "a bucket of each user, and the network's"
+    clock.now += 300
     throttle.reserve(CLIENT, USER)
-    assert len(throttle) == 1
+    assert len(throttle) == 2
 
 
-def test_no_more_pairs_are_kept_than_was_said_and_the_oldest_goes_first(clock: Clock) -> None:
-    throttle = Throttle(clock=clock, most=3)
-    for user in ("a", "b", "c", "a", "d"):
-        throttle.reserve(CLIENT, user)
-    assert len(throttle) == 3
-    assert use_up(throttle, CLIENT, "a") == 8
-    assert use_up(throttle, CLIENT, "b") == 10
+# One address, many names
+
+
+@pytest.mark.parametrize(
+    ("client", "wait"),
+    [
+        pytest.param("192.0.2.1", 3, id="same-address"),
+        pytest.param("::ffff:192.0.2.1", 3, id="same-address-mapped-into-ipv6"),
+        pytest.param("192.0.2.2", 0, id="another-address"),
+        pytest.param("2001:db8::1", 0, id="ipv6"),
+        pytest.param("unix", 0, id="unix-socket"),
+    ],
+)
+def test_one_address_has_a_hundred_attempts_and_one_more_every_three_seconds(
+    client: str, wait: float, clock: Clock
+) -> None:
+    throttle = Throttle(clock=clock)
+    attempts = [throttle.reserve("192.0.2.1", f"user{number}") for number in range(150)]
+    assert attempts.count(0) == 100
+    assert throttle.wait(client, "another-user") == wait
+    clock.now += 3
+    assert [throttle.reserve("192.0.2.1", f"more{number}") for number in range(2)] == [0, 3]
+
+
+@pytest.mark.parametrize(
+    ("client", "limited"),
+    [
+        pytest.param("2001:db8:1:2::1", True, id="same-64"),
+        pytest.param("2001:db8:1:ffff::1", True, id="same-48"),
+        pytest.param("2001:db8:2::1", False, id="next-48"),
+    ],
+)
+def test_an_ipv6_network_is_a_48(client: str, limited: bool, clock: Clock) -> None:
+    throttle = Throttle(clock=clock)
+    for number in range(150):
+        throttle.reserve(f"2001:db8:1:{number:x}::1", USER)
+    assert bool(throttle.wait(client, "another-user")) is limited
+
+
+def test_made_up_names_do_not_win_back_attempts_at_a_user(clock: Clock) -> None:
+    throttle = Throttle(clock=clock)
+    assert use_up(throttle, CLIENT, "ann") == 10
+    begin, more = clock.now, 0
+    for number in range(10_050):
+        throttle.reserve(CLIENT, f"name{number}")
+        clock.now += 1 / 700
+    while more < 10:
+        if wait := throttle.reserve(CLIENT, "ann"):
+            clock.now += wait
+        else:
+            more += 1
+    assert 300 <= clock.now - begin < 310
+
+
+def test_one_address_cannot_fill_the_table(clock: Clock) -> None:
+    throttle = Throttle(clock=clock)
+    for number in range(10_000):
+        throttle.reserve(CLIENT, f"name{number}")
+        clock.now += 1 / 10
+    assert len(throttle) <= 201
+
+
+# Many addresses
+
+
+def test_beyond_the_maximum_of_buckets_clients_share_one(clock: Clock) -> None:
+    throttle = Throttle(clock=clock, max_buckets=3)
+    for number in range(3):
+        assert use_up(throttle, f"192.0.2.{number}") == 10
+    for number in range(3, 200):
+        throttle.reserve(f"192.0.2.{number}", USER)
+    assert len(throttle) <= 2 * 4
+    for number in (0, 1, 2, 3, 199):
+        assert throttle.wait(f"192.0.2.{number}", USER) == 30, "none has won back its attempts"
+    clock.now += 300
+    assert use_up(throttle, "192.0.2.199") == 10, "there is room again"
+
+
+# Comparisons with verified passwords
+
+
+def flooded(clock: Clock) -> Throttle:
+    throttle = Throttle(clock=clock)
+    for number in range(100):
+        throttle.reserve(CLIENT, f"name{number}")
+    assert throttle.wait(CLIENT, USER) == 3
+    return throttle
+
+
+def test_comparisons_are_limited_apart_while_the_network_is(clock: Clock) -> None:
+    throttle, compared = flooded(clock), 0
+    while throttle.allows_comparison(CLIENT, USER):
+        throttle.count_comparison(CLIENT, USER)
+        compared += 1
+    assert compared == 10
+    assert throttle.allows_comparison(CLIENT, "another-user")
+    clock.now += 3
+    assert throttle.allows_comparison(CLIENT, USER), "an attempt counts now"
+    assert use_up(throttle) == 1
+
+
+def test_a_user_who_is_limited_is_not_compared(clock: Clock) -> None:
+    throttle = Throttle(clock=clock)
+    use_up(throttle)
+    assert not throttle.allows_comparison(CLIENT, USER)
+    clock.now += 30
+    assert throttle.allows_comparison(CLIENT, USER)
 
 
 def test_to_give_back_what_is_forgotten_does_nothing(clock: Clock) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -249,6 +251,89 @@ def test_a_bad_version_changes_nothing_and_is_logged_once(
     assert [level for level, _ in lines(log)] == ["INFO"]
 
 
+def fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def fifo_with_a_writer(path: Path) -> None:
+    """One that would be read until the writer goes away."""
+    fifo(path)
+    os.open(path, os.O_RDWR)
+
+
+def linked_to(target: str) -> Callable[[Path], None]:
+    def replace(path: Path) -> None:
+        path.unlink()
+        path.symlink_to(target)
+
+    return replace
+
+
+def unix_socket(path: Path) -> None:
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(path))
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def huge(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(2**40)
+
+
+OPTIONS = {"password_file": "basic_auth_file", "auth_file": "auth_file"}
+NOT_REGULAR = "not a regular file"
+
+
+@pytest.mark.parametrize(
+    ("replace", "reason"),
+    [
+        pytest.param(fifo, NOT_REGULAR, id="fifo"),
+        pytest.param(fifo_with_a_writer, NOT_REGULAR, id="fifo-with-a-writer"),
+        pytest.param(linked_to("/dev/zero"), NOT_REGULAR, id="dev-zero"),
+        pytest.param(linked_to("/dev/null"), NOT_REGULAR, id="dev-null"),
+        pytest.param(linked_to("/dev/tty"), "", id="dev-tty"),
+        pytest.param(linked_to("/dev/ptmx"), NOT_REGULAR, id="dev-ptmx"),
+        pytest.param(linked_to("users"), "Too many levels of symbolic links", id="link-to-itself"),
+        pytest.param(unix_socket, "No such device or address", id="unix-socket"),
+        pytest.param(folder, "Is a directory", id="folder"),
+        pytest.param(huge, "larger than the maximum of 1 MB", id="huge"),
+        pytest.param(lambda path: path.write_text(f"{'[' * 1000}\nbasic_auth_users:\n"), "line 1: ", id="nested-yaml"),
+    ],
+)
+@pytest.mark.parametrize("option", ["password_file", "auth_file"])
+def test_a_file_replaced_by_something_else_keeps_the_previous_users(
+    replace: Callable[[Path], object],
+    reason: str,
+    option: str,
+    tmp_path: Path,
+    clock: Clock,
+    log: pytest.LogCaptureFixture,
+) -> None:
+    file = tmp_path / "users"
+    file.write_text(f"a:{HASH}\n")
+    users = Users(**{option: str(file)}, clock=clock)
+    password = "secret" if option == "auth_file" else HASH
+    replace(file)
+    for _ in range(3):
+        clock.now += 1
+        assert let_in(users, "a", password)
+    [(level, line)] = lines(log)
+    assert level == "ERROR"
+    assert line.startswith(f"--{OPTIONS[option]}: {str(file)!r}: {reason}")
+    assert line.endswith("; the users stay as they were")
+    if not file.is_dir():
+        file.unlink()
+        file.write_text("b:secret\n" if option == "password_file" else f"b:{HASH}\n")
+        clock.now += 1
+        assert users.names() == ["b"]
+
+
 def test_a_user_that_another_source_has_changes_nothing_until_one_of_them_is_gone(
     tmp_path: Path, clock: Clock, log: pytest.LogCaptureFixture
 ) -> None:
@@ -315,3 +400,38 @@ def test_a_pipe_is_read_once(clock: Clock, log: pytest.LogCaptureFixture) -> Non
         assert lines(log) == []
     finally:
         os.close(reading)
+
+
+@pytest.mark.parametrize("reading", ["pipe", "fifo"])
+def test_a_pipe_of_the_start_is_waited_for(reading: str, tmp_path: Path) -> None:
+    """Its program may take a while, and write in pieces."""
+    path = tmp_path / "fifo"
+    os.mkfifo(path)
+    pipe = os.pipe() if reading == "pipe" else None
+
+    def write() -> None:
+        with open(pipe[1] if pipe else path, "wb", buffering=0) as file:
+            for piece in (b"a:sec", b"ret\nb:other\n"):
+                file.write(piece)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    users = Users(password_file=f"/dev/fd/{pipe[0]}" if pipe else str(path))
+    writer.join()
+    if pipe:
+        os.close(pipe[0])
+    assert users.names() == ["a", "b"]
+
+
+def test_a_device_without_an_end_does_not_start() -> None:
+    with pytest.raises(CredentialsError, match=r"^--auth_file: '/dev/zero': larger than the maximum of 1 MB$"):
+        Users(auth_file="/dev/zero")
+
+
+def test_a_file_of_the_maximum_size_is_read(file: Path) -> None:
+    size = 1024 * 1024
+    file.write_text(f"a:{HASH}\n" + "#" * (size - len(HASH) - 3))
+    assert Users(auth_file=str(file)).names() == ["a"]
+    file.write_text(f"a:{HASH}\n" + "#" * (size - len(HASH) - 2))
+    with pytest.raises(CredentialsError, match="larger than the maximum of 1 MB"):
+        Users(auth_file=str(file))

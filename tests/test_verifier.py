@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import bcrypt
 import pytest
 
 from flower_proxy.credentials import Bcrypt, Credentials, Plain, Secret, hash_password
-from flower_proxy.verifier import Busy, Verifier
+from flower_proxy.verifier import Busy, Checks, Client, Verifier
 
+SOMEBODY = Client("192.0.2.1")
 PATIENCE = 30.0  # seconds; only a test that fails needs them
 
 
@@ -24,11 +25,12 @@ USERS: dict[str, Secret] = {"slow": hashed("secret"), "slower": hashed("secret",
 ONLY_PLAIN: dict[str, Secret] = {"plain": Plain.of(b"secret")}
 
 
-class Checks:
+class Observed:
     """The bcrypt checks that run: each is counted, and may be held up."""
 
     def __init__(self) -> None:
         self.costs: list[int] = []
+        self.passwords: list[bytes] = []
         self.threads: set[str] = set()
         self.most_at_once = 0
         self._running = 0
@@ -41,6 +43,7 @@ class Checks:
     def __call__(self, password: bytes, hashed_password: bytes) -> bool:
         with self._lock:
             self.costs.append(int(hashed_password[4:6]))
+            self.passwords.append(password)
             self.threads.add(threading.current_thread().name)
             self._running += 1
             self.most_at_once = max(self.most_at_once, self._running)
@@ -64,8 +67,8 @@ class Checks:
 
 
 @pytest.fixture
-def checks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Checks]:
-    checks = Checks()
+def checks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Observed]:
+    checks = Observed()
     monkeypatch.setattr(bcrypt, "checkpw", checks)
     yield checks
     checks.go()
@@ -79,16 +82,19 @@ def run(
     test: Callable[[Verifier], Coroutine[Any, Any, None]], users: Callable[[], dict[str, Secret]], waiting: int = 32
 ) -> None:
     async def with_verifier() -> None:
-        verifier = Verifier(users, waiting)
+        threads = Checks(per_client=waiting)
         try:
-            await test(verifier)
+            await test(Verifier(users, threads))
         finally:
-            verifier.close()
+            threads.close()
 
     asyncio.run(with_verifier())
 
 
-async def started(*awaitables: Coroutine[Any, Any, bool]) -> list[asyncio.Task[bool]]:
+T = TypeVar("T")
+
+
+async def started(*awaitables: Coroutine[Any, Any, T]) -> list[asyncio.Task[T]]:
     """Run each to the point where it has to wait."""
     tasks = [asyncio.create_task(awaitable) for awaitable in awaitables]
     await asyncio.sleep(0)
@@ -114,21 +120,21 @@ async def started(*awaitables: Coroutine[Any, Any, bool]) -> list[asyncio.Task[b
     ],
 )
 def test_the_answer_and_what_it_costs(
-    users: dict[str, Secret], user: str, password: str, right: bool, costs: list[int], checks: Checks
+    users: dict[str, Secret], user: str, password: str, right: bool, costs: list[int], checks: Observed
 ) -> None:
     async def test(verifier: Verifier) -> None:
-        assert await verifier.verify(credentials(user, password)) is right
+        assert await verifier.verify(credentials(user, password), SOMEBODY) is right
         assert checks.costs == costs
 
     run(test, lambda: users)
 
 
-def test_the_event_loop_does_not_wait_for_a_check(checks: Checks) -> None:
+def test_the_event_loop_does_not_wait_for_a_check(checks: Observed) -> None:
     async def test(verifier: Verifier) -> None:
         checks.hold()
-        [task] = await started(verifier.verify(credentials("slow")))
+        [task] = await started(verifier.verify(credentials("slow"), SOMEBODY))
         await checks.begun(1)
-        assert await verifier.verify(credentials("plain")), "others are answered meanwhile"
+        assert await verifier.verify(credentials("plain"), SOMEBODY), "others are answered meanwhile"
         checks.go()
         assert await task
         assert threading.current_thread().name not in checks.threads
@@ -136,12 +142,12 @@ def test_the_event_loop_does_not_wait_for_a_check(checks: Checks) -> None:
     run(test, lambda: USERS)
 
 
-def test_who_was_let_in_once_is_known(checks: Checks) -> None:
+def test_who_was_let_in_once_is_known(checks: Observed) -> None:
     async def test(verifier: Verifier) -> None:
         assert not verifier.knows(credentials("slow"))
-        assert await verifier.verify(credentials("slow"))
+        assert await verifier.verify(credentials("slow"), SOMEBODY)
         assert verifier.knows(credentials("slow"))
-        assert await verifier.verify(credentials("slow"))
+        assert await verifier.verify(credentials("slow"), SOMEBODY)
         assert checks.costs == [4]
         assert not verifier.knows(credentials("slow", "wrong"))
         assert not verifier.knows(credentials("slower")), "the same password, but another user"
@@ -149,11 +155,11 @@ def test_who_was_let_in_once_is_known(checks: Checks) -> None:
     run(test, lambda: USERS)
 
 
-def test_a_wrong_password_is_never_known(checks: Checks) -> None:
+def test_a_wrong_password_is_never_known(checks: Observed) -> None:
     async def test(verifier: Verifier) -> None:
         for _ in range(2):
-            assert not await verifier.verify(credentials("slow", "wrong"))
-            assert not await verifier.verify(credentials("nobody"))
+            assert not await verifier.verify(credentials("slow", "wrong"), SOMEBODY)
+            assert not await verifier.verify(credentials("nobody"), SOMEBODY)
         assert checks.costs == [4, 5] * 2
 
     run(test, lambda: USERS)
@@ -170,8 +176,8 @@ def test_a_wrong_password_is_never_known(checks: Checks) -> None:
         pytest.param("slow", "secret", False, id="hash"),
     ],
 )
-def test_what_is_known_at_once(user: str, password: str, known: bool, checks: Checks) -> None:
-    verifier = Verifier(lambda: USERS)
+def test_what_is_known_at_once(user: str, password: str, known: bool, checks: Observed) -> None:
+    verifier = Verifier(lambda: USERS, Checks())
     assert verifier.knows(credentials(user, password)) is known
     assert checks.costs == []
 
@@ -187,16 +193,16 @@ def test_what_is_known_at_once(user: str, password: str, known: bool, checks: Ch
     ],
 )
 def test_a_changed_hash_makes_everybody_log_in_anew(
-    change: dict[str, Secret], known: bool, right: bool, checks: Checks
+    change: dict[str, Secret], known: bool, right: bool, checks: Observed
 ) -> None:
     users: dict[str, Secret] = {"slow": USERS["slow"]}
 
     async def test(verifier: Verifier) -> None:
         nonlocal users
-        assert await verifier.verify(credentials("slow"))
+        assert await verifier.verify(credentials("slow"), SOMEBODY)
         users = change
         assert verifier.knows(credentials("slow")) is known
-        assert await verifier.verify(credentials("slow")) is right
+        assert await verifier.verify(credentials("slow"), SOMEBODY) is right
 
     run(test, lambda: users)
 
@@ -209,13 +215,15 @@ def test_a_changed_hash_makes_everybody_log_in_anew(
         pytest.param({"slow": Bcrypt(USERS["slow"].hashed)}, True, id="read-again-unchanged"),  # type: ignore[union-attr]
     ],
 )
-def test_who_is_removed_during_the_check_is_not_let_in(change: dict[str, Secret], right: bool, checks: Checks) -> None:
+def test_who_is_removed_during_the_check_is_not_let_in(
+    change: dict[str, Secret], right: bool, checks: Observed
+) -> None:
     users: dict[str, Secret] = {"slow": USERS["slow"]}
 
     async def test(verifier: Verifier) -> None:
         nonlocal users
         checks.hold()
-        [task] = await started(verifier.verify(credentials("slow")))
+        [task] = await started(verifier.verify(credentials("slow"), SOMEBODY))
         await checks.begun(1)
         users = change
         checks.go()
@@ -225,11 +233,11 @@ def test_who_is_removed_during_the_check_is_not_let_in(change: dict[str, Secret]
 
 
 @pytest.mark.parametrize(("user", "right"), [("slow", True), ("nobody", False)])
-def test_the_same_credentials_at_once_are_checked_once(user: str, right: bool, checks: Checks) -> None:
+def test_the_same_credentials_at_once_are_checked_once(user: str, right: bool, checks: Observed) -> None:
     async def test(verifier: Verifier) -> None:
         checks.hold()
         assert not verifier.is_checking(credentials(user))
-        tasks = await started(*(verifier.verify(credentials(user)) for _ in range(100)))
+        tasks = await started(*(verifier.verify(credentials(user), SOMEBODY) for _ in range(100)))
         assert verifier.is_checking(credentials(user))
         assert not verifier.is_checking(credentials(user, "wrong"))
         checks.go()
@@ -240,10 +248,12 @@ def test_the_same_credentials_at_once_are_checked_once(user: str, right: bool, c
     run(test, lambda: USERS)
 
 
-def test_who_asked_first_may_go_away(checks: Checks) -> None:
+def test_who_asked_first_may_go_away(checks: Observed) -> None:
     async def test(verifier: Verifier) -> None:
         checks.hold()
-        first, second = await started(verifier.verify(credentials("slow")), verifier.verify(credentials("slow")))
+        first, second = await started(
+            verifier.verify(credentials("slow"), SOMEBODY), verifier.verify(credentials("slow"), SOMEBODY)
+        )
         first.cancel()
         await checks.begun(1)
         checks.go()
@@ -254,13 +264,13 @@ def test_who_asked_first_may_go_away(checks: Checks) -> None:
     run(test, lambda: USERS)
 
 
-def test_what_was_checked_for_somebody_who_went_away_is_known(checks: Checks) -> None:
+def test_what_was_checked_for_somebody_who_went_away_is_known(checks: Observed) -> None:
     async def test(verifier: Verifier) -> None:
         checks.hold()
-        [task] = await started(verifier.verify(credentials("slow")))
+        [task] = await started(verifier.verify(credentials("slow"), SOMEBODY))
         await checks.begun(1)
         task.cancel()
-        [again] = await started(verifier.verify(credentials("slow")))
+        [again] = await started(verifier.verify(credentials("slow"), SOMEBODY))
         checks.go()
         assert await again
         assert verifier.knows(credentials("slow"))
@@ -269,24 +279,24 @@ def test_what_was_checked_for_somebody_who_went_away_is_known(checks: Checks) ->
     run(test, lambda: USERS)
 
 
-def test_two_checks_run_at_once_some_wait_and_then_it_is_busy(checks: Checks) -> None:
+def test_two_checks_run_at_once_some_wait_and_then_it_is_busy(checks: Observed) -> None:
     async def test(verifier: Verifier) -> None:
-        assert await verifier.verify(credentials("slow"))
+        assert await verifier.verify(credentials("slow"), SOMEBODY)
         checks.hold()
-        tasks = await started(*(verifier.verify(credentials("slow", str(number))) for number in range(5)))
+        tasks = await started(*(verifier.verify(credentials("slow", str(number)), SOMEBODY) for number in range(5)))
         await checks.begun(3)  # the first one above, and two of these
         with pytest.raises(Busy):
-            await verifier.verify(credentials("slow", "one too many"))
+            await verifier.verify(credentials("slow", "one too many"), SOMEBODY)
         with pytest.raises(Busy):
-            await verifier.verify(credentials("nobody"))
-        assert await verifier.verify(credentials("slow")), "who was let in before is not held up"
-        assert await verifier.verify(credentials("plain"))
-        joined = await started(verifier.verify(credentials("slow", "4")))
+            await verifier.verify(credentials("nobody"), SOMEBODY)
+        assert await verifier.verify(credentials("slow"), SOMEBODY), "who was let in before is not held up"
+        assert await verifier.verify(credentials("plain"), SOMEBODY)
+        joined = await started(verifier.verify(credentials("slow", "4"), SOMEBODY))
         checks.go()
         assert await asyncio.gather(*tasks, *joined) == [False] * 6
         assert len(checks.costs) == 6
         assert checks.most_at_once == 2
-        assert not await verifier.verify(credentials("slow", "one too many")), "it is over"
+        assert not await verifier.verify(credentials("slow", "one too many"), SOMEBODY), "it is over"
 
     run(test, lambda: USERS, waiting=3)
 
@@ -296,9 +306,9 @@ def test_so_many_are_known_and_the_one_who_was_away_longest_is_forgotten(monkeyp
 
     async def test(verifier: Verifier) -> None:
         for number in range(1024):
-            assert await verifier.verify(credentials("slow", str(number)))
+            assert await verifier.verify(credentials("slow", str(number)), SOMEBODY)
         assert verifier.knows(credentials("slow", "0"))
-        assert await verifier.verify(credentials("slow", "one more"))
+        assert await verifier.verify(credentials("slow", "one more"), SOMEBODY)
         assert verifier.knows(credentials("slow", "0")), "it was asked for meanwhile"
         assert not verifier.knows(credentials("slow", "1"))
         assert verifier.knows(credentials("slow", "2"))
@@ -311,15 +321,15 @@ def test_user_and_password_are_not_mixed_up(monkeypatch: pytest.MonkeyPatch) -> 
     same = USERS["slow"]
 
     async def test(verifier: Verifier) -> None:
-        assert await verifier.verify(credentials("a", "bc"))
+        assert await verifier.verify(credentials("a", "bc"), SOMEBODY)
         assert not verifier.knows(credentials("ab", "c"))
 
     run(test, lambda: {"a": same, "ab": same})
 
 
-def test_no_password_is_kept(checks: Checks) -> None:
+def test_no_password_is_kept(checks: Observed) -> None:
     async def test(verifier: Verifier) -> None:
-        assert await verifier.verify(credentials("slow"))
+        assert await verifier.verify(credentials("slow"), SOMEBODY)
         assert "secret" not in repr(vars(verifier))
 
     run(test, lambda: USERS)
@@ -333,27 +343,128 @@ def test_a_check_that_fails_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None
         with monkeypatch.context() as patch:
             patch.setattr(Bcrypt, "matches", fail)
             with pytest.raises(MemoryError):
-                await verifier.verify(credentials("slow"))
+                await verifier.verify(credentials("slow"), SOMEBODY)
         assert not verifier.is_checking(credentials("slow"))
-        assert await verifier.verify(credentials("slow"))
+        assert await verifier.verify(credentials("slow"), SOMEBODY)
 
     run(test, lambda: USERS)
 
 
-def test_the_end_does_not_wait_for_those_who_wait(checks: Checks) -> None:
+def test_closing_drops_the_checks_that_wait(checks: Observed) -> None:
     async def ended(awaitable: Awaitable[bool]) -> bool:
         try:
             return await awaitable
         except asyncio.CancelledError:
             return False
 
-    async def test(verifier: Verifier) -> None:
+    async def test() -> None:
+        threads = Checks()
+        verifier = Verifier(lambda: USERS, threads)
         checks.hold()
-        tasks = await started(*(ended(verifier.verify(credentials("slow", str(number)))) for number in range(5)))
+        wrong = [credentials("slow", str(number)) for number in range(5)]
+        tasks = await started(*(ended(verifier.verify(each, SOMEBODY)) for each in wrong))
         await checks.begun(2)
-        verifier.close()
+        threads.close()
         checks.go()
         await asyncio.gather(*tasks)
         assert len(checks.costs) == 2
 
+    asyncio.run(test())
+
+
+async def answer(awaitable: Awaitable[bool]) -> bool | None:
+    """Return the answer; None if there is none, since too many checks wait."""
+    try:
+        return await awaitable
+    except Busy:
+        return None
+
+
+FLOOD = [Client(f"198.51.100.{number}") for number in range(200)]
+
+
+@pytest.mark.parametrize(
+    ("flooders", "flood", "client", "checked_before"),
+    [
+        pytest.param(1, 1000, SOMEBODY, 3, id="one-flooder"),
+        pytest.param(3, 1000, SOMEBODY, 5, id="three-flooders"),
+        pytest.param(100, 1000, SOMEBODY, 102, id="a-hundred-flooders"),
+        pytest.param(200, 1000, Client("browser", is_known=True), 2, id="browser-that-logged-in-before"),
+        pytest.param(1, 1000, FLOOD[0], None, id="behind-the-flooders-address"),
+        pytest.param(200, 200, SOMEBODY, None, id="more-flooders-than-the-queue-holds"),
+    ],
+)
+def test_a_flood_delays_another_client_by_one_check_per_flooder(
+    flooders: int, flood: int, client: Client, checked_before: int | None, checks: Observed
+) -> None:
+    """`checked_before`: the checks that begin before the client's own, with those that run already."""
+
+    async def test(verifier: Verifier) -> None:
+        checks.hold()
+        guesses = [
+            answer(verifier.verify(credentials(f"user{number}", "guess"), FLOOD[number % flooders]))
+            for number in range(flood)
+        ]
+        tasks = await started(*guesses)
+        await checks.begun(2)
+        [own] = await started(answer(verifier.verify(credentials("slow"), client)))
+        checks.go()
+        assert await own is (None if checked_before is None else True)
+        await asyncio.gather(*tasks)
+        if checked_before is not None:
+            # Two threads: which of two that began together was counted first is a matter of chance
+            assert checked_before - 1 <= checks.passwords.index(b"secret") <= checked_before + 1
+
     run(test, lambda: USERS)
+
+
+def test_a_flood_is_answered_busy_beyond_its_own_queue(checks: Observed) -> None:
+    async def test(verifier: Verifier) -> None:
+        checks.hold()
+        guesses = [verifier.verify(credentials(f"user{number}"), FLOOD[0]) for number in range(100)]
+        tasks = await started(*map(answer, guesses))
+        checks.go()
+        found = await asyncio.gather(*tasks)
+        assert found == [False] * 34 + [None] * 66
+
+    run(test, lambda: USERS)
+
+
+def test_a_check_that_lost_its_place_is_busy_for_all_who_wait_for_it(checks: Observed) -> None:
+    async def test() -> None:
+        threads = Checks(per_client=3, total=3)
+        verifier = Verifier(lambda: USERS, threads)
+        checks.hold()
+        guesses = [credentials("slow", str(number)) for number in range(5)]
+        first = await started(*(answer(verifier.verify(each, FLOOD[0])) for each in (*guesses, guesses[-1])))
+        await checks.begun(2)
+        other = await started(answer(verifier.verify(credentials("slow"), SOMEBODY)))
+        assert not verifier.is_checking(guesses[-1])
+        checks.go()
+        assert await asyncio.gather(*first, *other) == [False] * 4 + [None] * 2 + [True]
+        threads.close()
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("user", "password", "right", "costs"),
+    [
+        pytest.param("scraper", "scrape", True, [], id="right"),
+        pytest.param("scraper", "wrong", False, [5], id="wrong"),
+        pytest.param("scraper", "secret", False, [5], id="password-of-a-user"),
+        pytest.param("nobody", "wrong", False, [5], id="unknown-user"),
+        pytest.param("slow", "secret", False, [5], id="user-of-the-pages"),
+    ],
+)
+def test_the_scraper_is_refused_as_slowly_as_users_of_the_pages(
+    user: str, password: str, right: bool, costs: list[int], checks: Observed
+) -> None:
+    async def test() -> None:
+        threads = Checks()
+        verifier = Verifier(lambda: {"scraper": Plain.of(b"scrape")}, threads, equal_to=lambda: USERS)
+        assert await verifier.verify(credentials(user, password), SOMEBODY) is right
+        assert checks.costs == costs
+        threads.close()
+
+    asyncio.run(test())

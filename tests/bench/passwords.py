@@ -2,18 +2,24 @@
 
 Two launchers that differ in nothing but how the password is given are asked 100 times a second, by turns. Then one is
 asked for its health while its two threads check wrong passwords: the event loop must go on meanwhile.
+
+``python -m tests.bench.passwords attacks`` measures the time of refusals, which must not tell which users exist, and
+first logins during a flood of wrong passwords from one address and from many.
 """
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import statistics
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from flower_proxy.credentials import hash_password
@@ -25,6 +31,7 @@ COST = 12
 TARGET = 1.2
 RATE, REQUESTS, TURNS = 100, 200, 10
 PATH = "/api/workers"
+_FLOOD_THREADS = 200
 
 
 @contextlib.contextmanager
@@ -83,7 +90,84 @@ def waits_during_checks(server: Server, checks: int) -> tuple[list[float], float
     return waits, seconds
 
 
+# Attacks
+
+
+def write_users(path: Path, users: Iterable[str]) -> None:
+    path.write_text("".join(f"{user}:{hash_password('secret', COST)}\n" for user in users))
+    path.chmod(0o600)
+
+
+def login(server: Server, path: str, credentials: str, client: str) -> tuple[int, float]:
+    """The status, and the seconds until it was there."""
+    begin = time.monotonic()
+    with contextlib.closing(connect(server)) as connection:
+        status = ask(connection, path, {**basic(credentials), "X-Forwarded-For": client})
+    return status, time.monotonic() - begin
+
+
+def refusals(folder: Path) -> None:
+    write_users(folder / "refusals", ["hashed"])
+    options = ["--basic_auth=plain:secret", f"--auth_file={folder / 'refusals'}", "--metrics_auth=scraper:secret"]
+    with launched("refusals", folder, *options) as server:
+        for path in ("/metrics", "/tasks"):
+            for user in ("scraper", "plain", "hashed", "nobody"):
+                found = [login(server, path, f"{user}:{number}", f"192.0.2.{number}") for number in range(10)]
+                statuses = {status for status, _ in found}
+                spent = [seconds * 1000 for _, seconds in found]
+                print(
+                    f"{path}, {user}: refused ({statuses}) in {statistics.median(spent):.0f} ms ({min(spent):.0f} to"
+                    f" {max(spent):.0f})"
+                )
+
+
+def flood(folder: Path, flooders: int, rate: float, logins: int = 10) -> None:
+    """First logins, one a second and each from an address of its own, during a flood of wrong passwords."""
+    users = [f"user{number}" for number in range(logins)]
+    write_users(folder / "flood", users)
+    ended, answered = threading.Event(), Counter[int]()
+
+    def attack(thread: int) -> None:
+        # Each thread has its share of the rate; one that still waits for an answer sends nothing
+        for number in itertools.count(thread, _FLOOD_THREADS):
+            if ended.wait(max(0.0, begin + number / rate - time.monotonic())):
+                return
+            client = f"198.51.100.{number % flooders}"
+            answered[login(server, "/tasks", f"name{number}:guess", client)[0]] += 1
+
+    with (
+        launched("flood", folder, f"--auth_file={folder / 'flood'}") as server,
+        ThreadPoolExecutor(_FLOOD_THREADS) as attackers,
+        ThreadPoolExecutor(logins) as threads,
+    ):
+        begin = time.monotonic()
+        attackers.map(attack, range(_FLOOD_THREADS))
+        found = []
+        for number, user in enumerate(users):
+            ended.wait(3 if number == 0 else 1)
+            found.append(threads.submit(login, server, "/tasks", f"{user}:secret", f"203.0.113.{number}"))
+        answers = [each.result() for each in found]
+        ended.set()
+    seconds = [spent for status, spent in answers if status == 200]
+    print(
+        f"{flooders} flooding addresses, {rate} tries a second in all, answered {dict(answered)}:"
+        f" {len(seconds)} of {logins} first logins succeeded"
+        + (f", after {statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})" if seconds else ""),
+        flush=True,
+    )
+
+
+def attacks() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        refusals(Path(name))
+        for flooders, rate in ((1, 13.0), (1, 100.0), (20, 50.0), (200, 50.0)):
+            flood(Path(name), flooders, rate)
+
+
 def main() -> None:
+    if sys.argv[1:] == ["attacks"]:
+        attacks()
+        return
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         folder = Path(name)
         user, _, password = CREDENTIALS.partition(":")
