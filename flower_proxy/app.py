@@ -158,11 +158,10 @@ class FlowerProxy(Flower):  # type: ignore[misc]
     def find_guarded_handler(self, request: HTTPServerRequest, gate: Gate, **kwargs: Any) -> HTTPMessageDelegate:
         """Find what answers a request, behind this gate."""
         peer = _name_peer(request)
-        user_header = gate.authenticator.user_header
-        if problem := oversized(request.uri or "", request.headers, user_header):
+        if problem := oversized(request.uri or "", request.headers):
             return self.answer(request, PlainText, status=HTTPStatus.BAD_REQUEST, message=problem)
         if peer not in self.locator.trusted:
-            self._ignore_headers(request, peer, user_header)
+            self._ignore_headers(request, peer, gate.authenticator.user_header)
         try:
             location = self.locator.locate(
                 peer=peer,

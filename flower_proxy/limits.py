@@ -21,8 +21,8 @@ MAX_TASK_BODY = 1024 * 1024
 MAX_DISCARDED_BODY = 16 * 1024 * 1024
 """Bytes of a body that is too large, which are read and dropped so that the client gets to read the answer."""
 
-# A header that is not here is not parsed: a proxy may send tokens of any length in it. Authorization that is too long gets
-# 401, from `flower_proxy.credentials.read_authorization`.
+# A header that is not here is not parsed, and a proxy may send tokens of any length in it; or it has a limit of its own:
+# Authorization in `flower_proxy.credentials`, that of --auth_header in `flower_proxy.authentication`
 _MAX_VALUES = {
     "Cookie": MAX_COOKIE,
     **dict.fromkeys(
@@ -50,18 +50,17 @@ _MAX_VALUES = {
 }
 
 
-def oversized(target: str, headers: HTTPHeaders, user_header: str | None = None) -> str | None:
+def oversized(target: str, headers: HTTPHeaders) -> str | None:
     """Tell what is too long in the head of a request.
 
     :param target: the path and query, as they were sent.
-    :param user_header: another header that is parsed.
     :returns: one line for the client; None if nothing is too long.
     """
     for part, text in zip(("path", "query"), target.split("?", 1), strict=False):
         if len(text) > MAX_HEADER_VALUE:
             return f"The {part} has {len(text)} characters; at most {MAX_HEADER_VALUE} are accepted"
     for name in headers:
-        maximum = MAX_HEADER_VALUE if name == user_header else _MAX_VALUES.get(name)
+        maximum = _MAX_VALUES.get(name)
         if maximum is not None and (length := len(headers[name])) > maximum:
             return f"{name} has {length} characters; at most {maximum} are accepted"
     return None
