@@ -13,7 +13,17 @@ from .programs import nginx
 
 MODULES = Path("/usr/lib/apache2/modules")
 # What Debian's Apache has by itself, beside what the configuration asks for
-BASE_MODULES = ["mpm_event", "authz_core", "authz_host", "authn_core", "authz_user", "filter", "alias", "env"]
+BASE_MODULES = [
+    "mpm_event",
+    "authz_core",
+    "authz_host",
+    "authn_core",
+    "authz_user",
+    "filter",
+    "alias",
+    "env",
+    "setenvif",
+]
 
 LISTEN: Mapping[str, Callable[[Address, Address], dict[str, str]]] = {
     "nginx": lambda plain, tls: {
@@ -60,7 +70,9 @@ def proxy(
     elif kind == "caddy":
         options = f"admin off\n http_port {plain.port}\n https_port {tls.port}\n default_bind 127.0.0.1\n"
         certfile, keyfile = (file for name, file in files.items() if name.startswith("/etc/letsencrypt/"))
-        text = re.sub(r"^localhost \{", f"localhost {{\n tls {certfile} {keyfile}", text, flags=re.MULTILINE)
+        text = re.sub(
+            r"^https://localhost \{", f"https://localhost {{\n tls {certfile} {keyfile}", text, flags=re.MULTILINE
+        )
         (folder / "Caddyfile").write_text(f"{{\n {options} }}\n{text}")
         command = [program("caddy"), "run", "--config", str(folder / "Caddyfile"), "--adapter", "caddyfile"]
         check = [command[0], "validate", *command[2:]]
