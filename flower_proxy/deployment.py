@@ -65,8 +65,9 @@ _PLAIN: Mapping[str, tuple[Callable[[str], object], str]] = {
     ),
     "auth_file": (partial(re.fullmatch, r"/[A-Za-z0-9._@+/-]+"), "an absolute path of letters, digits and ._@+-"),
     "auth_header": (
-        partial(re.fullmatch, r"[A-Za-z0-9][A-Za-z0-9-]*"),
-        "a header of letters, digits and -, such as X-Forwarded-User",
+        # nginx has room for no longer ones by default
+        partial(re.fullmatch, r"[A-Za-z0-9][A-Za-z0-9-]{0,39}"),
+        "a header of letters, digits and -, of at most 40, such as X-Forwarded-User",
     ),
     "auth_request": (_is_provider, "where the identity provider listens, such as http://127.0.0.1:4180"),
 }
@@ -256,14 +257,13 @@ def render(target: Target, deployment: Deployment) -> str:
 
 
 def values_by_option(words: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Return what a command says behind its first word: for each value the option it belongs to."""
+    """Return each word of a command without its option's name, and before it that name, for messages."""
     option = ""
     for word in words:
         name, equals, value = word.partition("=")
-        if word.startswith("-"):
-            option = name
-        if equals or not word.startswith("-"):
-            yield option, value if word.startswith("-") else word
+        is_whole = word.startswith("--") and equals
+        yield (name, value) if is_whole else (option, word)
+        option = name if word.startswith("-") else option
 
 
 def _yaml(text: str) -> str:

@@ -139,7 +139,7 @@ def _supervisor(deployment: Deployment) -> Mapping[str, Any]:
     for name, value in values_by_option(words[1:]):
         if re.search(r"\s[;#]", value):
             raise DeploymentError(
-                f"{name}: {value!r}: what stands behind ' ;' or ' #' is a comment to supervisor; set the option in --conf"
+                f"{name}: {value!r}: supervisor takes ' ;' and ' #' for the beginning of a comment; set it in --conf"
             )
     return {
         **_common(deployment),

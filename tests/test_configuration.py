@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from jsonschema import Draft202012Validator
 
 from flower_proxy.deployment import TARGETS
-from tests.support.configurations import BY_HAND, EXAMPLES, config, printed
+from tests.support.configurations import BY_HAND, EXAMPLES, config, documents, printed
 from tests.support.processes import PROJECT
 
 FOLDER = PROJECT / "examples"
@@ -179,7 +178,7 @@ def faults(document: Any, schema: str) -> list[str]:
 
 @pytest.mark.parametrize("words", TRAEFIK)
 def test_traefik_s_file_fits_its_schema(words: str) -> None:
-    document = yaml.safe_load(printed(f"traefik {words}"))
+    document = documents(printed(f"traefik {words}"))[0]
     assert not faults(document, "traefik.json")
     http = document["http"]
     routers = http["routers"].values()
@@ -193,7 +192,7 @@ def test_traefik_s_file_fits_its_schema(words: str) -> None:
 
 @pytest.mark.parametrize("words", INGRESS)
 def test_the_ingress_fits_its_schema(words: str) -> None:
-    documents = list(yaml.safe_load_all(printed(f"ingress-nginx {words}")))
-    assert [document["kind"] for document in documents] == ["ConfigMap", "Ingress", "Ingress"]
-    for document in documents:
+    objects = documents(printed(f"ingress-nginx {words}"))
+    assert [document["kind"] for document in objects] == ["ConfigMap", "Ingress", "Ingress"]
+    for document in objects:
         assert not faults(document, "ingress-nginx.json")

@@ -19,10 +19,9 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-import yaml
 from jsonschema import Draft202012Validator
 
-from tests.support.configurations import config, printed
+from tests.support.configurations import config, documents, printed
 from tests.support.processes import Address, answers, basic, free_port, program, request, running, wait_until
 from tests.support.programs import CREDENTIALS, htpasswd
 
@@ -249,7 +248,7 @@ def container_words(target: str, text: str) -> list[str]:
         # Compose refuses any other dollar sign
         words = [
             re.sub(r"\$(.?)", lambda match: {"$": "$"}[match[1]], word)
-            for word in yaml.safe_load(text)["services"]["flower-proxy"]["command"]
+            for word in documents(text)[0]["services"]["flower-proxy"]["command"]
         ]
     else:
         # As k8s.io/kubernetes/third_party/forked/golang/expansion does, where no variable is set
@@ -266,7 +265,7 @@ def setting_of_image(text: str, name: str) -> str:
 
 
 def pod(text: str) -> dict[str, Any]:
-    (deployment,) = (one for one in yaml.safe_load_all(text) if one["kind"] == "Deployment")
+    (deployment,) = (one for one in documents(text) if one["kind"] == "Deployment")
     found: dict[str, Any] = deployment["spec"]["template"]["spec"]
     return found
 
@@ -345,7 +344,7 @@ COMPOSE = closed(
 
 @pytest.mark.parametrize("options", [PREFIXED, "--persistent --metrics_port=9808", "--basic_auth=me:secret"])
 def test_compose_files_are_of_the_schema(options: str) -> None:
-    file = yaml.safe_load(printed(f"compose {options}"))
+    file = documents(printed(f"compose {options}"))[0]
     Draft202012Validator(COMPOSE).validate(file)
     for kind in ("secrets", "volumes"):
         used = {one.partition(":")[0] for service in file["services"].values() for one in service.get(kind, [])}
@@ -354,7 +353,7 @@ def test_compose_files_are_of_the_schema(options: str) -> None:
 
 @pytest.mark.parametrize("options", [PREFIXED, "--persistent --metrics_port=9808", "--basic_auth=me:secret"])
 def test_kubernetes_objects_are_of_its_schema(options: str) -> None:
-    objects = list(yaml.safe_load_all(printed(f"kubernetes {options}")))
+    objects = documents(printed(f"kubernetes {options}"))
     for one in objects:
         kubernetes_validate.validate(one, kubernetes_validate.latest_version(), strict=True)
     assert [one["kind"] for one in objects][:3] == ["Deployment", "Service", "NetworkPolicy"]

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Mapping
+from typing import Any
 from unittest import mock
+
+import yaml
 
 from flower_proxy.command import main
 
@@ -75,6 +79,22 @@ def printed(words: str) -> str:
     if result.returncode != 0:
         raise ValueError(f"flower-proxy config {words}: {result.stderr}")
     return result.stdout
+
+
+class _Yaml(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Takes for a number what any version of YAML takes for one, as Go's readers do."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|0o[0-7]+)\Z"),
+    list("-+.0123456789"),
+)
+
+
+def documents(text: str) -> list[Any]:
+    """The documents in a file of YAML."""
+    return list(yaml.load_all(text, _Yaml))
 
 
 def write_examples() -> None:
