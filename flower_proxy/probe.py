@@ -286,9 +286,10 @@ class Client:
             else http.client.HTTPConnection(target.name, target.port)
         )
         sent = {"User-Agent": "flower-proxy check", **(self._known if known else {}), **(headers or {})}
-        deadline = min(monotonic() + _REQUEST_TIMEOUT, self._deadline)
         with contextlib.ExitStack() as stack:
             try:
+                self._look_up()
+                deadline = min(monotonic() + _REQUEST_TIMEOUT, self._deadline)
                 sock = stack.enter_context(contextlib.closing(self._connect(deadline)))
                 connection.sock = _Socket(sock, deadline)
                 answer = replace(answer, port=sock.getsockname()[1])
@@ -310,15 +311,15 @@ class Client:
                     ) from None
                 return replace(answer, problem=problem_of(error, target))
 
+    def _look_up(self) -> None:
+        """Look the name up, once. How long that takes cannot be limited, so the time begins afterwards."""
+        if not self._addresses:
+            port = self.target.port or (443 if self.target.scheme == "https" else 80)
+            self._addresses = socket.getaddrinfo(self.target.name, port, type=socket.SOCK_STREAM)
+            self._deadline = monotonic() + self._timeout
+
     def _connect(self, deadline: float) -> socket.socket:
         """Connect to the first of the name's addresses that takes it."""
-        target = self.target
-        if not self._addresses:
-            port = target.port or (443 if target.scheme == "https" else 80)
-            self._addresses = socket.getaddrinfo(target.name, port, type=socket.SOCK_STREAM)
-            # It cannot be limited, so it does not count
-            self._deadline = monotonic() + self._timeout
-            deadline = min(monotonic() + _REQUEST_TIMEOUT, self._deadline)
         problem = OSError("no address")
         for family, kind, protocol, _, address in self._addresses:
             sock = socket.socket(family, kind, protocol)
@@ -326,9 +327,9 @@ class Client:
                 sock.settimeout(_left(deadline))
                 sock.connect(address)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                if target.scheme == "https":
+                if self.target.scheme == "https":
                     sock.settimeout(_left(deadline))
-                    sock = self._context.wrap_socket(sock, server_hostname=target.name)
+                    sock = self._context.wrap_socket(sock, server_hostname=self.target.name)
                 return sock
             except OSError as error:
                 sock.close()

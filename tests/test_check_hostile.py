@@ -22,10 +22,12 @@ from tests.test_findings import SEEN, evidence, saying
 BODY = json.dumps(asdict(SEEN)).encode()
 
 
-def looked_at(pieces: Callable[[bytes], Iterable[bytes]], *, timeout: float = 30, pause: float = 0) -> list[Finding]:
+def looked_at(
+    pieces: Callable[[bytes], Iterable[bytes]], *, scheme: str = "http", timeout: float = 30, pause: float = 0
+) -> list[Finding]:
     with answering(pieces, pause=pause) as address:
-        client = Client(parse_target(f"http://{address}/flower/"), "", ssl.create_default_context(), timeout=timeout)
-        return look(client)
+        target = parse_target(f"{scheme}://{address}/flower/")
+        return look(Client(target, "", ssl.create_default_context(), timeout=timeout))
 
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -45,6 +47,12 @@ ENDLESS = {
 def test_one_that_never_ends_is_given_up_at_the_deadline(name: str) -> None:
     pieces, pause = ENDLESS[name]
     (finding,) = looked_at(lambda _: pieces, timeout=0.5, pause=pause)
+    assert finding.message.endswith("does not answer everything within 0.5 seconds")
+
+
+def test_a_handshake_that_never_ends_is_given_up_at_the_deadline() -> None:
+    record = forever(b"x", after=b"\x16\x03\x03\x40\x00")
+    (finding,) = looked_at(lambda _: record, scheme="https", timeout=0.5, pause=0.05)
     assert finding.message.endswith("does not answer everything within 0.5 seconds")
 
 

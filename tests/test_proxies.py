@@ -7,6 +7,7 @@ import http.client
 import json
 import re
 import shlex
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,9 @@ from urllib.parse import urljoin
 import pytest
 
 from tests.support.browser import Browser
-from tests.support.configurations import BY_HAND, EXAMPLES, printed
+from tests.support.configurations import BY_HAND, EXAMPLES, documents, printed
 from tests.support.journey import Journey, Place
-from tests.support.processes import PROJECT, Address, Answer, basic, free_port, request, wait_until
+from tests.support.processes import PROJECT, Address, Answer, basic, free_port, program, request, wait_until
 from tests.support.programs import COLLEAGUE, CREDENTIALS, USER, Broker, launch
 from tests.support.proxies import proxy, substitute
 from tests.support.standins import HostApplication, IdentityProvider, Mirror, NamelessProvider, serving
@@ -234,6 +235,16 @@ def test_where_flower_asks_nobody_a_strangers_name_does_not_lead_to_it(
         except http.client.RemoteDisconnected:
             text = ""
     assert "x-forwarded-host" not in text
+
+
+def test_idle_connections_are_closed_before_flower_closes_them(tmp_path: Path) -> None:
+    """It does so after 75 seconds; a request that comes at that moment is lost, and a POST is not sent again."""
+    (traefik,) = documents(printed("traefik --url_prefix=flower"))
+    assert traefik["http"]["serversTransports"]["flower"]["forwardingTimeouts"] == {"idleConnTimeout": "60s"}
+    (tmp_path / "Caddyfile").write_text(printed("caddy --url_prefix=flower"))
+    adapt = [program("caddy"), "adapt", "--adapter", "caddyfile", "--config", str(tmp_path / "Caddyfile")]
+    adapted = subprocess.run(adapt, capture_output=True, text=True, check=True).stdout
+    assert re.findall(r'"idle_timeout":(\d+)', adapted) == [str(60 * 10**9)]
 
 
 @pytest.mark.parametrize("wish", ["close", "X-Forwarded-For, Close"])

@@ -22,7 +22,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from tests.support.configurations import config, documents, printed
-from tests.support.processes import Address, answers, basic, free_port, program, request, running, wait_until
+from tests.support.processes import PROJECT, Address, answers, basic, free_port, program, request, running, wait_until
 from tests.support.programs import CREDENTIALS, htpasswd
 
 FLOWER_PROXY = str(Path(sys.executable).with_name("flower-proxy"))
@@ -146,6 +146,14 @@ def dumped(*units: Path) -> dict[str, list[str]]:
     for name, value in re.findall(r"^\t+([\w ]+): (.*)$", done.stdout, re.MULTILINE):
         read.setdefault(name, []).append(value)
     return read
+
+
+def test_there_are_descriptors_for_more_connections_than_by_default() -> None:
+    django = (PROJECT / "examples" / "django" / "systemd" / "flower-proxy.service").read_text()
+    for unit in (printed("systemd"), printed(f"systemd --unix_socket={SOCKET}"), django):
+        assert setting(unit, "LimitNOFILE") == ["4096"]
+    (compose,) = documents(printed("compose"))
+    assert compose["services"]["flower-proxy"]["ulimits"] == {"nofile": 4096}
 
 
 def test_what_systemd_starts_answers(project: Path) -> None:
