@@ -9,7 +9,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flower_proxy.check import look, show
@@ -19,6 +19,8 @@ from flower_proxy.seen import MAX_DEPTH, PATH, Seen, SeenWorker, parse_json, rea
 from tests.support.hostile import answering, forever, ok
 from tests.test_findings import SEEN, evidence, saying
 
+# The first text that Hypothesis draws takes it a second or two
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 BODY = json.dumps(asdict(SEEN)).encode()
 
 
@@ -153,6 +155,7 @@ FIELDS = st.sampled_from([field.name for field in fields(Seen)])
 WORKER_FIELDS = st.sampled_from([field.name for field in fields(SeenWorker)])
 
 
+@UNTIMED
 @given(st.dictionaries(FIELDS, JSON, max_size=3), st.dictionaries(WORKER_FIELDS, JSON, max_size=2))
 def test_what_is_taken_for_a_report_can_be_judged_and_shown(of_all: Any, of_worker: Any) -> None:
     document = json.loads(BODY)
@@ -166,6 +169,7 @@ def test_what_is_taken_for_a_report_can_be_judged_and_shown(of_all: Any, of_work
     show(examine(evidence(seen, anonymous=saying(seen))))
 
 
+@UNTIMED
 @given(st.binary(max_size=200) | JSON.map(lambda document: json.dumps(document).encode()))
 def test_what_is_no_report_is_refused(body: bytes) -> None:
     with pytest.raises((TypeError, ValueError)):

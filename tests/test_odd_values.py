@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flower_proxy.configuration import TARGETS
@@ -26,6 +26,8 @@ from tests.support.prometheus import promtool
 from tests.support.proxies import checked
 from tests.test_services import FLOWER_PROXY, INSTALLED, container_words, dumped, setting
 
+# The first text that Hypothesis draws takes it a second or two
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 HOSTILE = [
     *(
         "yes",
@@ -243,6 +245,7 @@ def test_a_value_is_read_back_as_it_was_given_or_refused(target: str, option: st
             assert any(said.strip("/").lower() in leaf.lower() for leaf in read), value
 
 
+@UNTIMED
 @given(st.text(max_size=40))
 def test_any_text_arrives_in_the_command(value: str) -> None:
     for target, read in READERS_OF_WORDS.items():
