@@ -267,7 +267,7 @@ def values_by_option(words: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def _yaml(text: str) -> str:
-    """Write a text for YAML: always in quotes, since readers differ in which words are none."""
+    """Quote a text for YAML; parsers differ in which plain words are texts."""
     return yaml.safe_dump(text, default_style='"', width=float("inf"), allow_unicode=True).rstrip("\n")
 
 

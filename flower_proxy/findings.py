@@ -103,7 +103,7 @@ def _came(answer: Answer) -> str:
 
 
 def _unanswered(*answers: Answer | None) -> Told | None:
-    """A warning where one of these did not come, since nothing follows from that."""
+    """Return a warning if one of these did not come, since nothing follows from that."""
     problems = [answer.problem for answer in answers if answer is not None and not answer.status]
     return _warn(f"not known: {problems[0]}", "check again") if problems else None
 
@@ -471,7 +471,7 @@ def not_reached(answer: Answer, health: Answer, target: Target, user: str | None
 
 
 def timed_out(message: str) -> Finding:
-    """Say that what answers is too slow to be looked at."""
+    """Report that the check ran out of time."""
     remedy = "look into the logs of the proxy and of flower-proxy for what takes so long, and check again"
     return Finding("launcher", Status.FAILED, message, remedy)
 

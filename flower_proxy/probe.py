@@ -54,7 +54,7 @@ _REQUEST_TIMEOUT = 15.0
 # Flower's page names fewer than twenty
 _MAX_LINKS = 100
 _CHUNK = 65536
-# Within a tag, so that a page of nothing but beginnings of tags takes no time
+# Without < in a tag the search takes linear time, also in a page of unclosed tags
 _LINK = re.compile(r"<(?:script|link)\b[^<>]*?\b(?:src|href)=\"([^\"]+)\"")
 _EXPECTED = {".css": "text/css", ".js": "javascript"}
 
@@ -203,7 +203,7 @@ class _TooLargeError(Exception):
 
 
 class _Reader(io.RawIOBase):
-    """Reads from a socket until a deadline, and no more than `MAX_ANSWER`: a socket's own timeout is for each read."""
+    """A reader of at most `MAX_ANSWER` bytes until a deadline; a socket's own timeout applies to each read."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock, self._deadline, self._left = sock, deadline, MAX_ANSWER
@@ -221,13 +221,13 @@ class _Reader(io.RawIOBase):
 
 
 class _Socket:
-    """What http.client needs of a socket, with a deadline for everything."""
+    """The part of a socket that http.client uses, with a deadline for all of it."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock, self._deadline = sock, deadline
 
     def sendall(self, content: bytes) -> None:
-        # One after the other: with TLS each record would have the whole timeout
+        # With TLS the timeout would apply to each record
         for start in range(0, len(content), 16384):
             self._sock.settimeout(_left(self._deadline))
             self._sock.sendall(content[start : start + 16384])
@@ -299,7 +299,7 @@ class Client:
                 response = connection.getresponse()
                 found = {name.lower(): value for name, value in response.getheaders()}
                 answer = replace(answer, status=response.status, headers=found)
-                # In pieces: Python makes room for as much as the answer announces, before anything of it has come
+                # http.client allocates the announced length before it reads, so the body is read in pieces
                 body_read = b"".join(iter(lambda: response.read(_CHUNK), b""))
                 if response.length:
                     raise http.client.IncompleteRead(body_read, response.length)
@@ -312,7 +312,7 @@ class Client:
                 return replace(answer, problem=problem_of(error, target))
 
     def _look_up(self) -> None:
-        """Look the name up, once. How long that takes cannot be limited, so the time begins afterwards."""
+        """Look the name up, once; the deadline starts afterwards, since a lookup cannot be interrupted."""
         if not self._addresses:
             port = self.target.port or (443 if self.target.scheme == "https" else 80)
             self._addresses = socket.getaddrinfo(self.target.name, port, type=socket.SOCK_STREAM)

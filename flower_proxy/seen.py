@@ -24,7 +24,7 @@ PATH = "/-/check"
 MAX_DEPTH = 64
 """Levels of arrays and objects in a document that `parse_json` takes."""
 
-# Beyond it neither a port nor a time makes sense, and a float is not exact
+# Larger numbers are neither ports nor times, and no longer exact as floats
 _MAX_NUMBER = 2.0**53
 _JSON_TOKEN = re.compile(rb'\\.|["\[\]{}]', re.DOTALL)
 
@@ -84,12 +84,12 @@ class Seen:
 
 
 def parse_json(body: bytes) -> Any:
-    """Parse a document that anybody may have sent.
+    """Parse a document of unknown origin.
 
     :raises ValueError: it is no JSON in UTF-8, or has more than `MAX_DEPTH` levels.
     """
     depth, in_string = 0, False
-    # Python's own parser recurses, and how deep it may differs with its version
+    # Python's parser recurses, and its limit depends on the version
     for match in _JSON_TOKEN.finditer(body):
         token = match[0]
         if token == b'"':

@@ -200,7 +200,7 @@ def _kubernetes(deployment: Deployment) -> Mapping[str, Any]:
     words = _in_container(deployment, users_file="/etc/flower/htpasswd", trusted="10.0.0.0/8")
     return {
         **_common(deployment),
-        # Not only before a bracket: of two that are there already Kubernetes takes one away
+        # Kubernetes turns $$ into $ anywhere, not only before a bracket
         "arguments": [word.replace("$", "$$") for word in words[1:]],
         "has_users": bool(_files(words)),
     }

@@ -1,4 +1,4 @@
-"""``flower-proxy check`` against a server that means harm: it ends in time, with one clear line."""
+"""``flower-proxy check`` against a hostile server: it ends in time, with one clear line."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ ENDLESS = {
 
 
 @pytest.mark.parametrize("name", ENDLESS)
-def test_one_that_never_ends_is_given_up_at_the_deadline(name: str) -> None:
+def test_endless_answers_end_at_the_deadline(name: str) -> None:
     pieces, pause = ENDLESS[name]
     (finding,) = looked_at(lambda _: pieces, timeout=0.5, pause=pause)
     assert finding.message.endswith("does not answer everything within 0.5 seconds")
 
 
-def test_a_handshake_that_never_ends_is_given_up_at_the_deadline() -> None:
+def test_an_endless_handshake_ends_at_the_deadline() -> None:
     record = forever(b"x", after=b"\x16\x03\x03\x40\x00")
     (finding,) = looked_at(lambda _: record, scheme="https", timeout=0.5, pause=0.05)
     assert finding.message.endswith("does not answer everything within 0.5 seconds")
@@ -157,7 +157,7 @@ WORKER_FIELDS = st.sampled_from([field.name for field in fields(SeenWorker)])
 
 @UNTIMED
 @given(st.dictionaries(FIELDS, JSON, max_size=3), st.dictionaries(WORKER_FIELDS, JSON, max_size=2))
-def test_what_is_taken_for_a_report_can_be_judged_and_shown(of_all: Any, of_worker: Any) -> None:
+def test_accepted_reports_can_be_examined_and_shown(of_all: Any, of_worker: Any) -> None:
     document = json.loads(BODY)
     document["workers"][0].update(of_worker)
     document.update(of_all)
@@ -171,13 +171,13 @@ def test_what_is_taken_for_a_report_can_be_judged_and_shown(of_all: Any, of_work
 
 @UNTIMED
 @given(st.binary(max_size=200) | JSON.map(lambda document: json.dumps(document).encode()))
-def test_what_is_no_report_is_refused(body: bytes) -> None:
+def test_other_documents_are_refused(body: bytes) -> None:
     with pytest.raises((TypeError, ValueError)):
         read_seen(parse_json(body))
 
 
 @pytest.mark.parametrize("levels", [MAX_DEPTH, MAX_DEPTH + 1])
-def test_json_has_so_many_levels(levels: int) -> None:
+def test_deep_json_is_refused(levels: int) -> None:
     body = b'["\\"[[[[' + b"[" * 100 + b'",' + b"[" * (levels - 1) + b"]" * levels
     if levels > MAX_DEPTH:
         with pytest.raises(ValueError, match="more than 64 levels"):

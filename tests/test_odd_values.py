@@ -119,7 +119,7 @@ OPTIONS: dict[str, tuple[str, Sequence[str]]] = {
 """Options whose values are written somewhere: a value that is fine, and what has to be said too, one of these."""
 
 IN_THE_COMMAND = ("--queues", "--workdir", "-A")
-"""Those that are there and nowhere else, and that may have any value."""
+"""Options whose values are written nowhere but in the command, and may be any text."""
 
 OF_YAML = ("traefik", "ingress-nginx", "compose", "kubernetes", "prometheus")
 PROXIES = ("nginx", "apache", "caddy", "haproxy")
@@ -164,7 +164,7 @@ def leaves(document: Any) -> Iterator[Any]:
 
 
 def shape(target: str, text: str) -> object:
-    """What must not depend on a value: keys and types of YAML; of other formats the word that begins each line."""
+    """Return the part that no value may change: keys and types of YAML, else the first word of each line."""
     if target not in OF_YAML:
         return re.findall(r"^\W*\w*", text, re.MULTILINE)
 
@@ -195,7 +195,7 @@ def written(option: str, value: str) -> str:
 
 
 def accepted(target: str, option: str, value: str) -> str | None:
-    """What is printed; None where the value is refused, which is one line that names the option and no other."""
+    """Return the configuration; None if the value is refused, which is one line that names the option."""
     done = config(*words_for(target, option, value))
     if done.returncode == 0:
         return done.stdout

@@ -138,7 +138,7 @@ def test_systemd_listens_on_the_address_that_was_asked_for(address: str, listens
 
 
 def dumped(*units: Path) -> dict[str, list[str]]:
-    """What systemd has read from its units, by the name that it gives each setting."""
+    """Return the settings that systemd has read from its units, by the names that it gives them."""
     verify = [program("systemd-analyze"), "verify", "--man=no", *map(str, units)]
     done = subprocess.run(verify, capture_output=True, text=True, env={**os.environ, "SYSTEMD_LOG_LEVEL": "debug"})
     assert done.returncode == 0, done.stderr

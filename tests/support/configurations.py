@@ -82,7 +82,7 @@ def printed(words: str) -> str:
 
 
 class _Yaml(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Takes for a number what any version of YAML takes for one, as Go's readers do."""
+    """Reads numbers of YAML 1.1 and 1.2, as Go's parsers do."""
 
 
 _Yaml.add_implicit_resolver(
@@ -93,7 +93,7 @@ _Yaml.add_implicit_resolver(
 
 
 def documents(text: str) -> list[Any]:
-    """The documents in a file of YAML."""
+    """Return the documents of a YAML file."""
     return list(yaml.load_all(text, _Yaml))
 
 

@@ -197,7 +197,7 @@ def htpasswd(folder: Path, *credentials: str) -> Path:
 
 
 def nginx_command(config: str, folder: Path) -> list[str]:
-    """What runs nginx with this configuration, which must be a whole file.
+    """Return the command that runs nginx with this configuration, which must be a whole file.
 
     :raises RuntimeError: nginx refuses it.
     """

@@ -70,7 +70,7 @@ def proxy(
 
 
 def checked(kind: str, text: str, folder: Path) -> list[str]:
-    """What runs a proxy with this configuration.
+    """Return the command that runs a proxy with this configuration.
 
     :raises RuntimeError: the proxy refuses it.
     """
