@@ -11,12 +11,15 @@ from pathlib import Path
 import click
 
 from flower_proxy.credentials import CredentialsError, check_user
-from flower_proxy.findings import Finding, Status, examine, not_reached
+from flower_proxy.findings import Finding, Status, examine, not_reached, timed_out
 from flower_proxy.hash_password import read_password
-from flower_proxy.probe import Client, parse_target
+from flower_proxy.probe import CheckTimeoutError, Client, parse_target
 from flower_proxy.remedies import PROXIES
 
 _COLOURS = {Status.PASSED: "green", Status.WARNING: "yellow", Status.FAILED: "red", Status.SKIPPED: "bright_black"}
+
+# Characters; what a server names may be longer than what anybody reads
+_MAX_LINE = 2000
 
 
 class _InputError(click.ClickException):
@@ -53,19 +56,32 @@ def check(
         credentials = _credentials(user) if user is not None else ""
     except (ValueError, CredentialsError) as error:
         raise _InputError(str(error)) from None
-    client = Client(target, credentials, context)
-    answer, now = client.look()
-    seen = answer.seen
-    if seen is None:
-        health = client.ask(f"{target.prefix}/healthcheck", known=False) if answer.status else answer
-        findings = [not_reached(answer, health, target, user)]
-    else:
-        findings = examine(client.gather(answer, seen, now), proxy or "")
+    findings = look(Client(target, credentials, context), user=user, proxy=proxy or "")
     if as_json:
         click.echo(json.dumps([{**vars(finding), "status": finding.status.value} for finding in findings], indent=2))
     else:
         show(findings)
     ctx.exit(int(any(finding.status is Status.FAILED for finding in findings)))
+
+
+def look(client: Client, *, user: str | None = None, proxy: str = "") -> list[Finding]:
+    """Ask everything there is to ask, and judge the answers.
+
+    :param user: who is asking.
+    :param proxy: as for `examine`.
+    """
+    try:
+        answer, now = client.look()
+        if (seen := answer.seen) is not None:
+            return examine(client.gather(answer, seen, now), proxy)
+        health = (
+            client.ask(f"{client.target.prefix}/healthcheck", known=False)
+            if answer.status and not answer.problem
+            else answer
+        )
+        return [not_reached(answer, health, client.target, user)]
+    except CheckTimeoutError as error:
+        return [timed_out(str(error))]
 
 
 def show(findings: Iterable[Finding]) -> None:
@@ -79,7 +95,8 @@ def show(findings: Iterable[Finding]) -> None:
 
 def _printable(text: str) -> str:
     # Somebody else's server may have sent a part of it: it must not steer the terminal
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    shown = text if len(text) <= _MAX_LINE else f"{text[:_MAX_LINE]}..."
+    return "".join(letter if letter.isprintable() else "?" for letter in shown)
 
 
 def _credentials(user: str) -> str:

@@ -7,13 +7,16 @@ every field of `Deployment` as a name.
 from __future__ import annotations
 
 import functools
+import ipaddress
 import re
 import shlex
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml
 from tornado.template import DictLoader
 
 from flower_proxy.forwarded import UNIX, TrustedProxies
@@ -24,19 +27,52 @@ _FOLDER = Path(__file__).with_name("configurations")
 # A block or a comment that has its line to itself is to leave no empty line
 _LINE_OF_ITS_OWN = re.compile(r"^[ \t]*(\{[%#].*?[%#]\})\n", re.MULTILINE)
 
+# RFC 1123, section 2.1
+_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:{_LABEL}\.)*(?![0-9]+$){_LABEL}")
+_PROVIDER = re.compile(r"https?://(?:\[(?P<v6>[^\]]*)\]|(?P<name>[^\[\]:/]*))(?::(?P<port>[0-9]{1,5}))?/?")
+
+
+def is_ip(text: str, versions: Collection[int] = (4, 6)) -> bool:
+    """Tell whether this is an IP address of one of these versions, without a scope."""
+    try:
+        return "%" not in text and ipaddress.ip_address(text).version in versions
+    except ValueError:
+        return False
+
+
+def _is_host(text: str, versions: Collection[int] = (4, 6)) -> bool:
+    return bool(_NAME.fullmatch(text)) or is_ip(text, versions)
+
+
+def _is_provider(text: str) -> bool:
+    parts = _PROVIDER.fullmatch(text)
+    if not parts or int(parts["port"] or 1) not in range(1, 65536):
+        return False
+    return _is_host(parts["name"], [4]) if parts["v6"] is None else is_ip(parts["v6"], [6])
+
+
 # What cannot end a value, or mean something else, in any of the files
-_PLAIN = {
-    "url_prefix": (r"[A-Za-z0-9._~@+=/-]*", "a path of letters, digits and ._~@+=-"),
-    "server_name": (r"[A-Za-z0-9-]+(\.[A-Za-z0-9-]+)*", "a host's name, such as example.com"),
-    "address": (r"[A-Za-z0-9.:-]*", "an address to listen on"),
-    "unix_socket": (r"(/[A-Za-z0-9._@+/-]+)?", "an absolute path of letters, digits and ._@+-"),
-    "auth_file": (r"(/[A-Za-z0-9._@+/-]+)?", "an absolute path of letters, digits and ._@+-"),
-    "auth_header": (r"[A-Za-z0-9-]*", "a header of letters, digits and -, such as X-Forwarded-User"),
-    "auth_request": (
-        r"(https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\])(:\d{1,5})?/?)?",
-        "where the identity provider listens, such as http://127.0.0.1:4180",
+_PLAIN: Mapping[str, tuple[Callable[[str], object], str]] = {
+    "url_prefix": (partial(re.fullmatch, r"[A-Za-z0-9._~@+=/-]+"), "a path of letters, digits and ._~@+=-"),
+    "server_name": (partial(_is_host, versions=[4]), "a host's name, such as example.com"),
+    "address": (_is_host, "an address to listen on"),
+    "metrics_address": (_is_host, "an address to listen on"),
+    "unix_socket": (
+        # unix(7) has room for 107 bytes; Apache takes 94, HAProxy 96
+        partial(re.fullmatch, r"/[A-Za-z0-9._@+/-]{1,89}"),
+        "an absolute path of letters, digits and ._@+-, of at most 90 bytes",
     ),
+    "auth_file": (partial(re.fullmatch, r"/[A-Za-z0-9._@+/-]+"), "an absolute path of letters, digits and ._@+-"),
+    "auth_header": (
+        # nginx has room for no longer ones by default
+        partial(re.fullmatch, r"[A-Za-z0-9][A-Za-z0-9-]{0,39}"),
+        "a header of letters, digits and -, of at most 40, such as X-Forwarded-User",
+    ),
+    "auth_request": (_is_provider, "where the identity provider listens, such as http://127.0.0.1:4180"),
 }
+# nginx refuses a comment of 4096 bytes, and the command is in one
+_MAX_COMMAND = 4000
 _ANY_ADDRESS = ("", "0.0.0.0", "::")  # noqa: S104  compared, not listened on
 _USERS_FILE = "/etc/flower/htpasswd"
 
@@ -153,9 +189,9 @@ def plan(
     values = {name: value for name, value in values.items() if value != options[name].default}
     prefix = parse_mount(values.get("url_prefix", ""))
     own = {"server_name": server_name, "auth_request": auth_request}
-    for name, (pattern, expected) in _PLAIN.items():
+    for name, (is_plain, expected) in _PLAIN.items():
         text = str(own.get(name, values.get(name, "")) or "")
-        if not re.fullmatch(pattern, text):
+        if (text or name == "server_name") and not is_plain(text):
             raise DeploymentError(f"--{name}: {text!r} is not {expected}")
     asked = {"strip": strip, "tls": tls, "auth_request": auth_request, "proxy_auth": proxy_auth}
     asked["server_name"] = server_name != "example.com"
@@ -179,12 +215,17 @@ def plan(
     hidden = [options[name].variable for name in told if options[name].secret]
     settings = {name: told[name] for name in options if name in told and not options[name].secret}
     words = ("flower-proxy", *front, *_words(options, settings))
-    for word in words:
-        if not word.isprintable():
-            raise DeploymentError(f"{word!r}: a line break or the like cannot be written into a configuration")
+    metrics_user = (values.get("metrics_auth") or "").partition(":")[0]
+    for name, text in (*values_by_option(words), ("--metrics_auth", metrics_user)):
+        if not text.isprintable():
+            raise DeploymentError(f"{name}: {text!r}: a line break or the like cannot be written into a configuration")
+    command = shlex.join(words)
+    if kind.is_proxy and len(command.encode()) > _MAX_COMMAND:
+        name, _ = max(values_by_option(words), key=lambda pair: len(pair[1]))
+        raise DeploymentError(f"{name}: the command has more than {_MAX_COMMAND} bytes; set the option in --conf")
     return Deployment(
         words=words,
-        command=shlex.join(words),
+        command=command,
         secrets=(*secrets, *hidden),
         settings=settings,
         prefix=prefix,
@@ -200,7 +241,7 @@ def plan(
         user_header=user_header,
         asks_nobody=bool(user_header or values.get("no_auth")),
         metrics_port=values.get("metrics_port"),
-        metrics_user=(values.get("metrics_auth") or "").partition(":")[0],
+        metrics_user=metrics_user,
         is_elsewhere=not (is_here or values.get("trusted_proxies")),
     )
 
@@ -211,7 +252,23 @@ def render(target: Target, deployment: Deployment) -> str:
     :raises DeploymentError: the target cannot do what is asked for.
     """
     namespace = {field.name: getattr(deployment, field.name) for field in fields(deployment)}
-    return _templates().load(target.template).generate(**namespace, **target.more(deployment)).decode()
+    namespace |= {"yaml": _yaml, **target.more(deployment)}
+    return _templates().load(target.template).generate(**namespace).decode()
+
+
+def values_by_option(words: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Return each word of a command without its option's name, and before it that name, for messages."""
+    option = ""
+    for word in words:
+        name, equals, value = word.partition("=")
+        is_whole = word.startswith("--") and equals
+        yield (name, value) if is_whole else (option, word)
+        option = name if word.startswith("-") else option
+
+
+def _yaml(text: str) -> str:
+    """Quote a text for YAML; parsers differ in which plain words are texts."""
+    return yaml.safe_dump(text, default_style='"', width=float("inf"), allow_unicode=True).rstrip("\n")
 
 
 @functools.cache

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from http.client import responses
-from urllib.parse import urljoin, urlsplit
 
 from flower_proxy import __version__
-from flower_proxy.probe import ENCODED, LARGE, MADE_UP, Answer, Evidence, StaticFile, Target
+from flower_proxy.probe import ENCODED, LARGE, MADE_UP, Answer, Evidence, StaticFile, Target, path_of, resolve
 from flower_proxy.remedies import line, recognise, set_headers
 from flower_proxy.seen import PATH
 
@@ -103,6 +102,12 @@ def _came(answer: Answer) -> str:
     return answer.problem or f"{answer.status} {responses.get(answer.status, '')}".rstrip()
 
 
+def _unanswered(*answers: Answer | None) -> Told | None:
+    """Return a warning if one of these did not come, since nothing follows from that."""
+    problems = [answer.problem for answer in answers if answer is not None and not answer.status]
+    return _warn(f"not known: {problems[0]}", "check again") if problems else None
+
+
 # Where are we
 
 
@@ -149,7 +154,7 @@ def _slash(evidence: Evidence, advice: Advice) -> Told:
     answer, target = evidence.without_slash, evidence.target
     if answer is None:
         return _ok("nothing to add to the root")
-    leads_to = urljoin(f"{target.origin}{target.prefix}", answer.headers.get("location", ""))
+    leads_to = resolve(f"{target.origin}{target.prefix}", answer.headers.get("location", ""))
     if answer.status in range(300, 400) and leads_to == str(target):
         return _ok(f"{target.prefix} leads to {target.prefix}/")
     came = f"leads to {leads_to}" if answer.status in range(300, 400) else f"is answered with {_came(answer)}"
@@ -174,6 +179,8 @@ def _forwarded(evidence: Evidence, advice: Advice) -> Told:
     }
     believed = [name for name, answer in evidence.made_up.items() if name not in named and _is_believed(evidence, name)]
     if not believed:
+        if unknown := _unanswered(*evidence.made_up.values()):
+            return unknown
         return _ok("what a client makes up does not count")
     return _fail(f"what a client makes up counts: {', '.join(believed)}", advice.set(*believed))
 
@@ -210,7 +217,7 @@ def _static(evidence: Evidence, advice: Advice) -> Told:
     for file in evidence.statics:
         if fault := _fault_of(file, evidence.target):
             remedy = advice.line("large" if file.answer and file.answer.problem else "static")
-            return _fail(f"{urlsplit(file.url).path} {fault}", remedy)
+            return _fail(f"{file.path} {fault}", remedy)
     return _ok(f"all {len(evidence.statics)} that the page names come whole, with their types")
 
 
@@ -229,8 +236,7 @@ def _of_code(evidence: Evidence) -> list[tuple[StaticFile, Answer]]:
 
 
 def _compression(evidence: Evidence, advice: Advice) -> Told:
-    plain = [answer for _, answer in _of_code(evidence) if "content-encoding" not in answer.headers]
-    size = sum(len(answer.body) for answer in plain)
+    size = sum(file.size for file, answer in _of_code(evidence) if "content-encoding" not in answer.headers)
     if size < LARGE:
         return _ok("scripts and styles are compressed")
     return _warn(f"{size // 1000} kilobytes of scripts and styles are sent uncompressed", advice.line("compression"))
@@ -240,8 +246,8 @@ def _cache(evidence: Evidence, advice: Advice) -> Told:
     for file, answer in _of_code(evidence):
         control = answer.headers.get("cache-control", "").lower().replace(" ", "").split(",")
         if {"no-store", "no-cache", "max-age=0"} & set(control) or not any("max-age" in part for part in control):
-            path, said = urlsplit(file.url).path, ",".join(control) or "missing"
-            return _warn(f"browsers load {path} each time: Cache-Control is {said}", advice.line("cache"))
+            said = ",".join(control) or "missing"
+            return _warn(f"browsers load {file.path} each time: Cache-Control is {said}", advice.line("cache"))
     return _ok("browsers keep scripts and styles")
 
 
@@ -299,10 +305,14 @@ def _authentication(evidence: Evidence, advice: Advice) -> Told:
     if evidence.made_up_user is not None and evidence.made_up_user.seen is not None:
         header = str(evidence.seen.user_header)
         return _fail(f"anybody may enter who sends {header}: the proxy passes it on", advice.set(header))
+    if unknown := _unanswered(evidence.anonymous, evidence.made_up_user):
+        return unknown
     return _ok("nobody enters without saying who they are")
 
 
 def _metrics(evidence: Evidence, advice: Advice) -> Told:
+    if unknown := _unanswered(evidence.metrics):
+        return unknown
     if evidence.metrics.status != HTTPStatus.OK:
         return _ok("closed to those without a password")
     remedy = f"{advice.line('metrics')}\nor start flower-proxy without --metrics_open, or with --metrics_port"
@@ -430,8 +440,8 @@ def not_reached(answer: Answer, health: Answer, target: Target, user: str | None
             f"{_came(answer)}{': ' + said if said else ''}", "" if said else f"{who} refuses: look into its log"
         )
     if answer.status in range(300, 400):
-        leads_to = urljoin(str(target), answer.headers.get("location", ""))
-        if urlsplit(leads_to).path.endswith(PATH):
+        leads_to = resolve(str(target), answer.headers.get("location", ""))
+        if path_of(leads_to).endswith(PATH):
             return failed(f"{target} leads to {leads_to.removesuffix(PATH)}/", "check that address")
         # Its query holds states and clients that are nobody's business
         return failed(
@@ -458,6 +468,12 @@ def not_reached(answer: Answer, health: Answer, target: Target, user: str | None
         f"{who} answers {_came(answer)}, which is not Flower",
         f"look for a mistake in the address; otherwise let the proxy pass {target.prefix}/ on to flower-proxy",
     )
+
+
+def timed_out(message: str) -> Finding:
+    """Report that the check ran out of time."""
+    remedy = "look into the logs of the proxy and of flower-proxy for what takes so long, and check again"
+    return Finding("launcher", Status.FAILED, message, remedy)
 
 
 def _unauthorized(challenge: str, user: str | None) -> tuple[str, str]:

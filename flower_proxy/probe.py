@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
+import io
 import re
 import socket
 import ssl
+import string
 import time
 from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from html import unescape
-from urllib.parse import urljoin, urlsplit
+from itertools import islice
+from time import monotonic
+from typing import Any
+from urllib.parse import quote, urljoin, urlsplit
 
 from flower_proxy.location import without_default_port
 from flower_proxy.paths import parse_mount
-from flower_proxy.seen import PATH, Seen, read_seen
+from flower_proxy.seen import PATH, Seen, parse_json, read_seen
 
 MADE_UP = {
     "X-Forwarded-For": "192.0.2.66",
@@ -39,8 +44,18 @@ ENCODED = "/a%2Fb"
 LARGE = 100_000
 """Bytes: ten times what the largest page, the tasks table, sends."""
 
-_SECONDS = 15
-_LINK = re.compile(r"<(?:script|link)\b[^>]*?\b(?:src|href)=\"([^\"]+)\"")
+CHECK_TIMEOUT = 30.0
+"""Seconds that all requests may take together."""
+
+MAX_ANSWER = 10_000_000
+"""Bytes of an answer, head and framing included."""
+
+_REQUEST_TIMEOUT = 15.0
+# Flower's page names fewer than twenty
+_MAX_LINKS = 100
+_CHUNK = 65536
+# Without < in a tag the search takes linear time, also in a page of unclosed tags
+_LINK = re.compile(r"<(?:script|link)\b[^<>]*?\b(?:src|href)=\"([^\"]+)\"")
 _EXPECTED = {".css": "text/css", ".js": "javascript"}
 
 
@@ -108,27 +123,35 @@ class Answer:
     def text(self) -> str:
         return self.body.decode(errors="replace")
 
-    @property
+    @cached_property
     def seen(self) -> Seen | None:
         """What the launcher says, if it is what answers."""
         try:
-            return read_seen(json.loads(self.body)) if self.status == 200 else None
+            return read_seen(parse_json(self.body)) if self.status == 200 else None
         except (ValueError, TypeError):
             return None
 
 
 @dataclass(frozen=True)
 class StaticFile:
-    """A script or stylesheet that the page names."""
+    """A script or stylesheet that the page names.
+
+    :ivar url: as text, which need not be a URL.
+    :ivar answer: without its body; None where the page names one outside of the prefix, which is not asked for.
+    :ivar size: of the body, in bytes.
+    """
 
     url: str
-    # None where the page names one outside of the prefix, which is not asked for
     answer: Answer | None
+    size: int = 0
+
+    @property
+    def path(self) -> str:
+        return path_of(self.url)
 
     @property
     def expected_type(self) -> str:
-        path = urlsplit(self.url).path
-        return next((kind for ending, kind in _EXPECTED.items() if path.endswith(ending)), "")
+        return next((kind for ending, kind in _EXPECTED.items() if self.path.endswith(ending)), "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,15 +194,74 @@ class Evidence:
         return self.seen.peer_port == self.answer.port or not speaks
 
 
+class CheckTimeoutError(Exception):
+    """All requests together took too long; the message is one line."""
+
+
+class _TooLargeError(Exception):
+    pass
+
+
+class _Reader(io.RawIOBase):
+    """A reader of at most `MAX_ANSWER` bytes until a deadline; a socket's own timeout applies to each read."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock, self._deadline, self._left = sock, deadline, MAX_ANSWER
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._sock.settimeout(_left(self._deadline))
+        size = self._sock.recv_into(buffer)
+        self._left -= size
+        if self._left < 0:
+            raise _TooLargeError
+        return size
+
+
+class _Socket:
+    """The part of a socket that http.client uses, with a deadline for all of it."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock, self._deadline = sock, deadline
+
+    def sendall(self, content: bytes) -> None:
+        # With TLS the timeout would apply to each record
+        for start in range(0, len(content), 16384):
+            self._sock.settimeout(_left(self._deadline))
+            self._sock.sendall(content[start : start + 16384])
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_Reader(self._sock, self._deadline))
+
+    def close(self) -> None:
+        """Do nothing: http.client closes its socket before it has read the answer."""
+
+
+def _left(deadline: float) -> float:
+    """Return the seconds until then.
+
+    :raises TimeoutError: there are none.
+    """
+    if (left := deadline - monotonic()) <= 0:
+        raise TimeoutError
+    return left
+
+
 class Client:
     """Asks one address, as it is told: no redirect is followed, no cookie kept.
 
     :param credentials: ``user:password``, or empty.
     :param context: for TLS.
+    :param timeout: seconds that all requests may take together; the lookup of the name is not among them.
     """
 
-    def __init__(self, target: Target, credentials: str, context: ssl.SSLContext) -> None:
+    def __init__(
+        self, target: Target, credentials: str, context: ssl.SSLContext, *, timeout: float = CHECK_TIMEOUT
+    ) -> None:
         self.target, self._context = target, context
+        self._timeout, self._deadline, self._addresses = timeout, monotonic() + timeout, list[Any]()
         self._known = {"Authorization": "Basic " + b64encode(credentials.encode()).decode()} if credentials else {}
 
     def ask(
@@ -195,27 +277,64 @@ class Client:
 
         :param path: from the root of the host.
         :param known: whether to say who is asking.
+        :raises CheckTimeoutError: all requests together took too long.
         """
         target, answer = self.target, Answer()
         connection = (
-            http.client.HTTPSConnection(target.name, target.port, timeout=_SECONDS, context=self._context)
+            http.client.HTTPSConnection(target.name, target.port, context=self._context)
             if target.scheme == "https"
-            else http.client.HTTPConnection(target.name, target.port, timeout=_SECONDS)
+            else http.client.HTTPConnection(target.name, target.port)
         )
         sent = {"User-Agent": "flower-proxy check", **(self._known if known else {}), **(headers or {})}
-        with contextlib.closing(connection):
+        with contextlib.ExitStack() as stack:
             try:
-                connection.connect()
-                answer = replace(answer, port=connection.sock.getsockname()[1])
+                self._look_up()
+                deadline = min(monotonic() + _REQUEST_TIMEOUT, self._deadline)
+                sock = stack.enter_context(contextlib.closing(self._connect(deadline)))
+                connection.sock = _Socket(sock, deadline)
+                answer = replace(answer, port=sock.getsockname()[1])
                 # A proxy that refuses a body may answer before it has read it, and close
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     connection.request(method, path, body=body, headers=sent)
                 response = connection.getresponse()
                 found = {name.lower(): value for name, value in response.getheaders()}
                 answer = replace(answer, status=response.status, headers=found)
-                return replace(answer, body=response.read())
-            except (OSError, ValueError, http.client.HTTPException) as error:
+                # http.client allocates the announced length before it reads, so the body is read in pieces
+                body_read = b"".join(iter(lambda: response.read(_CHUNK), b""))
+                if response.length:
+                    raise http.client.IncompleteRead(body_read, response.length)
+                return replace(answer, body=body_read)
+            except (OSError, ValueError, http.client.HTTPException, _TooLargeError) as error:
+                if isinstance(error, TimeoutError) and monotonic() >= self._deadline:
+                    raise CheckTimeoutError(
+                        f"{target.netloc} does not answer everything within {self._timeout:g} seconds"
+                    ) from None
                 return replace(answer, problem=problem_of(error, target))
+
+    def _look_up(self) -> None:
+        """Look the name up, once; the deadline starts afterwards, since a lookup cannot be interrupted."""
+        if not self._addresses:
+            port = self.target.port or (443 if self.target.scheme == "https" else 80)
+            self._addresses = socket.getaddrinfo(self.target.name, port, type=socket.SOCK_STREAM)
+            self._deadline = monotonic() + self._timeout
+
+    def _connect(self, deadline: float) -> socket.socket:
+        """Connect to the first of the name's addresses that takes it."""
+        problem = OSError("no address")
+        for family, kind, protocol, _, address in self._addresses:
+            sock = socket.socket(family, kind, protocol)
+            try:
+                sock.settimeout(_left(deadline))
+                sock.connect(address)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self.target.scheme == "https":
+                    sock.settimeout(_left(deadline))
+                    sock = self._context.wrap_socket(sock, server_hostname=self.target.name)
+                return sock
+            except OSError as error:
+                sock.close()
+                problem = error
+        raise problem
 
     def gather(self, first: Answer, seen: Seen, now: float) -> Evidence:
         """Ask for everything else, once the launcher has answered."""
@@ -251,15 +370,32 @@ class Client:
         return answer, (before + time.time()) / 2
 
     def _links(self, page: Answer) -> list[str]:
-        links = (urljoin(str(self.target), unescape(link)) for link in _LINK.findall(page.text))
-        return list(dict.fromkeys(links))
+        links = (resolve(str(self.target), match[1]) for match in _LINK.finditer(page.text))
+        return list(dict.fromkeys(islice(links, _MAX_LINKS)))
 
     def _load(self, url: str) -> StaticFile:
         if not url.startswith(str(self.target)):
             return StaticFile(url, None)
         parts = urlsplit(url)
         path = f"{parts.path}?{parts.query}" if parts.query else parts.path
-        return StaticFile(url, self.ask(path, {"Accept-Encoding": "gzip"}))
+        answer = self.ask(quote(path, safe=string.punctuation), {"Accept-Encoding": "gzip"})
+        return StaticFile(url, replace(answer, body=b""), len(answer.body))
+
+
+def resolve(base: str, link: str) -> str:
+    """Return where a link leads; itself where it is no URL."""
+    try:
+        return urljoin(base, unescape(link))
+    except ValueError:
+        return link
+
+
+def path_of(url: str) -> str:
+    """Return the path of a URL; all of it where it is none."""
+    try:
+        return urlsplit(url).path
+    except ValueError:
+        return url
 
 
 def problem_of(error: Exception, target: Target) -> str:
@@ -267,7 +403,9 @@ def problem_of(error: Exception, target: Target) -> str:
     where = target.netloc
     if isinstance(error, http.client.IncompleteRead):
         return "the answer is cut off"
-    if isinstance(error, socket.gaierror):
+    if isinstance(error, _TooLargeError):
+        return f"{where} answers with more than {MAX_ANSWER // 1_000_000} megabytes"
+    if isinstance(error, (socket.gaierror, UnicodeEncodeError)):
         return f"the name {target.name} is not known: look for a mistake in it, or in DNS"
     if isinstance(error, ssl.SSLCertVerificationError):
         return (
@@ -279,7 +417,8 @@ def problem_of(error: Exception, target: Target) -> str:
     if isinstance(error, ConnectionRefusedError):
         return f"nobody listens at {where}: start the proxy, or look for a mistake in the port"
     if isinstance(error, TimeoutError):
-        return f"{where} does not answer within {_SECONDS} seconds: a firewall, or a proxy that waits for somebody else"
-    if isinstance(error, http.client.HTTPException):
+        waits = f"{where} does not answer within {_REQUEST_TIMEOUT:g} seconds"
+        return f"{waits}: a firewall, or a proxy that waits for somebody else"
+    if isinstance(error, (http.client.HTTPException, ValueError)):
         return f"{where} does not speak HTTP, or expects https://"
     return f"{where} cannot be reached: {getattr(error, 'strerror', None) or type(error).__name__}"

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
+import types
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass
+from functools import cache
+from typing import Any, get_args, get_origin, get_type_hints
 
 import celery
 
@@ -15,6 +19,14 @@ from flower_proxy.internals import BaseHandler, flower_version
 
 PATH = "/-/check"
 """Below the prefix. No page of Flower's begins like this. What is added behind it comes back in `Seen.path`."""
+
+
+MAX_DEPTH = 64
+"""Levels of arrays and objects in a document that `parse_json` takes."""
+
+# Larger numbers are neither ports nor times, and no longer exact as floats
+_MAX_NUMBER = 2.0**53
+_JSON_TOKEN = re.compile(rb'\\.|["\[\]{}]', re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +83,56 @@ class Seen:
     celery: str
 
 
+def parse_json(body: bytes) -> Any:
+    """Parse a document of unknown origin.
+
+    :raises ValueError: it is no JSON in UTF-8, or has more than `MAX_DEPTH` levels.
+    """
+    depth, in_string = 0, False
+    # Python's parser recurses, and its limit depends on the version
+    for match in _JSON_TOKEN.finditer(body):
+        token = match[0]
+        if token == b'"':
+            in_string = not in_string
+        elif not in_string and len(token) == 1:
+            depth += 1 if token in b"[{" else -1
+            if depth > MAX_DEPTH:
+                raise ValueError(f"more than {MAX_DEPTH} levels")
+    return json.loads(body.decode())
+
+
 def read_seen(document: Any) -> Seen:
-    """Turn what was sent as JSON back.
+    """Turn what was sent as JSON back; every field has the type that it is declared with, and finite numbers.
 
     :raises TypeError: it is something else, or of another version.
     """
-    if not isinstance(document, dict) or document.keys() != {field.name for field in fields(Seen)}:
-        raise TypeError
-    workers = tuple(SeenWorker(**worker) for worker in document["workers"])
-    return Seen(**{**document, "workers": workers, "trusted_proxies": tuple(document["trusted_proxies"])})
+    seen: Seen = _accept(document, Seen)
+    return seen
+
+
+def _accept(value: Any, kind: Any) -> Any:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is types.UnionType:
+        return None if value is None else _accept(value, arguments[0])
+    if origin is tuple and isinstance(value, list):
+        return tuple(_accept(item, arguments[0]) for item in value)
+    if origin is dict and isinstance(value, dict):
+        return {_accept(name, arguments[0]): _accept(item, arguments[1]) for name, item in value.items()}
+    if kind in (Seen, SeenWorker) and isinstance(value, dict) and value.keys() == _types(kind).keys():
+        return kind(**{name: _accept(value[name], type_) for name, type_ in _types(kind).items()})
+    if kind is str and isinstance(value, str) and not re.search("[\ud800-\udfff]", value):
+        return value
+    if kind is bool and isinstance(value, bool):
+        return value
+    is_number = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    if kind in (int, float) and is_number and abs(value) <= _MAX_NUMBER:
+        return value
+    raise TypeError(f"{kind} was expected")
+
+
+@cache
+def _types(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 class Check(BaseHandler):  # type: ignore[misc]

@@ -10,11 +10,11 @@ import ipaddress
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from flower_proxy.deployment import Deployment, DeploymentError, Target
+from flower_proxy.deployment import Deployment, DeploymentError, Target, is_ip, values_by_option
 
 _FOLDER = "/srv/app"
 _USERS_FILE = "/etc/flower/htpasswd"
@@ -119,7 +119,16 @@ def _systemd(deployment: Deployment) -> Mapping[str, Any]:
 def _systemd_socket(deployment: Deployment) -> Mapping[str, Any]:
     _command(deployment)
     mode = deployment.settings.get("unix_socket_mode", "0660")
-    return {"listen": deployment.unix_socket or deployment.upstream, "mode": mode}
+    return {"listen": [deployment.unix_socket] if deployment.unix_socket else _listen(deployment), "mode": mode}
+
+
+def _listen(deployment: Deployment) -> Sequence[str]:
+    """Return what systemd is to listen on: addresses, as it resolves no names."""
+    address = deployment.settings["address"]
+    if address != "localhost" and not is_ip(address):
+        raise DeploymentError(f"--address: {address!r} is a name, but systemd listens on addresses; name the address")
+    addresses = ["127.0.0.1", "::1"] if address == "localhost" else [address]
+    return [f"[{one}]:{deployment.port}" if ":" in one else f"{one}:{deployment.port}" for one in addresses]
 
 
 def _supervisor(deployment: Deployment) -> Mapping[str, Any]:
@@ -127,14 +136,19 @@ def _supervisor(deployment: Deployment) -> Mapping[str, Any]:
     if deployment.settings.get("persistent") and "db" not in deployment.settings:
         words = told(words, db=f"{_STATE_FOLDER}/{_STATE}")
     line = shlex.join([f"{folder}/.venv/bin/flower-proxy", *words[1:]])
-    if re.search(r"\s[;#]", line):
-        raise DeploymentError("what stands behind ' ;' or ' #' is a comment to supervisor: set that option in --conf")
+    for name, value in values_by_option(words[1:]):
+        if re.search(r"\s[;#]", value):
+            raise DeploymentError(
+                f"{name}: {value!r}: supervisor takes ' ;' and ' #' for the beginning of a comment; set it in --conf"
+            )
     return {
         **_common(deployment),
         "folder": folder,
         "start": line.replace("%", "%%"),
         "users_from": _files(words).get("auth_file"),
-        "folder_of_state": str(PurePosixPath(deployment.settings.get("db") or f"{_STATE_FOLDER}/{_STATE}").parent),
+        "folder_of_state": shlex.quote(
+            str(PurePosixPath(deployment.settings.get("db") or f"{_STATE_FOLDER}/{_STATE}").parent)
+        ),
     }
 
 
@@ -168,7 +182,7 @@ def _compose(deployment: Deployment) -> Mapping[str, Any]:
     words = _in_container(deployment, users_file="/run/secrets/htpasswd", trusted=_COMPOSE_PROXIES)
     return {
         **_common(deployment),
-        "arguments": json.dumps(words[1:], ensure_ascii=False).replace("$", "$$"),
+        "arguments": [word.replace("$", "$$") for word in words[1:]],
         "has_users": bool(_files(words)),
     }
 
@@ -186,7 +200,8 @@ def _kubernetes(deployment: Deployment) -> Mapping[str, Any]:
     words = _in_container(deployment, users_file="/etc/flower/htpasswd", trusted="10.0.0.0/8")
     return {
         **_common(deployment),
-        "arguments": [json.dumps(word.replace("$(", "$$("), ensure_ascii=False) for word in words[1:]],
+        # Kubernetes turns $$ into $ anywhere, not only before a bracket
+        "arguments": [word.replace("$", "$$") for word in words[1:]],
         "has_users": bool(_files(words)),
     }
 
@@ -211,10 +226,10 @@ def _prometheus(deployment: Deployment) -> Mapping[str, Any]:
     asks = not settings.get("metrics_open") and not settings.get("no_auth")
     return {
         "over_proxy": over_proxy and not own_port,
-        "target": json.dumps(f"[{host}]:{port}" if ":" in host else f"{host}:{port}"),
+        "target": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
         "path": path,
         "scheme": scheme,
-        "user": json.dumps(deployment.metrics_user or "prometheus") if asks else "",
+        "user": (deployment.metrics_user or "prometheus") if asks else "",
     }
 
 

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from jsonschema import Draft202012Validator
 
 from flower_proxy.deployment import TARGETS
-from tests.support.configurations import BY_HAND, EXAMPLES, config, printed
+from tests.support.configurations import BY_HAND, EXAMPLES, config, documents, printed
 from tests.support.processes import PROJECT
 
 FOLDER = PROJECT / "examples"
@@ -47,7 +46,12 @@ REFUSED = [
     ("nginx --auth_request=127.0.0.1:4180", "--auth_request: '127.0.0.1:4180' is not where the identity provider"),
     (f"nginx {PROVIDER} --auth_request=http://a:1/path", "--auth_request: 'http://a:1/path' is not where"),
     ("nginx --auth_header='X$user' --proxy_auth", "--auth_header: 'X$user' is not a header of letters"),
-    ("nginx --viewers='a\nb'", "'--viewers=a\\nb': a line break"),
+    ("nginx --viewers='a\nb'", "--viewers: 'a\\nb': a line break"),
+    (f"nginx --queues={'x' * 5000}", "--queues: the command has more than 4000 bytes; set the option in --conf"),
+    ("nginx --server_name=-x.example", "--server_name: '-x.example' is not a host's name"),
+    ("nginx --address=1.2.3.4:80", "--address: '1.2.3.4:80' is not an address to listen on"),
+    (f"nginx --unix_socket=/{'x' * 90}", f"--unix_socket: '/{'x' * 90}' is not an absolute path"),
+    (f"nginx {PROVIDER} --auth_request=http://a:99999", "--auth_request: 'http://a:99999' is not where"),
     ("nginx --strip", "--strip: there is nothing to strip; add --url_prefix"),
     ("nginx --port=0", "--port: 0 is a free port, but the proxy has to know which"),
     ("nginx --certfile=/a --keyfile=/b", "--certfile: TLS is the proxy's part here; leave it out, and add --tls"),
@@ -70,7 +74,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("words", "message"), REFUSED, ids=[words or "nothing" for words, _ in REFUSED])
+@pytest.mark.parametrize(("words", "message"), REFUSED, ids=[words[:60] or "nothing" for words, _ in REFUSED])
 def test_what_cannot_be_had_is_one_line(words: str, message: str) -> None:
     result = config(*shlex.split(words))
     assert (result.returncode, result.stdout) == (2, "")
@@ -174,7 +178,7 @@ def faults(document: Any, schema: str) -> list[str]:
 
 @pytest.mark.parametrize("words", TRAEFIK)
 def test_traefik_s_file_fits_its_schema(words: str) -> None:
-    document = yaml.safe_load(printed(f"traefik {words}"))
+    document = documents(printed(f"traefik {words}"))[0]
     assert not faults(document, "traefik.json")
     http = document["http"]
     routers = http["routers"].values()
@@ -182,11 +186,13 @@ def test_traefik_s_file_fits_its_schema(words: str) -> None:
     # what is named is there, and what is there is named
     assert named == set(http["middlewares"])
     assert {router["service"] for router in routers} == set(http["services"])
+    balancers = [service["loadBalancer"] for service in http["services"].values()]
+    assert {balancer["serversTransport"] for balancer in balancers} == set(http["serversTransports"])
 
 
 @pytest.mark.parametrize("words", INGRESS)
 def test_the_ingress_fits_its_schema(words: str) -> None:
-    documents = list(yaml.safe_load_all(printed(f"ingress-nginx {words}")))
-    assert [document["kind"] for document in documents] == ["ConfigMap", "Ingress", "Ingress"]
-    for document in documents:
+    objects = documents(printed(f"ingress-nginx {words}"))
+    assert [document["kind"] for document in objects] == ["ConfigMap", "Ingress", "Ingress"]
+    for document in objects:
         assert not faults(document, "ingress-nginx.json")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -18,18 +19,17 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
-import yaml
 from jsonschema import Draft202012Validator
 
-from tests.support.configurations import config, printed
-from tests.support.processes import Address, answers, basic, free_port, program, request, running, wait_until
+from tests.support.configurations import config, documents, printed
+from tests.support.processes import PROJECT, Address, answers, basic, free_port, program, request, running, wait_until
 from tests.support.programs import CREDENTIALS, htpasswd
 
 FLOWER_PROXY = str(Path(sys.executable).with_name("flower-proxy"))
 INSTALLED = "/srv/app/.venv/bin/flower-proxy"
 PREFIXED = "--url_prefix=flower"
 SOCKET = "/run/flower/flower.sock"
-ODD = "100%,$HOME,$(HOME),a b,x\"y'z"
+ODD = "100%,$HOME,$$(HOME),$$$$,a b,x\"y'z"
 SECRETS = {"FLOWER_COOKIE_SECRET": "a secret"}
 
 
@@ -118,6 +118,42 @@ def test_systemd_finds_little_exposed(units: list[Path]) -> None:
     analyse = [program("systemd-analyze"), "security", "--no-pager", "--offline=yes", "--threshold=20"]
     done = subprocess.run([*analyse, str(units[0])], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("address", "listens"),
+    [
+        ("", ["127.0.0.1:5555"]),
+        ("0.0.0.0", ["0.0.0.0:5555"]),
+        ("::", ["[::]:5555"]),
+        ("localhost", ["127.0.0.1:5555", "[::1]:5555"]),
+        ("192.0.2.1", ["192.0.2.1:5555"]),
+    ],
+)
+def test_systemd_listens_on_the_address_that_was_asked_for(address: str, listens: list[str], tmp_path: Path) -> None:
+    socket = tmp_path / "flower-proxy.socket"
+    socket.write_text(printed(f"systemd-socket {f'--address={address}' if address else ''}"))
+    (tmp_path / "flower-proxy.service").write_text("[Service]\nExecStart=/bin/true\n")
+    assert dumped(socket)["ListenStream"] == listens
+
+
+def dumped(*units: Path) -> dict[str, list[str]]:
+    """Return the settings that systemd has read from its units, by the names that it gives them."""
+    verify = [program("systemd-analyze"), "verify", "--man=no", *map(str, units)]
+    done = subprocess.run(verify, capture_output=True, text=True, env={**os.environ, "SYSTEMD_LOG_LEVEL": "debug"})
+    assert done.returncode == 0, done.stderr
+    read: dict[str, list[str]] = {}
+    for name, value in re.findall(r"^\t+([\w ]+): (.*)$", done.stdout, re.MULTILINE):
+        read.setdefault(name, []).append(value)
+    return read
+
+
+def test_there_are_descriptors_for_more_connections_than_by_default() -> None:
+    django = (PROJECT / "examples" / "django" / "systemd" / "flower-proxy.service").read_text()
+    for unit in (printed("systemd"), printed(f"systemd --unix_socket={SOCKET}"), django):
+        assert setting(unit, "LimitNOFILE") == ["4096"]
+    (compose,) = documents(printed("compose"))
+    assert compose["services"]["flower-proxy"]["ulimits"] == {"nofile": 4096}
 
 
 def test_what_systemd_starts_answers(project: Path) -> None:
@@ -217,9 +253,17 @@ def container_words(target: str, text: str) -> list[str]:
     if target == "dockerfile":
         words: list[str] = json.loads(setting_of_image(text, "CMD"))
     elif target == "compose":
-        words = [word.replace("$$", "$") for word in yaml.safe_load(text)["services"]["flower-proxy"]["command"]]
+        # Compose refuses any other dollar sign
+        words = [
+            re.sub(r"\$(.?)", lambda match: {"$": "$"}[match[1]], word)
+            for word in documents(text)[0]["services"]["flower-proxy"]["command"]
+        ]
     else:
-        words = [word.replace("$$(", "$(") for word in pod(text)["containers"][0]["args"]]
+        # As k8s.io/kubernetes/third_party/forked/golang/expansion does, where no variable is set
+        words = [
+            re.sub(r"\$(\$|\([^)]*\))", lambda match: "$" if match[1] == "$" else "", word)
+            for word in pod(text)["containers"][0]["args"]
+        ]
     return words
 
 
@@ -229,7 +273,7 @@ def setting_of_image(text: str, name: str) -> str:
 
 
 def pod(text: str) -> dict[str, Any]:
-    (deployment,) = (one for one in yaml.safe_load_all(text) if one["kind"] == "Deployment")
+    (deployment,) = (one for one in documents(text) if one["kind"] == "Deployment")
     found: dict[str, Any] = deployment["spec"]["template"]["spec"]
     return found
 
@@ -278,6 +322,7 @@ SERVICE_OF_COMPOSE = {
     "tmpfs": {"type": "array", "items": {"type": "string"}},
     "cap_drop": {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
     "security_opt": {"type": "array", "items": {"type": "string"}, "uniqueItems": True},
+    "ulimits": {"type": "object", "additionalProperties": {"type": "integer"}},
     "init": {"type": "boolean"},
     "restart": {"enum": ["no", "always", "on-failure", "unless-stopped"]},
 }
@@ -307,7 +352,7 @@ COMPOSE = closed(
 
 @pytest.mark.parametrize("options", [PREFIXED, "--persistent --metrics_port=9808", "--basic_auth=me:secret"])
 def test_compose_files_are_of_the_schema(options: str) -> None:
-    file = yaml.safe_load(printed(f"compose {options}"))
+    file = documents(printed(f"compose {options}"))[0]
     Draft202012Validator(COMPOSE).validate(file)
     for kind in ("secrets", "volumes"):
         used = {one.partition(":")[0] for service in file["services"].values() for one in service.get(kind, [])}
@@ -316,7 +361,7 @@ def test_compose_files_are_of_the_schema(options: str) -> None:
 
 @pytest.mark.parametrize("options", [PREFIXED, "--persistent --metrics_port=9808", "--basic_auth=me:secret"])
 def test_kubernetes_objects_are_of_its_schema(options: str) -> None:
-    objects = list(yaml.safe_load_all(printed(f"kubernetes {options}")))
+    objects = documents(printed(f"kubernetes {options}"))
     for one in objects:
         kubernetes_validate.validate(one, kubernetes_validate.latest_version(), strict=True)
     assert [one["kind"] for one in objects][:3] == ["Deployment", "Service", "NetworkPolicy"]
@@ -356,13 +401,16 @@ def test_kubernetes_asks_what_answers(project: Path) -> None:
         ("systemd --port=0", "--port"),
         ("systemd --metrics_port=0", "--metrics_port"),
         ("systemd --strip", "--strip"),
+        ("systemd-socket --address=flower.internal", "--address"),
+        ("prometheus --metrics_auth='a\u2028b:secret'", "--metrics_auth"),
+        ("prometheus --metrics_auth='a\u0085b:secret'", "--metrics_auth"),
         ("systemd --tls", "--tls"),
         ("supervisor --server_name=flower.test", "--server_name"),
         ("systemd --workdir=project", "--workdir"),
         ("systemd --basic_auth_file=users", "--basic_auth_file"),
         ("systemd --log_file_prefix=/var/log/flower.log", "--log_file_prefix"),
         ("systemd --no_auth --auth_file=/a", "--no_auth"),
-        ("supervisor '--queues=a ;b'", "comment"),
+        ("supervisor '--queues=a ;b'", "--queues"),
         ("prometheus --unix_socket=/run/flower.sock", "--unix_socket"),
         ("prometheus --metrics_port=0", "--port"),
         ("prometheus --metrics_open --metrics_auth=p:q", "--metrics_open"),

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Mapping
+from typing import Any
 from unittest import mock
+
+import yaml
 
 from flower_proxy.command import main
 
@@ -75,6 +79,22 @@ def printed(words: str) -> str:
     if result.returncode != 0:
         raise ValueError(f"flower-proxy config {words}: {result.stderr}")
     return result.stdout
+
+
+class _Yaml(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Reads numbers of YAML 1.1 and 1.2, as Go's parsers do."""
+
+
+_Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|0o[0-7]+)\Z"),
+    list("-+.0123456789"),
+)
+
+
+def documents(text: str) -> list[Any]:
+    """Return the documents of a YAML file."""
+    return list(yaml.load_all(text, _Yaml))
 
 
 def write_examples() -> None:

@@ -196,9 +196,11 @@ def htpasswd(folder: Path, *credentials: str) -> Path:
     return file
 
 
-@contextlib.contextmanager
-def nginx(config: str, folder: Path, *, ready: Address) -> Iterator[None]:
-    """nginx with this configuration, which must be a whole file; `ready` is where it will accept connections."""
+def nginx_command(config: str, folder: Path) -> list[str]:
+    """Return the command that runs nginx with this configuration, which must be a whole file.
+
+    :raises RuntimeError: nginx refuses it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     head, http, rest = config.partition("http {")
     (folder / "nginx.conf").write_text(head + http + NGINX_FOLDERS + rest)
@@ -208,6 +210,13 @@ def nginx(config: str, folder: Path, *, ready: Address) -> Iterator[None]:
     check = subprocess.run([*command, "-t"], capture_output=True, text=True)
     if check.returncode != 0:
         raise RuntimeError(f"nginx -t refuses the configuration:\n{check.stderr}")
+    return command
+
+
+@contextlib.contextmanager
+def nginx(config: str, folder: Path, *, ready: Address) -> Iterator[None]:
+    """nginx with this configuration; `ready` is where it will accept connections."""
+    command = nginx_command(config, folder)
     with running(command, log=folder / "nginx.log", ready=ready.accepts):
         yield
 

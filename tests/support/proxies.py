@@ -9,11 +9,21 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from .processes import Address, program, running
-from .programs import nginx
+from .programs import nginx_command
 
 MODULES = Path("/usr/lib/apache2/modules")
 # What Debian's Apache has by itself, beside what the configuration asks for
-BASE_MODULES = ["mpm_event", "authz_core", "authz_host", "authn_core", "authz_user", "filter", "alias", "env"]
+BASE_MODULES = [
+    "mpm_event",
+    "authz_core",
+    "authz_host",
+    "authn_core",
+    "authz_user",
+    "filter",
+    "alias",
+    "env",
+    "setenvif",
+]
 
 LISTEN: Mapping[str, Callable[[Address, Address], dict[str, str]]] = {
     "nginx": lambda plain, tls: {
@@ -47,33 +57,46 @@ def proxy(
     :param tls: where it is to listen for HTTPS, if the configuration has it.
     :param files: those that the configuration names, and where they are.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     text = substitute(text, {**LISTEN[kind](plain, tls), **files, "example.com": "localhost"})
-    if kind == "nginx":
-        with nginx(text, folder, ready=plain):
-            yield
-        return
     if kind == "apache":
-        command = [program("apache2"), "-d", str(folder), "-f", "apache2.conf", "-DFOREGROUND"]
-        (folder / "apache2.conf").write_text(f"{_apache_modules(text)}\nListen {plain}\nListen {tls}\n{text}")
-        check = [*command[:-1], "-t"]
+        text = f"Listen {plain}\nListen {tls}\n{text}"
     elif kind == "caddy":
         options = f"admin off\n http_port {plain.port}\n https_port {tls.port}\n default_bind 127.0.0.1\n"
         certfile, keyfile = (file for name, file in files.items() if name.startswith("/etc/letsencrypt/"))
-        text = re.sub(r"^localhost \{", f"localhost {{\n tls {certfile} {keyfile}", text, flags=re.MULTILINE)
-        (folder / "Caddyfile").write_text(f"{{\n {options} }}\n{text}")
+        site = f"https://localhost {{\n tls {certfile} {keyfile}"
+        text = f"{{\n {options} }}\n{text.replace('https://localhost {', site)}"
+    with running(checked(kind, text, folder), log=folder / f"{kind}.log", ready=plain.accepts, env=_folders(folder)):
+        yield
+
+
+def checked(kind: str, text: str, folder: Path) -> list[str]:
+    """Return the command that runs a proxy with this configuration.
+
+    :raises RuntimeError: the proxy refuses it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if kind == "nginx":
+        return nginx_command(text, folder)
+    if kind == "apache":
+        command = [program("apache2"), "-d", str(folder), "-f", "apache2.conf", "-DFOREGROUND"]
+        (folder / "apache2.conf").write_text(f"{_apache_modules(text)}\n{text}")
+        check = [*command[:-1], "-t"]
+    elif kind == "caddy":
+        (folder / "Caddyfile").write_text(text)
         command = [program("caddy"), "run", "--config", str(folder / "Caddyfile"), "--adapter", "caddyfile"]
         check = [command[0], "validate", *command[2:]]
     else:
         (folder / "haproxy.cfg").write_text(text)
         command = [program("haproxy"), "-db", "-f", str(folder / "haproxy.cfg")]
         check = [*command, "-c"]
-    env = {"XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder), "HOME": str(folder)}
-    checked = subprocess.run(check, capture_output=True, text=True, env=env)
-    if checked.returncode != 0:
-        raise RuntimeError(f"{kind} refuses the configuration:\n{checked.stdout}{checked.stderr}")
-    with running(command, log=folder / f"{kind}.log", ready=plain.accepts, env=env):
-        yield
+    done = subprocess.run(check, capture_output=True, text=True, env=_folders(folder))
+    if done.returncode != 0:
+        raise RuntimeError(f"{kind} refuses the configuration:\n{done.stdout}{done.stderr}")
+    return command
+
+
+def _folders(folder: Path) -> dict[str, str]:
+    return {name: str(folder) for name in ("XDG_DATA_HOME", "XDG_CONFIG_HOME", "HOME")}
 
 
 def _apache_modules(text: str) -> str:

@@ -1,0 +1,301 @@
+"""``flower-proxy config`` with hostile values: each format's own reader gets the value back, or it is refused."""
+
+from __future__ import annotations
+
+import configparser
+import functools
+import json
+import re
+import shlex
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flower_proxy.configuration import TARGETS
+from flower_proxy.deployment import PROXY_OPTIONS, is_ip
+from flower_proxy.paths import parse_mount
+from tests.support.configurations import config, documents
+from tests.support.processes import program
+from tests.support.prometheus import promtool
+from tests.support.proxies import checked
+from tests.test_services import FLOWER_PROXY, INSTALLED, container_words, dumped, setting
+
+# The first text that Hypothesis draws takes it a second or two
+UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+HOSTILE = [
+    *(
+        "yes",
+        "No",
+        "null",
+        "~",
+        "on",
+        "1",
+        "1e3",
+        "0x1f",
+        "0o17",
+        "1_000",
+        "12:30:45",
+        ".inf",
+        "2024-01-01",
+        "---",
+        "...",
+    ),
+    *("-x", "#x", "?", "@x", "!x", "*x", "&x", "|", ">", "[x", "{x", "x]", "x}", "x, y", "x: y", "x #y", "x ;y", ";"),
+    *('"', "'", "`", "\\", "x\\", '\\"', "\\n", "x'y\"z", "$HOME", "${HOME}", "$(HOME)", "$$(x)", "$$", "$", "{$HOME}"),
+    *("%", "%n", "%(x)s", "%%", "{{ port }}", "{% raw x %}", "{# x #}", "{http.request.uri}", "<x>", "</VirtualHost>"),
+    *("a\nb", "a\rb", "a\tb", "a\x1bb", "a\x7fb", "a\x85b", "a\u2028b", "a\u2029b", "a\ufeffb", "a\udc80b"),
+    *(
+        " x",
+        "x ",
+        "a b",
+        "a\u00a0b",
+        "é",
+        "日本",
+        "😀",
+        "\u202ex",
+        "a;b",
+        "a|b",
+        "a&&b",
+        "../x",
+        "x=y",
+        "--x=y",
+        "import",
+    ),
+    *(
+        "/a.b",
+        "/~x",
+        "/-/x",
+        "/a+b",
+        "/@=_",
+        "/a.b/c-d/e~f",
+        "//x//",
+        "/%41",
+        "/a?b",
+        "/yes",
+        "/null",
+        "/[x]",
+        "/(x)",
+        "/x$",
+    ),
+    *("a.b-c", "-a.b", "a-.b", "a..b", "1.2.3.4", "1.2.3.4:80", "::", "::1", "[::1]", "fe80::1%eth0", "0.0.0.0"),
+    *(
+        "localhost",
+        "null.example",
+        "http://[",
+        "http://[::1]:1",
+        "http://h:99999",
+        "http://h/",
+        "https://h:1/",
+        "http://a:\u0661",
+    ),
+    *("X-A", "Yes", "X_A", "X A", "-X", "X:", "/run/f.sock", "/run/@a+b.sock", "x" * 300, "/" + "x" * 300),
+]
+"""Values each of which means something else in one of the formats, or is one that only a certain option takes."""
+
+OPTIONS: dict[str, tuple[str, Sequence[str]]] = {
+    "--url_prefix": ("/flower", []),
+    "--server_name": ("flower.test", []),
+    "--address": ("10.0.0.5", []),
+    "--unix_socket": ("/run/flower.sock", []),
+    "--auth_file": ("/etc/flower/users", ["--proxy_auth", ""]),
+    "--auth_header": (
+        "X-User",
+        ["--auth_request=http://127.0.0.1:4180", "--proxy_auth", "--trusted_proxies=127.0.0.1"],
+    ),
+    "--auth_request": ("http://127.0.0.1:4180", ["--auth_header=X-User"]),
+    "--metrics_address": ("10.0.0.6", ["--metrics_port=9808"]),
+    "--metrics_auth": ("prometheus", []),
+    "--queues": ("emails", []),
+    "--oauth2_key": ("key", []),
+    "--workdir": ("/srv/other", []),
+    "-A": ("server", []),
+}
+"""Options whose values are written somewhere: a value that is fine, and what has to be said too, one of these."""
+
+IN_THE_COMMAND = ("--queues", "--workdir", "-A")
+"""Options whose values are written nowhere but in the command, and may be any text."""
+
+OF_YAML = ("traefik", "ingress-nginx", "compose", "kubernetes", "prometheus")
+PROXIES = ("nginx", "apache", "caddy", "haproxy")
+
+
+def systemd_words(unit: str) -> list[str]:
+    """The words of ExecStart: quotes, then specifiers and variables, of which there are none but %d and %S."""
+    (line,) = setting(unit, "ExecStart")
+    words = [re.sub(r"%(.)", lambda match: {"%": "%", "d": "", "S": ""}[match[1]], word) for word in shlex.split(line)]
+    return [re.sub(r"\$(.?)", lambda match: {"$": "$"}[match[1]], word) for word in words]
+
+
+def supervisor_words(text: str) -> list[str]:
+    """The words of the program's command, as supervisor reads its file."""
+    parser = configparser.RawConfigParser(inline_comment_prefixes=(";", "#"), strict=True)
+    parser.read_string(text)
+    return shlex.split(parser["program:flower-proxy"]["command"] % {})
+
+
+READERS_OF_WORDS: Mapping[str, Callable[[str], list[str]]] = {
+    "systemd": systemd_words,
+    "supervisor": supervisor_words,
+    **{name: partial(container_words, name) for name in ("compose", "dockerfile", "kubernetes")},
+}
+
+
+def command_of(text: str) -> list[str]:
+    """The command in the comment."""
+    line = next(line for line in text.split("\n") if re.match(r"[#;]   flower-proxy ", line))
+    return shlex.split(line.lstrip("#; "))
+
+
+def leaves(document: Any) -> Iterator[Any]:
+    if isinstance(document, dict):
+        for value in document.values():
+            yield from leaves(value)
+    elif isinstance(document, list):
+        for value in document:
+            yield from leaves(value)
+    else:
+        yield document
+
+
+def shape(target: str, text: str) -> object:
+    """Return the part that no value may change: keys and types of YAML, else the first word of each line."""
+    if target not in OF_YAML:
+        return re.findall(r"^\W*\w*", text, re.MULTILINE)
+
+    def of(document: Any) -> Any:
+        if isinstance(document, dict):
+            return {key: of(value) for key, value in document.items()}
+        return [of(value) for value in document] if isinstance(document, list) else type(document)
+
+    return [of(document) for document in documents(text)]
+
+
+def words_for(target: str, option: str, value: str) -> list[str]:
+    text = f"{value}:secret" if option == "--metrics_auth" else value
+    given = [option, text] if option == "-A" else [f"{option}={text}"]
+    takes = TARGETS[target].takes
+    for more in OPTIONS[option][1]:
+        name = more.partition("=")[0].lstrip("-")
+        if not more or name in takes or name not in PROXY_OPTIONS:
+            return [target, *given, *([more] if more else [])]
+    return [target, *given]
+
+
+def written(option: str, value: str) -> str:
+    """The value as it has to come back."""
+    if option == "--metrics_auth":
+        return value.partition(":")[0]
+    return ",".join(part.strip() for part in value.split(",")) if option == "--queues" else value
+
+
+def accepted(target: str, option: str, value: str) -> str | None:
+    """Return the configuration; None if the value is refused, which is one line that names the option."""
+    done = config(*words_for(target, option, value))
+    if done.returncode == 0:
+        return done.stdout
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done
+    assert option in done.stderr
+    return None
+
+
+@functools.cache
+def worth_trying(option: str) -> list[str]:
+    """The hostile values that are not refused whatever the target is."""
+    return [value for value in HOSTILE if accepted("nginx", option, value)]
+
+
+CASES = [
+    *(
+        (target, option)
+        for target in TARGETS
+        for option in OPTIONS
+        if option not in (*IN_THE_COMMAND, "--metrics_auth", "--oauth2_key")
+    ),
+    *((target, "--queues") for target in ("nginx", "prometheus", *READERS_OF_WORDS)),
+    *((target, option) for target in ("systemd", "supervisor", "kubernetes") for option in ("--workdir", "-A")),
+    ("prometheus", "--metrics_auth"),
+]
+
+
+@pytest.mark.parametrize(("target", "option"), CASES)
+def test_a_value_is_read_back_as_it_was_given_or_refused(target: str, option: str) -> None:
+    fine, _ = OPTIONS[option]
+    expected = accepted(target, option, fine)
+    for value in worth_trying(option) if expected else ():
+        text = accepted(target, option, value)
+        if text is None:
+            continue
+        assert text.replace("\n", "").replace("\t", "").isprintable()
+        if option not in ("--address", "--metrics_address"):
+            assert shape(target, text) == shape(target, str(expected)), value
+        said = written(option, value)
+        if option in IN_THE_COMMAND:
+            word = f"{option}={said}" if option == "--queues" else said
+            assert word in command_of(text)
+            if target in READERS_OF_WORDS and option != "--workdir":
+                assert word in READERS_OF_WORDS[target](text)
+        elif target in OF_YAML and said not in ("0.0.0.0", "::") and fine in str(documents(str(expected))):
+            read = [leaf for leaf in leaves(documents(text)) if isinstance(leaf, str)]
+            assert any(said.strip("/").lower() in leaf.lower() for leaf in read), value
+
+
+@UNTIMED
+@given(st.text(max_size=40))
+def test_any_text_arrives_in_the_command(value: str) -> None:
+    for target, read in READERS_OF_WORDS.items():
+        if (text := accepted(target, "--oauth2_key", value)) and value:
+            assert f"--oauth2_key={value}" in read(text)
+
+
+# The programs themselves, for the values that they get to see
+
+IN_PROXIES = ("--url_prefix", "--server_name", "--address", "--unix_socket", "--auth_file", "--auth_header")
+
+
+@pytest.mark.parametrize("target", PROXIES)
+def test_each_proxy_takes_every_value_that_is_not_refused(target: str, tmp_path: Path) -> None:
+    texts = {
+        accepted(target, option, value)
+        for option in IN_PROXIES
+        for value in worth_trying(option)
+        # names would be looked up
+        if option != "--address" or is_ip(value)
+    }
+    for text in texts - {None}:
+        checked(target, str(text), tmp_path)
+
+
+def test_caddy_reads_prefixes_as_they_were_given(tmp_path: Path) -> None:
+    for prefix in worth_trying("--url_prefix"):
+        (tmp_path / "Caddyfile").write_text(str(accepted("caddy", "--url_prefix", prefix)))
+        command = [program("caddy"), "adapt", "--adapter", "caddyfile", "--config", str(tmp_path / "Caddyfile")]
+        read = list(leaves(json.loads(subprocess.run(command, capture_output=True, check=True).stdout)))
+        mount = parse_mount(prefix)
+        assert {mount, f"{mount}/*", f"{mount}/metrics"} - {""} <= set(read), prefix
+
+
+def test_systemd_reads_words_as_they_were_given(tmp_path: Path) -> None:
+    values = [value for value in worth_trying("--queues") if accepted("systemd", "--queues", value)]
+    units = [tmp_path / f"{number}.service" for number in range(len(values))]
+    for unit, value in zip(units, values, strict=True):
+        unit.write_text(str(accepted("systemd", "--queues", value)).replace(INSTALLED, FLOWER_PROXY))
+    # Variables are taken out at the start of the program only; here systemd writes $ and ` with a backslash before them
+    lines = dumped(*units)["Command Line"]
+    read = {word.replace("$$", "$") for line in lines for word in shlex.split(re.sub(r"\\([$`])", r"\1", line))}
+    assert {f"--queues={written('--queues', value)}" for value in values} <= read
+
+
+def test_prometheus_takes_every_user_that_is_not_refused(tmp_path: Path) -> None:
+    """All in one file, with a job for each."""
+    texts = [str(accepted("prometheus", "--metrics_auth", value)) for value in worth_trying("--metrics_auth")]
+    head, _ = texts[0].split("scrape_configs:\n")
+    jobs = [text.split("scrape_configs:\n")[1].replace("celery", str(number)) for number, text in enumerate(texts)]
+    (tmp_path / "rules.yml").touch()
+    (tmp_path / "prometheus.yml").write_text(f"{head}scrape_configs:\n{''.join(jobs)}")
+    promtool("check", "config", "--syntax-only", str(tmp_path / "prometheus.yml"))
