@@ -21,8 +21,8 @@ MAX_TASK_BODY = 1024 * 1024
 MAX_DISCARDED_BODY = 16 * 1024 * 1024
 """Bytes of a body that is too large, which are read and dropped so that the client gets to read the answer."""
 
-# A header that is not here is not parsed, and a proxy may send tokens of any length in it; or it has a limit of its own:
-# Authorization in `flower_proxy.credentials`, that of --auth_header in `flower_proxy.authentication`
+# A header that is not here is not parsed, so a proxy may send tokens of any length in it; or it has a limit of its own,
+# as Authorization has in `flower_proxy.credentials`, and that of --auth_header in `flower_proxy.authentication`
 _MAX_VALUES = {
     "Cookie": MAX_COOKIE,
     **dict.fromkeys(
