@@ -32,7 +32,7 @@ from flower_proxy.limits import MAX_BODY
 from flower_proxy.settings import make_options
 from tests.support.processes import Address, answers, free_port, program, request, running, wait_until
 
-SHORT = 0.2  # seconds
+SHORT = 0.5  # seconds
 LARGE = 32 * 1024 * 1024  # bytes, more than the kernel holds for a connection
 
 
@@ -207,7 +207,7 @@ def test_a_client_that_does_not_read_its_answer_is_closed() -> None:
             writer.write(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
             await reader.readuntil(b"\r\n\r\n")
             # It reads on only when the server has given up
-            with pytest.raises(ConnectionResetError):
+            with pytest.raises(ConnectionError):
                 await asyncio.wait_for(_until_reset(writer), 30)
 
     asyncio.run(run())
