@@ -127,6 +127,7 @@ def parse_address(text: str) -> Address | None:
     return address
 
 
+@lru_cache(maxsize=1024)
 def normalize_peer(remote: str) -> str:
     """Return the peer of a connection as the log, the rate limits and ``--trusted_proxies`` write it."""
     address = parse_address(remote)
