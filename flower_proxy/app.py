@@ -57,7 +57,7 @@ from flower_proxy.internals import (
     default_options,
     flower_settings,
 )
-from flower_proxy.limits import MAX_BODY, MAX_DISCARDED_BODY, MAX_TASK_BODY, max_body, oversized
+from flower_proxy.limits import MAX_BODY, MAX_DISCARDED_BODY, MAX_TASK_BODY, oversized_body, oversized_head
 from flower_proxy.location import Locator
 from flower_proxy.monitoring import Monitor, Ready, TrustedMetrics
 from flower_proxy.paths import parse_mount
@@ -158,7 +158,7 @@ class FlowerProxy(Flower):  # type: ignore[misc]
     def find_guarded_handler(self, request: HTTPServerRequest, gate: Gate, **kwargs: Any) -> HTTPMessageDelegate:
         """Find what answers a request, behind this gate."""
         peer = _name_peer(request)
-        if problem := oversized(request.uri or "", request.headers):
+        if problem := oversized_head(request.uri or "", request.headers):
             return self.answer(request, PlainText, status=HTTPStatus.BAD_REQUEST, message=problem)
         if peer not in self.locator.trusted:
             self._ignore_headers(request, peer, gate.authenticator.user_header)
@@ -205,9 +205,9 @@ class FlowerProxy(Flower):  # type: ignore[misc]
             route = self._routes.get(target_class, Bare.route)
             proxied = self._proxied[target_class] = _proxied(target_class, self.options, route)
         maximum = MAX_TASK_BODY if issubclass(proxied, LargeBody) else MAX_BODY
-        if problem := max_body(request.headers.get("Content-Length"), maximum):
+        if problem := oversized_body(request.headers.get("Content-Length"), maximum):
             _set_max_body(request, MAX_DISCARDED_BODY)
-            return self.answer(request, BodyTooLarge, message=problem)
+            return self.answer(request, BodyTooLarge, status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message=problem)
         if maximum != MAX_BODY:
             _set_max_body(request, maximum)
         return cast(HTTPMessageDelegate, super().get_handler_delegate(request, proxied, *args, **kwargs))

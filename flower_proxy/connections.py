@@ -118,7 +118,7 @@ class ConnectionLimit:
         stream.close()
         self.replaced += 1
         now = self._clock()
-        if self._replaced_before and now < self._log_at:
+        if now < self._log_at:
             return
         logger.warning(
             "All %d connections are in use; closed %d that had waited longest for a request. If they are not an attack,"

@@ -306,6 +306,11 @@ def _port(options: Mapping[str, Option], values: Mapping[str, Any]) -> int:
 
 def _upstream(address: str, port: int) -> str:
     host = "127.0.0.1" if address in _ANY_ADDRESS else address
+    return host_and_port(host, port)
+
+
+def host_and_port(host: str, port: int) -> str:
+    """Write both as a URL has them: an IPv6 address in brackets (RFC 3986, section 3.2.2)."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -179,18 +179,16 @@ class PlainText(_Answer):
 
 
 @stream_request_body
-class BodyTooLarge(_Answer):
-    """Answers 413 once the body has been sent and dropped: an earlier answer could be lost with the connection."""
+class BodyTooLarge(PlainText):
+    """Answers once the body has been sent and dropped: an earlier answer could be lost with the connection."""
 
-    def initialize(self, message: str) -> None:
-        self.message = message
+    def prepare(self) -> None:
+        """Wait for the body."""
 
     def data_received(self, chunk: bytes) -> None:
         """Drop it."""
 
     def get(self) -> None:
-        self.set_status(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
-        self.set_header("Content-Type", "text/plain; charset=UTF-8")
-        self.finish(f"{self.message}\n")
+        super().prepare()
 
     head = post = put = patch = delete = options = get

@@ -50,7 +50,7 @@ _MAX_VALUES = {
 }
 
 
-def oversized(target: str, headers: HTTPHeaders) -> str | None:
+def oversized_head(target: str, headers: HTTPHeaders) -> str | None:
     """Tell what is too long in the head of a request.
 
     :param target: the path and query, as they were sent.
@@ -66,7 +66,7 @@ def oversized(target: str, headers: HTTPHeaders) -> str | None:
     return None
 
 
-def max_body(length: str | None, maximum: int) -> str | None:
+def oversized_body(length: str | None, maximum: int) -> str | None:
     """Tell whether a body is too large.
 
     :param length: the header ``Content-Length``, if there is one; what is no number Tornado refuses.

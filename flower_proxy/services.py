@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from flower_proxy.deployment import Deployment, DeploymentError, Target, is_ip, values_by_option
+from flower_proxy.deployment import Deployment, DeploymentError, Target, host_and_port, is_ip, values_by_option
 
 _FOLDER = "/srv/app"
 _USERS_FILE = "/etc/flower/htpasswd"
@@ -128,7 +128,7 @@ def _listen(deployment: Deployment) -> Sequence[str]:
     if address != "localhost" and not is_ip(address):
         raise DeploymentError(f"--address: {address!r} is a name, but systemd listens on addresses; name the address")
     addresses = ["127.0.0.1", "::1"] if address == "localhost" else [address]
-    return [f"[{one}]:{deployment.port}" if ":" in one else f"{one}:{deployment.port}" for one in addresses]
+    return [host_and_port(one, deployment.port) for one in addresses]
 
 
 def _supervisor(deployment: Deployment) -> Mapping[str, Any]:
@@ -215,7 +215,7 @@ def _prometheus(deployment: Deployment) -> Mapping[str, Any]:
     if deployment.unix_socket and not own_port and not over_proxy:
         raise DeploymentError("--unix_socket: Prometheus cannot scrape one; add --metrics_port, or --server_name")
     host = settings.get("metrics_address") if own_port else deployment.upstream.rpartition(":")[0].strip("[]")
-    port = deployment.metrics_port if own_port else deployment.port
+    port = deployment.port if deployment.metrics_port is None else deployment.metrics_port
     path = "/metrics" if own_port or deployment.strips else f"{deployment.prefix}/metrics"
     scheme = "https" if settings.get("certfile") else "http"
     if over_proxy and not own_port:
@@ -226,7 +226,7 @@ def _prometheus(deployment: Deployment) -> Mapping[str, Any]:
     asks = not settings.get("metrics_open") and not settings.get("no_auth")
     return {
         "over_proxy": over_proxy and not own_port,
-        "target": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        "target": host_and_port(host, port),
         "path": path,
         "scheme": scheme,
         "user": (deployment.metrics_user or "prometheus") if asks else "",

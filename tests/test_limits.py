@@ -10,7 +10,7 @@ from tornado.httputil import HTTPHeaders
 
 from flower_proxy.browser_proof import host_refusal, refusal, site_refusal
 from flower_proxy.forwarded import HEADERS, UNIX, ForwardedHeaderError, TrustedProxies, parse_address, read_forwarded
-from flower_proxy.limits import MAX_COOKIE, MAX_HEADER_VALUE, oversized
+from flower_proxy.limits import MAX_COOKIE, MAX_HEADER_VALUE, oversized_head
 from flower_proxy.location import Locator
 from flower_proxy.monitoring import accepts_gzip
 from flower_proxy.paths import parse_next
@@ -42,7 +42,7 @@ def test_what_is_too_long_is_named(target: str, headers: list[tuple[str, str]], 
     sent = HTTPHeaders()
     for name, value in headers:
         sent.add(name, value)
-    problem = oversized(target, sent)
+    problem = oversized_head(target, sent)
     assert (problem or "").startswith(too_long)
     assert bool(problem) is bool(too_long)
 
