@@ -29,7 +29,6 @@ from flower_proxy.browser_policy import content_security_policy, parse_frame_anc
 from flower_proxy.checks import parse_mode
 from flower_proxy.connections import BoundedServer, ConnectionLimit, max_connections
 from flower_proxy.entrance import build_entrance
-from flower_proxy.forwarded import HEADERS, UNIX, ForwardedHeaderError, TrustedProxies, normalize_peer
 from flower_proxy.gate import Gate
 from flower_proxy.guarded import BROWSER, Bare, set_location
 from flower_proxy.handlers import (
@@ -58,9 +57,10 @@ from flower_proxy.internals import (
     flower_settings,
 )
 from flower_proxy.limits import MAX_BODY, MAX_DISCARDED_BODY, MAX_TASK_BODY, oversized_body, oversized_head
-from flower_proxy.location import Locator
 from flower_proxy.monitoring import Monitor, Ready, TrustedMetrics
-from flower_proxy.paths import parse_mount
+from flower_proxy.proxy.headers import HEADERS, UNIX, ForwardedHeaderError, TrustedProxies, normalize_peer
+from flower_proxy.proxy.location import Locator
+from flower_proxy.proxy.paths import parse_mount
 from flower_proxy.receiver import Receiver
 from flower_proxy.seen import PATH, Check
 from flower_proxy.sockets import refuse_live_socket, remove_socket

@@ -12,8 +12,8 @@ from prometheus_client import Counter
 
 from flower_proxy.browser_proof import host_refusal
 from flower_proxy.credentials import CredentialsError, read_authorization
-from flower_proxy.forwarded import Headers
-from flower_proxy.location import Location
+from flower_proxy.proxy.headers import Headers
+from flower_proxy.proxy.location import Location
 from flower_proxy.throttle import Throttle, network_of
 from flower_proxy.verifier import Busy, Client, Verifier
 

@@ -12,9 +12,9 @@ from celery.utils.imports import symbol_by_name
 from tornado.web import RequestHandler
 
 from flower_proxy.credentials import parse_entries
-from flower_proxy.forwarded import HEADERS
 from flower_proxy.internals import TASK_COLUMNS, validate_auth_option
-from flower_proxy.paths import parse_mount
+from flower_proxy.proxy.headers import HEADERS
+from flower_proxy.proxy.paths import parse_mount
 
 # RFC 9110, section 5.6.2
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")

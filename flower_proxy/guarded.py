@@ -20,7 +20,7 @@ from flower_proxy.authentication import Attempt, Denied, Person
 from flower_proxy.browser_policy import OTHER_HEADERS, content_security_policy
 from flower_proxy.browser_proof import refusal
 from flower_proxy.gate import SAFE_METHODS, Access, Gate, access
-from flower_proxy.location import Location
+from flower_proxy.proxy.location import Location
 
 BROWSER = "browser"
 """The cookie by which a browser is known that somebody has logged in with."""

@@ -14,8 +14,8 @@ from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from flower_proxy.guarded import Bare, Guarded
 from flower_proxy.internals import BaseHandler
-from flower_proxy.location import PublicURL
-from flower_proxy.paths import parse_next
+from flower_proxy.proxy.location import PublicURL
+from flower_proxy.proxy.paths import parse_next
 from flower_proxy.queues import KombuQueues
 from flower_proxy.statics import packaged_overrides
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tornado.httputil import HTTPHeaders
 
-from flower_proxy.forwarded import READ_HEADERS
+from flower_proxy.proxy.headers import READ_HEADERS
 
 MAX_HEADER_VALUE = 4 * 1024
 """Characters of a header that is parsed, all its lines together, and of the path and the query."""

@@ -16,12 +16,12 @@ from flower_proxy import checks
 from flower_proxy.browser_policy import parse_frame_ancestors
 from flower_proxy.browser_proof import parse_allowed_host, parse_origin
 from flower_proxy.credentials import parse_entries
-from flower_proxy.forwarded import TrustedProxies
 from flower_proxy.internals import (
     definitions,
     strtobool,
     validate_broker_api,
 )
+from flower_proxy.proxy.headers import TrustedProxies
 
 ENV_PREFIX = "FLOWER_"
 WHO = "Who may enter"

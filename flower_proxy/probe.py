@@ -20,8 +20,8 @@ from time import monotonic
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
-from flower_proxy.location import without_default_port
-from flower_proxy.paths import parse_mount
+from flower_proxy.proxy.location import without_default_port
+from flower_proxy.proxy.paths import parse_mount
 from flower_proxy.seen import PATH, Seen, parse_json, read_seen
 
 MADE_UP = {

@@ -14,8 +14,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 import celery
 
 from flower_proxy import __version__
-from flower_proxy.forwarded import HEADERS
 from flower_proxy.internals import BaseHandler, flower_version
+from flower_proxy.proxy.headers import HEADERS
 
 PATH = "/-/check"
 """Below the prefix. No page of Flower's begins like this. What is added behind it comes back in `Seen.path`."""

@@ -13,7 +13,7 @@ from tornado.httputil import HTTPHeaders
 
 from flower_proxy.authentication import Attempt, Authenticator, Denied, PasswordCheck, Person, Roles, fold
 from flower_proxy.credentials import hash_password, parse_auth_file, parse_entries
-from flower_proxy.location import Location
+from flower_proxy.proxy.location import Location
 from flower_proxy.throttle import Throttle
 from flower_proxy.verifier import Checks, Verifier
 

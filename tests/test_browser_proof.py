@@ -6,8 +6,8 @@ import pytest
 from tornado.httputil import HTTPHeaders
 
 from flower_proxy.browser_proof import host_refusal, parse_allowed_host, parse_origin, site_refusal
-from flower_proxy.forwarded import UNIX
-from flower_proxy.location import Location
+from flower_proxy.proxy.headers import UNIX
+from flower_proxy.proxy.location import Location
 
 
 def headers(*lines: tuple[str, str]) -> HTTPHeaders:

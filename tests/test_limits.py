@@ -9,11 +9,18 @@ import pytest
 from tornado.httputil import HTTPHeaders
 
 from flower_proxy.browser_proof import host_refusal, refusal, site_refusal
-from flower_proxy.forwarded import HEADERS, UNIX, ForwardedHeaderError, TrustedProxies, parse_address, read_forwarded
 from flower_proxy.limits import MAX_COOKIE, MAX_HEADER_VALUE, oversized_head
-from flower_proxy.location import Locator
 from flower_proxy.monitoring import accepts_gzip
-from flower_proxy.paths import parse_next
+from flower_proxy.proxy.headers import (
+    HEADERS,
+    UNIX,
+    ForwardedHeaderError,
+    TrustedProxies,
+    parse_address,
+    read_forwarded,
+)
+from flower_proxy.proxy.location import Locator
+from flower_proxy.proxy.paths import parse_next
 from tests.bench.cost import tasks_data
 
 LONG = 300_000

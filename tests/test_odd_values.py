@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from flower_proxy.configuration import TARGETS
 from flower_proxy.deployment import PROXY_OPTIONS, is_ip
-from flower_proxy.paths import parse_mount
+from flower_proxy.proxy.paths import parse_mount
 from tests.support.configurations import config, documents
 from tests.support.processes import program
 from tests.support.prometheus import promtool

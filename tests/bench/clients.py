@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tornado.httputil import HTTPHeaders
 
-from flower_proxy.forwarded import ForwardedHeaderError, read_forwarded
+from flower_proxy.proxy.headers import ForwardedHeaderError, read_forwarded
 from tests.bench.cost import Server
 from tests.bench.figures import OURS, STOCK
 from tests.bench.pages import served

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tornado.httpserver import HTTPServer
 from tornado.ioloop import IOLoop
 
-from flower_proxy.forwarded import HEADERS
+from flower_proxy.proxy.headers import HEADERS
 from tests.http.conftest import PREFIX, Site
 from tests.http.test_gate import METHODS, OPEN_ROUTES
 from tests.http.test_gate import example as path_of

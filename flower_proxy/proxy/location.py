@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from flower_proxy.forwarded import Headers, Lines, TrustedProxies, has_no_port, parse_address, read_forwarded
-from flower_proxy.paths import ends_with, single_slash, strip_prefix
+from flower_proxy.proxy.headers import Headers, Lines, TrustedProxies, has_no_port, parse_address, read_forwarded
+from flower_proxy.proxy.paths import ends_with, single_slash, strip_prefix
 
 _MAX_REPEATED = 8
 _DEFAULT_PORTS = {"http": "80", "https": "443"}

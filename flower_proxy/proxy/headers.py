@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
-from flower_proxy.paths import join_segments
+from flower_proxy.proxy.paths import join_segments
 
 UNIX = "unix"
 """What stands for the peer of a unix socket, which has no address."""
@@ -153,7 +153,7 @@ class Forwarded:
 
 
 def read_forwarded(headers: Headers, *, xheaders: bool = False) -> Forwarded:
-    """Read the headers of a trusted peer; `flower_proxy.location.Locator` has the table of them.
+    """Read the headers of a trusted peer; `flower_proxy.proxy.location.Locator` has the table of them.
 
     :param xheaders: read ``X-Real-Ip`` and ``X-Scheme`` too, where their ``X-Forwarded-`` twin is missing.
     :raises ForwardedHeaderError: one is malformed.
