@@ -25,11 +25,11 @@ from tornado.routing import PathMatches, Router, Rule
 from tornado.web import RequestHandler, StaticFileHandler, decode_signed_value
 
 from flower_proxy import audit
+from flower_proxy.auth.factory import build_entrance
+from flower_proxy.auth.policy import Gate
 from flower_proxy.browser_policy import content_security_policy, parse_frame_ancestors
 from flower_proxy.checks import parse_mode
 from flower_proxy.connections import BoundedServer, ConnectionLimit, max_connections
-from flower_proxy.entrance import build_entrance
-from flower_proxy.gate import Gate
 from flower_proxy.guarded import BROWSER, Bare, set_location
 from flower_proxy.handlers import (
     BodyTooLarge,

@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
+from flower_proxy.auth.factory import refuse_contradictions
 from flower_proxy.command import OPTIONS, SettingsCommand, celery_options, setting_options
 from flower_proxy.deployment import TARGETS as PROXIES
 from flower_proxy.deployment import DeploymentError, plan, render
-from flower_proxy.entrance import refuse_contradictions
 from flower_proxy.serve import InputError
 from flower_proxy.services import SERVICES
 from flower_proxy.settings import OptionError, nearest, read

@@ -16,10 +16,10 @@ from tornado.httputil import HTTPServerRequest
 from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 
 from flower_proxy import audit
-from flower_proxy.authentication import Attempt, Denied, Person
+from flower_proxy.auth.authenticator import Attempt, Denied, Person
+from flower_proxy.auth.csrf import refusal
+from flower_proxy.auth.policy import SAFE_METHODS, Access, Gate, access
 from flower_proxy.browser_policy import OTHER_HEADERS, content_security_policy
-from flower_proxy.browser_proof import refusal
-from flower_proxy.gate import SAFE_METHODS, Access, Gate, access
 from flower_proxy.proxy.location import Location
 
 BROWSER = "browser"

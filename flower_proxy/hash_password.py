@@ -7,8 +7,8 @@ import sys
 
 import click
 
-from flower_proxy.credentials import COSTS, CredentialsError, check_user
-from flower_proxy.credentials import hash_password as make_hash
+from flower_proxy.auth.passwords import COSTS, CredentialsError, check_user
+from flower_proxy.auth.passwords import hash_password as make_hash
 
 
 class _InputError(click.ClickException):

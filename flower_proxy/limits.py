@@ -22,7 +22,7 @@ MAX_DISCARDED_BODY = 16 * 1024 * 1024
 """Bytes of a body that is too large, which are read and dropped so that the client gets to read the answer."""
 
 # A header that is not here is not parsed, so a proxy may send tokens of any length in it; or it has a limit of its own,
-# as Authorization has in `flower_proxy.credentials`, and that of --auth_header in `flower_proxy.authentication`
+# as Authorization has in `flower_proxy.auth.passwords`, and that of --auth_header in `flower_proxy.auth.authenticator`
 _MAX_VALUES = {
     "Cookie": MAX_COOKIE,
     **dict.fromkeys(

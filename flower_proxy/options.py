@@ -13,9 +13,9 @@ from typing import Any
 from tornado.options import OptionParser
 
 from flower_proxy import checks
+from flower_proxy.auth.csrf import parse_allowed_host, parse_origin
+from flower_proxy.auth.passwords import parse_entries
 from flower_proxy.browser_policy import parse_frame_ancestors
-from flower_proxy.browser_proof import parse_allowed_host, parse_origin
-from flower_proxy.credentials import parse_entries
 from flower_proxy.internals import (
     definitions,
     strtobool,

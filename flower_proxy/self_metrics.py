@@ -17,7 +17,7 @@ from tornado.ioloop import IOLoop, PeriodicCallback
 from tornado.web import RequestHandler
 
 from flower_proxy import __version__
-from flower_proxy.authentication import REFUSED_LOGINS
+from flower_proxy.auth.authenticator import REFUSED_LOGINS
 from flower_proxy.internals import STOCK_FAMILIES, flower_version
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from http import HTTPStatus
 import pytest
 from tornado.httputil import HTTPHeaders
 
-from flower_proxy.authentication import Attempt, Authenticator, Denied, PasswordCheck, Person, Roles, fold
-from flower_proxy.credentials import hash_password, parse_auth_file, parse_entries
+from flower_proxy.auth.authenticator import Attempt, Authenticator, Denied, PasswordCheck, Person, Roles, fold
+from flower_proxy.auth.passwords import hash_password, parse_auth_file, parse_entries
+from flower_proxy.auth.throttle import Throttle
+from flower_proxy.auth.verifier import Checks, Verifier
 from flower_proxy.proxy.location import Location
-from flower_proxy.throttle import Throttle
-from flower_proxy.verifier import Checks, Verifier
 
 BCRYPT = parse_auth_file(f"alice:{hash_password('right', cost=4)}")
 PLAIN = parse_entries(["alice:right"])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import bcrypt
 import pytest
 
-from flower_proxy.credentials import (
+from flower_proxy.auth.passwords import (
     Bcrypt,
     Credentials,
     CredentialsError,

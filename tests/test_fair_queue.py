@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flower_proxy.fair_queue import FairQueue
+from flower_proxy.auth.fair_queue import FairQueue
 
 
 @pytest.mark.parametrize(

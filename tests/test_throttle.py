@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flower_proxy.throttle import Throttle
+from flower_proxy.auth.throttle import Throttle
 
 CLIENT, USER = "192.0.2.1", "me"
 

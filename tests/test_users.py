@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from flower_proxy.credentials import CredentialsError, hash_password
-from flower_proxy.users import Users
+from flower_proxy.auth.passwords import CredentialsError, hash_password
+from flower_proxy.auth.users import Users
 
 HASH = hash_password("secret", 4)
 OTHER = hash_password("other", 4)
@@ -47,7 +47,7 @@ def umask() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    caplog.set_level(logging.INFO, logger="flower_proxy.users")
+    caplog.set_level(logging.INFO, logger="flower_proxy.auth.users")
     return caplog
 
 

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import bcrypt
 import pytest
 
-from flower_proxy.credentials import Bcrypt, Credentials, Plain, Secret, hash_password
-from flower_proxy.verifier import Busy, Checks, Client, Verifier
+from flower_proxy.auth.passwords import Bcrypt, Credentials, Plain, Secret, hash_password
+from flower_proxy.auth.verifier import Busy, Checks, Client, Verifier
 
 SOMEBODY = Client("192.0.2.1")
 PATIENCE = 30.0  # seconds; only a test that fails needs them

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from flower_proxy.credentials import hash_password
+from flower_proxy.auth.passwords import hash_password
 from tests.bench.cost import HEADERS, Server
 from tests.support.processes import Address, answers, basic, free_port, running
 from tests.support.programs import COMMANDS, CREDENTIALS

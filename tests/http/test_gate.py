@@ -21,7 +21,7 @@ from tornado.routing import PathMatches
 from tornado.web import RequestHandler
 
 from flower_proxy.app import FlowerProxy
-from flower_proxy.gate import OPEN as OPEN_HANDLERS
+from flower_proxy.auth.policy import OPEN as OPEN_HANDLERS
 from flower_proxy.internals import default_options
 from flower_proxy.options import declare
 from tests.http.conftest import OPEN, PREFIX, Site

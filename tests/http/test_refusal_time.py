@@ -8,7 +8,7 @@ from typing import Any
 import bcrypt
 import pytest
 
-from flower_proxy.credentials import hash_password
+from flower_proxy.auth.passwords import hash_password
 from tests.http.conftest import Site
 from tests.http.test_gate import basic
 

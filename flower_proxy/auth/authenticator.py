@@ -10,12 +10,12 @@ from http import HTTPStatus
 
 from prometheus_client import Counter
 
-from flower_proxy.browser_proof import host_refusal
-from flower_proxy.credentials import CredentialsError, read_authorization
+from flower_proxy.auth.csrf import host_refusal
+from flower_proxy.auth.passwords import CredentialsError, read_authorization
+from flower_proxy.auth.throttle import Throttle, network_of
+from flower_proxy.auth.verifier import Busy, Client, Verifier
 from flower_proxy.proxy.headers import Headers
 from flower_proxy.proxy.location import Location
-from flower_proxy.throttle import Throttle, network_of
-from flower_proxy.verifier import Busy, Client, Verifier
 
 # Not registered here: `flower_proxy.self_metrics` has it
 REFUSED_LOGINS = Counter("flower_proxy_refused_logins", "Tries to log in that were refused.", ["reason"], registry=None)

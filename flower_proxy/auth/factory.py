@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from flower_proxy.authentication import Authenticator, PasswordCheck, Roles, fold
-from flower_proxy.browser_proof import parse_allowed_host, parse_origin
-from flower_proxy.credentials import parse_entries
-from flower_proxy.gate import Gate
+from flower_proxy.auth.authenticator import Authenticator, PasswordCheck, Roles, fold
+from flower_proxy.auth.csrf import parse_allowed_host, parse_origin
+from flower_proxy.auth.passwords import parse_entries
+from flower_proxy.auth.policy import Gate
+from flower_proxy.auth.throttle import Throttle
+from flower_proxy.auth.users import Users
+from flower_proxy.auth.verifier import Checks, Verifier
 from flower_proxy.internals import authenticate
-from flower_proxy.throttle import Throttle
-from flower_proxy.users import Users
-from flower_proxy.verifier import Checks, Verifier
 
 _MADE_UP_USER = "flower"
 

@@ -9,9 +9,9 @@ from http import HTTPStatus
 
 from tornado.web import RequestHandler, StaticFileHandler
 
-from flower_proxy.authentication import Attempt, Authenticator, Denied, PasswordCheck, Person, Roles
-from flower_proxy.browser_proof import site_refusal
-from flower_proxy.credentials import CredentialsError, read_authorization
+from flower_proxy.auth.authenticator import Attempt, Authenticator, Denied, PasswordCheck, Person, Roles
+from flower_proxy.auth.csrf import site_refusal
+from flower_proxy.auth.passwords import CredentialsError, read_authorization
 from flower_proxy.internals import Healthcheck, Metrics, TasksDataTable
 from flower_proxy.monitoring import Ready
 from flower_proxy.seen import Check

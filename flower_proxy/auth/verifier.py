@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
-from flower_proxy.credentials import Bcrypt, Credentials, Plain, Secret
-from flower_proxy.fair_queue import FairQueue
+from flower_proxy.auth.fair_queue import FairQueue
+from flower_proxy.auth.passwords import Bcrypt, Credentials, Plain, Secret
 
 _THREADS = 2
 _MAX_WAITING_PER_CLIENT = 32
