@@ -30,6 +30,7 @@ from flower_proxy.auth.policy import Gate
 from flower_proxy.browser_policy import content_security_policy, parse_frame_ancestors
 from flower_proxy.checks import parse_mode
 from flower_proxy.connections import BoundedServer, ConnectionLimit, max_connections
+from flower_proxy.events.receiver import Receiver
 from flower_proxy.guarded import BROWSER, Bare, set_location
 from flower_proxy.handlers import (
     BodyTooLarge,
@@ -61,7 +62,6 @@ from flower_proxy.monitoring import Monitor, Ready, TrustedMetrics
 from flower_proxy.proxy.headers import HEADERS, UNIX, ForwardedHeaderError, TrustedProxies, normalize_peer
 from flower_proxy.proxy.location import Locator
 from flower_proxy.proxy.paths import parse_mount
-from flower_proxy.receiver import Receiver
 from flower_proxy.seen import PATH, Check
 from flower_proxy.sockets import refuse_live_socket, remove_socket
 from flower_proxy.statics import OverlaidStaticFiles, SpliceError, packaged_overrides, prepend, splice

@@ -14,8 +14,8 @@ from typing import Any
 from celery import Celery
 from kombu import Connection
 
-from flower_proxy.broker import NO_ANSWER, SECONDS_TO_ANSWER, back_off, connected, mailbox_of, problem_of
-from flower_proxy.queues import Counted, count
+from flower_proxy.events.broker import NO_ANSWER, SECONDS_TO_ANSWER, back_off, connected, mailbox_of, problem_of
+from flower_proxy.events.queues import Counted, count
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from tornado.auth import OAuth2Mixin
 from tornado.escape import xhtml_escape
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
+from flower_proxy.events.queues import KombuQueues
 from flower_proxy.guarded import Bare, Guarded
 from flower_proxy.internals import BaseHandler
 from flower_proxy.proxy.location import PublicURL
 from flower_proxy.proxy.paths import parse_next
-from flower_proxy.queues import KombuQueues
 from flower_proxy.statics import packaged_overrides
 
 # Where nobody told the prefix only the browser can put right what relative links need

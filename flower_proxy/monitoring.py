@@ -16,9 +16,9 @@ from prometheus_client.registry import Collector
 
 from flower_proxy.broker_watch import BrokerWatch
 from flower_proxy.connections import ConnectionLimit
+from flower_proxy.events.receiver import Receiver
 from flower_proxy.exposition import Family, render
 from flower_proxy.internals import BaseHandler, Metrics
-from flower_proxy.receiver import Receiver
 from flower_proxy.recorder import Recorder, is_producer
 from flower_proxy.self_metrics import Filtered, SelfMetrics
 

@@ -22,7 +22,7 @@ from flower_proxy.internals import STOCK_FAMILIES, flower_version
 
 if TYPE_CHECKING:
     from flower_proxy.connections import ConnectionLimit
-    from flower_proxy.receiver import Receiver
+    from flower_proxy.events.receiver import Receiver
     from flower_proxy.recorder import Recorder
 
 _METHODS = RequestHandler.SUPPORTED_METHODS

@@ -12,7 +12,7 @@ import pytest
 import redis
 from celery import Celery
 
-from flower_proxy.broker import back_off, connected, problem_of
+from flower_proxy.events.broker import back_off, connected, problem_of
 from tests.support import programs
 from tests.support.outage import deaf_port
 from tests.support.processes import Address, free_port, program, running

@@ -20,7 +20,7 @@ from kombu import Consumer, Queue
 
 from flower_proxy import broker_watch
 from flower_proxy.broker_watch import BrokerWatch, QueueFigures
-from flower_proxy.queues import KombuQueues
+from flower_proxy.events.queues import KombuQueues
 from tests.support import programs
 from tests.support.outage import Interruptible, deaf_port, interruptible, leaves_a_deaf_broker, network_to
 from tests.support.processes import running, wait_until

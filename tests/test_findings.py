@@ -13,11 +13,11 @@ import pytest
 
 from flower_proxy import __version__
 from flower_proxy.check import show
+from flower_proxy.events.task_events import Unheard
 from flower_proxy.findings import Finding, Status, examine, not_reached
 from flower_proxy.probe import FOREIGN, MADE_UP, Answer, Evidence, StaticFile, parse_target
 from flower_proxy.remedies import LINES, PROXIES, line, recognise, set_headers
 from flower_proxy.seen import Seen, SeenWorker
-from flower_proxy.unheard import Unheard
 from tests.support.processes import program
 
 TARGET = parse_target("https://Example.com:443/flower/")

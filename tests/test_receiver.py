@@ -19,7 +19,7 @@ from kombu.pidbox import Mailbox
 from tornado.ioloop import IOLoop
 from tornado.platform.asyncio import AsyncIOLoop
 
-from flower_proxy.receiver import Receiver
+from flower_proxy.events.receiver import Receiver
 from tests.support import programs
 from tests.support.outage import Interruptible, interruptible, leaves_a_deaf_broker
 from tests.support.processes import wait_until
@@ -237,7 +237,7 @@ def test_events_arrive_and_arrive_again_after_an_outage(
         assert (receiver.received, receiver.dropped, receiver.reconnects) == (2, 0, 1)
         assert len(reconnected) == 1
     assert not receiver.connected
-    told = [record.message for record in caplog.records if record.name == "flower_proxy.receiver"]
+    told = [record.message for record in caplog.records if record.name == "flower_proxy.events.receiver"]
     assert told == ["No events arrive: the broker cannot be reached; trying again and again"]
 
 
@@ -283,7 +283,7 @@ SCRIPT = """
 import asyncio, sys
 from celery import Celery
 from tornado.ioloop import IOLoop
-from flower_proxy.receiver import Receiver
+from flower_proxy.events.receiver import Receiver
 
 async def main():
     receiver = Receiver(Celery(broker=sys.argv[1]), io_loop=IOLoop.current(), max_tasks_in_memory=10)

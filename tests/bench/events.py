@@ -21,7 +21,7 @@ from celery import Celery
 from flower.events import Events
 from tornado.ioloop import IOLoop
 
-from flower_proxy.receiver import MOST_WAITING, Receiver
+from flower_proxy.events.receiver import MOST_WAITING, Receiver
 
 KINDS: dict[str, type[Events]] = {"stock": Events, "ours": Receiver}
 WORKERS, NAMES = 10, 50

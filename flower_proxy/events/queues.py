@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from celery import Celery
 from kombu import Connection
 
-from flower_proxy.broker import connected
+from flower_proxy.events.broker import connected
 
 _NOT_FOUND = "404"
 

@@ -15,8 +15,8 @@ from celery.events import EventReceiver
 from flower.events import Events
 from kombu import Connection
 
-from flower_proxy.broker import back_off, connected, mailbox_of, problem_of
-from flower_proxy.unheard import Unheard
+from flower_proxy.events.broker import back_off, connected, mailbox_of, problem_of
+from flower_proxy.events.task_events import Unheard
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,1 @@
+"""From the broker to listeners: the way of Celery's events."""
