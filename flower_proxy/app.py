@@ -58,7 +58,7 @@ from flower_proxy.internals import (
     flower_settings,
 )
 from flower_proxy.limits import MAX_BODY, MAX_DISCARDED_BODY, MAX_TASK_BODY, oversized_body, oversized_head
-from flower_proxy.monitoring import Monitor, Ready, TrustedMetrics
+from flower_proxy.metrics.collector import Monitor, Ready, TrustedMetrics
 from flower_proxy.proxy.headers import HEADERS, UNIX, ForwardedHeaderError, TrustedProxies, normalize_peer
 from flower_proxy.proxy.location import Locator
 from flower_proxy.proxy.paths import parse_mount

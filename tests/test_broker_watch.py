@@ -18,9 +18,9 @@ import pytest
 from celery import Celery
 from kombu import Consumer, Queue
 
-from flower_proxy import broker_watch
-from flower_proxy.broker_watch import BrokerWatch, QueueFigures
 from flower_proxy.events.queues import KombuQueues
+from flower_proxy.metrics import broker_poller as broker_watch
+from flower_proxy.metrics.broker_poller import BrokerWatch, QueueFigures
 from tests.support import programs
 from tests.support.outage import Interruptible, deaf_port, interruptible, leaves_a_deaf_broker, network_to
 from tests.support.processes import running, wait_until
@@ -260,7 +260,7 @@ def test_an_outage_is_told_and_is_over_when_the_broker_is_back(
         outage.start()
         wait_until(lambda: watch.problem is None, what="the broker answers again")
         assert look(watch).lengths == {"mail": 0, "celery": 0}
-    told = [record.message for record in caplog.records if record.name == "flower_proxy.broker_watch"]
+    told = [record.message for record in caplog.records if record.name == "flower_proxy.metrics.broker_poller"]
     assert told == ["No queue lengths: the broker cannot be reached; trying again and again"]
 
 
@@ -321,7 +321,7 @@ def test_before_the_first_answer_there_is_a_problem() -> None:
 SCRIPT = """
 import sys
 from celery import Celery
-from flower_proxy.broker_watch import BrokerWatch
+from flower_proxy.metrics.broker_poller import BrokerWatch
 
 watch = BrokerWatch(Celery(broker=sys.argv[1]), workers=tuple, on_held=print)
 watch.start()

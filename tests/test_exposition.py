@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from flower_proxy.exposition import SLICE_LINES, Counter, Family, Gauge, Histogram, render
+from flower_proxy.metrics.exposition import SLICE_LINES, Counter, Family, Gauge, Histogram, render
 
 # These have no types of their own
 parse_text: Callable[[str], Iterable[Metric]] = prometheus_client.parser.text_string_to_metric_families

@@ -10,7 +10,7 @@ from tornado.httputil import HTTPHeaders
 
 from flower_proxy.auth.csrf import host_refusal, refusal, site_refusal
 from flower_proxy.limits import MAX_COOKIE, MAX_HEADER_VALUE, oversized_head
-from flower_proxy.monitoring import accepts_gzip
+from flower_proxy.metrics.collector import accepts_gzip
 from flower_proxy.proxy.headers import (
     HEADERS,
     UNIX,

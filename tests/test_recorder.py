@@ -24,9 +24,9 @@ from flower.events import EventsState
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flower_proxy.broker_watch import QueueFigures
-from flower_proxy.exposition import render
-from flower_proxy.recorder import Recorder
+from flower_proxy.metrics.broker_poller import QueueFigures
+from flower_proxy.metrics.exposition import render
+from flower_proxy.metrics.recorder import Recorder
 
 W1, W2, W3 = "w1@host", "w2@host", "w3@host"
 PRODUCER = "gen4711@web"

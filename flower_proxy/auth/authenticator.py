@@ -17,7 +17,7 @@ from flower_proxy.auth.verifier import Busy, Client, Verifier
 from flower_proxy.proxy.headers import Headers
 from flower_proxy.proxy.location import Location
 
-# Not registered here: `flower_proxy.self_metrics` has it
+# Not registered here: `flower_proxy.metrics.process` has it
 REFUSED_LOGINS = Counter("flower_proxy_refused_logins", "Tries to log in that were refused.", ["reason"], registry=None)
 
 _MAX_NAME = 200  # characters

@@ -13,7 +13,7 @@ from flower_proxy.auth.authenticator import Attempt, Authenticator, Denied, Pass
 from flower_proxy.auth.csrf import site_refusal
 from flower_proxy.auth.passwords import CredentialsError, read_authorization
 from flower_proxy.internals import Healthcheck, Metrics, TasksDataTable
-from flower_proxy.monitoring import Ready
+from flower_proxy.metrics.collector import Ready
 from flower_proxy.seen import Check
 
 OPEN = (StaticFileHandler, Healthcheck, Ready)

@@ -29,8 +29,8 @@ from typing import Any
 import prometheus_client
 from flower.events import EventsState
 
-from flower_proxy.exposition import render
-from flower_proxy.recorder import Recorder
+from flower_proxy.metrics.exposition import render
+from flower_proxy.metrics.recorder import Recorder
 from tests.bench.figures import OURS, STOCK, Figure, table
 from tests.support.processes import PROJECT
 
@@ -40,7 +40,7 @@ WIRE_TARGET, WIRE_WITH_CELERY_TARGET = 1.0, 2.0  # MB
 WORKERS, TASKS = 100, 50
 # How often every worker has run every task before the first scrape, so that the numbers have some digits
 ROUNDS = 10
-# As flower_proxy.monitoring compresses
+# As flower_proxy.metrics.collector compresses
 LEVEL, GZIP = 1, 31
 LEVELS = (1, 2, 3, 4, 6, 9)
 

@@ -15,14 +15,14 @@ from datetime import datetime
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from flower_proxy.exposition import Counter, Family, Gauge, Histogram
-from flower_proxy.in_flight import Held, InFlight, Newest
+from flower_proxy.metrics.exposition import Counter, Family, Gauge, Histogram
+from flower_proxy.metrics.in_flight import Held, InFlight, Newest
 
 if TYPE_CHECKING:
     from celery.events.state import Task
     from flower.events import EventsState
 
-    from flower_proxy.broker_watch import QueueFigures
+    from flower_proxy.metrics.broker_poller import QueueFigures
 
 _MOST_EXCEPTIONS = 100
 _MOST_QUEUES = 1000

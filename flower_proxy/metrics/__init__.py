@@ -1,0 +1,1 @@
+"""From events and the broker's answers to the metrics that Prometheus scrapes."""
