@@ -24,24 +24,10 @@ from tornado.platform.asyncio import BaseAsyncIOLoop
 from tornado.routing import PathMatches, Router, Rule
 from tornado.web import RequestHandler, StaticFileHandler, decode_signed_value
 
-from flower_proxy import audit
 from flower_proxy.auth.factory import build_entrance
 from flower_proxy.auth.policy import Gate
-from flower_proxy.browser_policy import content_security_policy, parse_frame_ancestors
 from flower_proxy.checks import parse_mode
-from flower_proxy.connections import BoundedServer, ConnectionLimit, max_connections
 from flower_proxy.events.receiver import Receiver
-from flower_proxy.guarded import BROWSER, Bare, set_location
-from flower_proxy.handlers import (
-    BodyTooLarge,
-    LargeBody,
-    PlainText,
-    Proxied,
-    ProxiedFlower,
-    ProxiedLogin,
-    Redirect,
-    head,
-)
 from flower_proxy.internals import (
     FLOWER_JS,
     TASK_BODIES,
@@ -57,15 +43,29 @@ from flower_proxy.internals import (
     default_options,
     flower_settings,
 )
-from flower_proxy.limits import MAX_BODY, MAX_DISCARDED_BODY, MAX_TASK_BODY, oversized_body, oversized_head
 from flower_proxy.metrics.collector import Monitor, Ready, TrustedMetrics
 from flower_proxy.proxy.headers import HEADERS, UNIX, ForwardedHeaderError, TrustedProxies, normalize_peer
 from flower_proxy.proxy.location import Locator
 from flower_proxy.proxy.paths import parse_mount
 from flower_proxy.seen import PATH, Check
-from flower_proxy.sockets import refuse_live_socket, remove_socket
-from flower_proxy.statics import OverlaidStaticFiles, SpliceError, packaged_overrides, prepend, splice
-from flower_proxy.templates import corrected_templates
+from flower_proxy.web import audit
+from flower_proxy.web.connections import BoundedServer, ConnectionLimit, max_connections
+from flower_proxy.web.handlers import (
+    BodyTooLarge,
+    LargeBody,
+    PlainText,
+    Proxied,
+    ProxiedFlower,
+    ProxiedLogin,
+    Redirect,
+    head,
+)
+from flower_proxy.web.limits import MAX_BODY, MAX_DISCARDED_BODY, MAX_TASK_BODY, oversized_body, oversized_head
+from flower_proxy.web.mixins import BROWSER, Bare, set_location
+from flower_proxy.web.security_headers import content_security_policy, parse_frame_ancestors
+from flower_proxy.web.sockets import refuse_live_socket, remove_socket
+from flower_proxy.web.static import OverlaidStaticFiles, SpliceError, packaged_overrides, prepend, splice
+from flower_proxy.web.templates import corrected_templates
 
 logger = logging.getLogger(__name__)
 

@@ -15,13 +15,13 @@ from tornado.options import OptionParser
 from flower_proxy import checks
 from flower_proxy.auth.csrf import parse_allowed_host, parse_origin
 from flower_proxy.auth.passwords import parse_entries
-from flower_proxy.browser_policy import parse_frame_ancestors
 from flower_proxy.internals import (
     definitions,
     strtobool,
     validate_broker_api,
 )
 from flower_proxy.proxy.headers import TrustedProxies
+from flower_proxy.web.security_headers import parse_frame_ancestors
 
 ENV_PREFIX = "FLOWER_"
 WHO = "Who may enter"

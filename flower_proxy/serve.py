@@ -18,10 +18,10 @@ from celery.app.utils import find_app as import_app
 from tornado.options import options as parser
 
 from flower_proxy.app import FlowerProxy
-from flower_proxy.audit import OneLineFormatter
 from flower_proxy.banner import banner
 from flower_proxy.internals import CHECKED_ON, flower_version
-from flower_proxy.sockets import handed_over
+from flower_proxy.web.audit import OneLineFormatter
+from flower_proxy.web.sockets import handed_over
 
 logger = logging.getLogger("flower_proxy")
 

@@ -8,7 +8,7 @@ import pytest
 from selenium.webdriver.common.by import By
 
 from flower_proxy.internals import FLOWER_JS, flower_settings
-from flower_proxy.statics import packaged_overrides, prepend
+from flower_proxy.web.static import packaged_overrides, prepend
 from tests.support.browser import Browser
 from tests.support.journey import TASKS, Journey
 from tests.support.programs import Broker

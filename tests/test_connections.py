@@ -20,7 +20,8 @@ from tornado.iostream import IOStream
 from tornado.web import Application, RequestHandler
 
 from flower_proxy.app import FlowerProxy
-from flower_proxy.connections import (
+from flower_proxy.settings import make_options
+from flower_proxy.web.connections import (
     BODY_TIMEOUT,
     IDLE_TIMEOUT,
     WRITE_TIMEOUT,
@@ -28,8 +29,7 @@ from flower_proxy.connections import (
     ConnectionLimit,
     max_connections,
 )
-from flower_proxy.limits import MAX_BODY
-from flower_proxy.settings import make_options
+from flower_proxy.web.limits import MAX_BODY
 from tests.support.processes import Address, answers, free_port, program, request, running, wait_until
 
 SHORT = 0.5  # seconds

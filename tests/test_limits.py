@@ -9,7 +9,6 @@ import pytest
 from tornado.httputil import HTTPHeaders
 
 from flower_proxy.auth.csrf import host_refusal, refusal, site_refusal
-from flower_proxy.limits import MAX_COOKIE, MAX_HEADER_VALUE, oversized_head
 from flower_proxy.metrics.collector import accepts_gzip
 from flower_proxy.proxy.headers import (
     HEADERS,
@@ -21,6 +20,7 @@ from flower_proxy.proxy.headers import (
 )
 from flower_proxy.proxy.location import Locator
 from flower_proxy.proxy.paths import parse_next
+from flower_proxy.web.limits import MAX_COOKIE, MAX_HEADER_VALUE, oversized_head
 from tests.bench.cost import tasks_data
 
 LONG = 300_000

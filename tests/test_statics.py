@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flower_proxy.internals import FLOWER_JS, flower_settings
-from flower_proxy.statics import SpliceError, packaged_overrides, prepend, splice
+from flower_proxy.web.static import SpliceError, packaged_overrides, prepend, splice
 
 ORIGINAL = """\
 (function () {

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import pytest
 from tornado.template import DictLoader, Loader
 
-from flower_proxy.handlers import Proxied
 from flower_proxy.internals import FLOWER_JS, flower_settings
-from flower_proxy.templates import Page, TemplateError, add_nonces, corrected_templates, insert
+from flower_proxy.web.handlers import Proxied
+from flower_proxy.web.templates import Page, TemplateError, add_nonces, corrected_templates, insert
 
 FOLDER = Path(flower_settings["template_path"])
 NAMES = sorted(path.name for path in FOLDER.iterdir())

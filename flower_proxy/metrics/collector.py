@@ -14,13 +14,13 @@ from celery import Celery
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from flower_proxy.connections import ConnectionLimit
 from flower_proxy.events.receiver import Receiver
 from flower_proxy.internals import BaseHandler, Metrics
 from flower_proxy.metrics.broker_poller import BrokerWatch
 from flower_proxy.metrics.exposition import Family, render
 from flower_proxy.metrics.process import Filtered, SelfMetrics
 from flower_proxy.metrics.recorder import Recorder, is_producer
+from flower_proxy.web.connections import ConnectionLimit
 
 _GZIP = 31  # zlib's window bits for a gzip stream
 _LEVEL = 1

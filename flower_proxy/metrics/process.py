@@ -21,9 +21,9 @@ from flower_proxy.auth.authenticator import REFUSED_LOGINS
 from flower_proxy.internals import STOCK_FAMILIES, flower_version
 
 if TYPE_CHECKING:
-    from flower_proxy.connections import ConnectionLimit
     from flower_proxy.events.receiver import Receiver
     from flower_proxy.metrics.recorder import Recorder
+    from flower_proxy.web.connections import ConnectionLimit
 
 _METHODS = RequestHandler.SUPPORTED_METHODS
 _LOOK_AT_LOOP = 0.5  # seconds

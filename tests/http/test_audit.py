@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pytest
 from tornado.web import HTTPError
 
-from flower_proxy.audit import OneLineFormatter
+from flower_proxy.web.audit import OneLineFormatter
 from tests.http.conftest import OPEN, PREFIX, Site
 from tests.http.test_gate import HEADER, OAUTH, basic
 from tests.http.test_login import Jar, Provider
@@ -45,7 +45,7 @@ def audited(caplog: pytest.LogCaptureFixture) -> Callable[[str], list[dict[str, 
     caplog.set_level(logging.INFO)
 
     def read(event: str) -> list[dict[str, Any]]:
-        lines = [record.getMessage() for record in caplog.records if record.name == "flower_proxy.audit"]
+        lines = [record.getMessage() for record in caplog.records if record.name == "flower_proxy.web.audit"]
         assert all(line.isascii() and line.isprintable() for line in lines), lines
         return [parse(line) for line in lines if line.startswith(f"{event}: ")]
 
@@ -129,7 +129,8 @@ def test_a_line_has_an_end(site: Site, audited: Read, caplog: pytest.LogCaptureF
     headers = {**ALICE, "Content-Type": "application/x-www-form-urlencoded"}
     site.fetch("/api/task/revoke/t1", method="POST", headers=headers, body=body)
     assert len(audited("control action")) == 1
-    assert max(len(record.getMessage()) for record in caplog.records if record.name == "flower_proxy.audit") < 10_000
+    lines = [record.getMessage() for record in caplog.records if record.name == "flower_proxy.web.audit"]
+    assert max(map(len, lines)) < 10_000
 
 
 # Refused logins and requests

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tornado.httpclient import HTTPResponse
 
-from flower_proxy.limits import MAX_BODY, MAX_TASK_BODY
+from flower_proxy.web.limits import MAX_BODY, MAX_TASK_BODY
 from tests.http.conftest import OPEN, PREFIX, Site
 from tests.http.test_gate import basic
 from tests.http.test_metrics import OPENMETRICS

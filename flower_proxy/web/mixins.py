@@ -15,12 +15,12 @@ from tornado.auth import AuthError
 from tornado.httputil import HTTPServerRequest
 from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 
-from flower_proxy import audit
 from flower_proxy.auth.authenticator import Attempt, Denied, Person
 from flower_proxy.auth.csrf import refusal
 from flower_proxy.auth.policy import SAFE_METHODS, Access, Gate, access
-from flower_proxy.browser_policy import OTHER_HEADERS, content_security_policy
 from flower_proxy.proxy.location import Location
+from flower_proxy.web import audit
+from flower_proxy.web.security_headers import OTHER_HEADERS, content_security_policy
 
 BROWSER = "browser"
 """The cookie by which a browser is known that somebody has logged in with."""

@@ -13,11 +13,11 @@ from tornado.escape import xhtml_escape
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from flower_proxy.events.queues import KombuQueues
-from flower_proxy.guarded import Bare, Guarded
 from flower_proxy.internals import BaseHandler
 from flower_proxy.proxy.location import PublicURL
 from flower_proxy.proxy.paths import parse_next
-from flower_proxy.statics import packaged_overrides
+from flower_proxy.web.mixins import Bare, Guarded
+from flower_proxy.web.static import packaged_overrides
 
 # Where nobody told the prefix only the browser can put right what relative links need
 _UNTOLD = (packaged_overrides() / "js" / "untold.js").read_text(encoding="utf-8")

@@ -21,7 +21,7 @@ from tornado.httputil import (
 )
 from tornado.iostream import IOStream
 
-from flower_proxy.limits import MAX_BODY
+from flower_proxy.web.limits import MAX_BODY
 
 logger = logging.getLogger(__name__)
 

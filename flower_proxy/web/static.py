@@ -18,7 +18,7 @@ _RAW_NAME = re.compile(r"(url_prefix\(\) \+ '/api/[\w/-]+/' \+ )(\w+)(?=,)")
 
 def packaged_overrides() -> Path:
     """Return the folder ``static_overrides``: inside the package when installed, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     inside = package / "static_overrides"
     return inside if inside.is_dir() else package.parent / "static_overrides"
 

@@ -1,0 +1,1 @@
+"""What answers a request: Flower's handlers, and what is mixed into each of them."""
