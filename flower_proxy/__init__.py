@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flower_proxy.app import FlowerProxy
-    from flower_proxy.settings import make_options
+    from flower_proxy.settings.loader import make_options
 
 __version__ = "0.1.0"
 __all__ = ["FlowerProxy", "__version__", "make_options"]
@@ -20,7 +20,7 @@ def __getattr__(name: str) -> Any:
 
         return FlowerProxy
     if name == "make_options":
-        from flower_proxy.settings import make_options
+        from flower_proxy.settings.loader import make_options
 
         return make_options
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -26,7 +26,6 @@ from tornado.web import RequestHandler, StaticFileHandler, decode_signed_value
 
 from flower_proxy.auth.factory import build_entrance
 from flower_proxy.auth.policy import Gate
-from flower_proxy.checks import parse_mode
 from flower_proxy.events.receiver import Receiver
 from flower_proxy.internals import (
     FLOWER_JS,
@@ -48,6 +47,7 @@ from flower_proxy.proxy.headers import HEADERS, UNIX, ForwardedHeaderError, Trus
 from flower_proxy.proxy.location import Locator
 from flower_proxy.proxy.paths import parse_mount
 from flower_proxy.seen import PATH, Check
+from flower_proxy.settings.validators import parse_mode
 from flower_proxy.web import audit
 from flower_proxy.web.connections import BoundedServer, ConnectionLimit, max_connections
 from flower_proxy.web.handlers import (
@@ -79,7 +79,7 @@ class FlowerProxy(Flower):  # type: ignore[misc]
     """Flower, right at any URL and behind any reverse proxy.
 
     :param capp: the Celery application to watch.
-    :param options: Flower's options and those of `flower_proxy.options`; Tornado's global ones by default.
+    :param options: Flower's options and those of `flower_proxy.settings.options`; Tornado's global ones by default.
     :param settings: further settings of `tornado.web.Application`, in place of those that follow from the options.
     :raises ValueError: an option is malformed, or contradicts another one; the message is one line.
     :ivar port: where it listens once it is open; None on a unix socket.

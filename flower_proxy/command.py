@@ -18,9 +18,9 @@ from tornado.options import options as parser
 
 from flower_proxy import __version__
 from flower_proxy.internals import flower_version
-from flower_proxy.options import Option, declare, parse_bool
 from flower_proxy.serve import InputError, find_app, serve
-from flower_proxy.settings import OptionError, nearest, read
+from flower_proxy.settings.loader import OptionError, nearest, read
+from flower_proxy.settings.options import Option, declare, parse_bool
 
 OPTIONS = declare(parser)
 _COMMANDS = {

@@ -16,7 +16,7 @@ from flower_proxy.deployment import TARGETS as PROXIES
 from flower_proxy.deployment import DeploymentError, plan, render
 from flower_proxy.serve import InputError
 from flower_proxy.services import SERVICES
-from flower_proxy.settings import OptionError, nearest, read
+from flower_proxy.settings.loader import OptionError, nearest, read
 
 TARGETS = {**PROXIES, **SERVICES}
 # A path is one of the machine that flower-proxy will run on, which need not be this one

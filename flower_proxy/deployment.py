@@ -19,9 +19,9 @@ from typing import Any
 import yaml
 from tornado.template import DictLoader
 
-from flower_proxy.options import Option
 from flower_proxy.proxy.headers import UNIX, TrustedProxies
 from flower_proxy.proxy.paths import parse_mount
+from flower_proxy.settings.options import Option
 
 _FOLDER = Path(__file__).with_name("configurations")
 # A block or a comment that has its line to itself is to leave no empty line

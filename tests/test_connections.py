@@ -20,7 +20,7 @@ from tornado.iostream import IOStream
 from tornado.web import Application, RequestHandler
 
 from flower_proxy.app import FlowerProxy
-from flower_proxy.settings import make_options
+from flower_proxy.settings.loader import make_options
 from flower_proxy.web.connections import (
     BODY_TIMEOUT,
     IDLE_TIMEOUT,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from flower_proxy.command import OPTIONS
-from flower_proxy.options import OWN, Option
+from flower_proxy.settings.options import OWN, Option
 from tests.support.processes import PROJECT
 
 README = (PROJECT / "README.md").read_text()

@@ -9,8 +9,8 @@ import pytest
 from tornado.options import OptionParser
 
 from flower_proxy.internals import default_options, definitions
-from flower_proxy.options import Option, declare
-from flower_proxy.settings import OptionError, read
+from flower_proxy.settings.loader import OptionError, read
+from flower_proxy.settings.options import Option, declare
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from tornado.options import options
 
 from flower_proxy.app import FlowerProxy
 from flower_proxy.internals import default_options, flower_settings
-from flower_proxy.options import declare
+from flower_proxy.settings.options import declare
 from tests.bench.cost import Server
 from tests.bench.figures import OURS, STOCK
 from tests.bench.metrics import ROUNDS, Cluster

@@ -15,7 +15,7 @@ from tornado.options import OptionParser
 
 from flower_proxy.app import FlowerProxy
 from flower_proxy.internals import default_options, definitions
-from flower_proxy.options import declare
+from flower_proxy.settings.options import declare
 
 T = TypeVar("T")
 

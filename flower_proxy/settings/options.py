@@ -12,7 +12,6 @@ from typing import Any
 
 from tornado.options import OptionParser
 
-from flower_proxy import checks
 from flower_proxy.auth.csrf import parse_allowed_host, parse_origin
 from flower_proxy.auth.passwords import parse_entries
 from flower_proxy.internals import (
@@ -21,6 +20,7 @@ from flower_proxy.internals import (
     validate_broker_api,
 )
 from flower_proxy.proxy.headers import TrustedProxies
+from flower_proxy.settings import validators as checks
 from flower_proxy.web.security_headers import parse_frame_ancestors
 
 ENV_PREFIX = "FLOWER_"

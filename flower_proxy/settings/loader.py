@@ -19,7 +19,7 @@ from flower_proxy.internals import (
     default_options,
     definitions,
 )
-from flower_proxy.options import ENV_PREFIX, WHO, Option, declare
+from flower_proxy.settings.options import ENV_PREFIX, WHO, Option, declare
 
 # Kubernetes and Docker's links set these in every container for a service that is called "flower" or "flower-..." (P5)
 _INJECTED_NAME = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
