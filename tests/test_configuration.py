@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from flower_proxy.deployment import TARGETS
+from flower_proxy.deploy.plan import TARGETS
 from tests.support.configurations import BY_HAND, EXAMPLES, config, documents, printed
 from tests.support.processes import PROJECT
 

@@ -1,6 +1,6 @@
 """How Flower is to be reached, and the configuration that says so to the program in front of it or around it.
 
-Pure: from settings to text. What is written comes from the files in ``configurations``, templates of Tornado's with
+Pure: from settings to text. What is written comes from the files in ``templates``, templates of Tornado's with
 every field of `Deployment` as a name.
 """
 
@@ -23,7 +23,7 @@ from flower_proxy.proxy.headers import UNIX, TrustedProxies
 from flower_proxy.proxy.paths import parse_mount
 from flower_proxy.settings.options import Option
 
-_FOLDER = Path(__file__).with_name("configurations")
+_FOLDER = Path(__file__).with_name("templates")
 # A block or a comment that has its line to itself is to leave no empty line
 _LINE_OF_ITS_OWN = re.compile(r"^[ \t]*(\{[%#].*?[%#]\})\n", re.MULTILINE)
 
@@ -85,7 +85,7 @@ class DeploymentError(ValueError):
 class Target:
     """One kind of configuration.
 
-    :ivar template: the file in ``configurations``.
+    :ivar template: the file in ``templates``.
     :ivar takes: the options among `PROXY_OPTIONS` that it can follow; it refuses the others.
     :ivar is_proxy: whether it stands between browsers and Flower, and so has to settle who may enter.
     :ivar is_local: whether it runs on Flower's machine, which then listens on loopback unless it is told otherwise.

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from flower_proxy.deployment import Deployment, DeploymentError, Target, host_and_port, is_ip, values_by_option
+from flower_proxy.deploy.plan import Deployment, DeploymentError, Target, host_and_port, is_ip, values_by_option
 
 _FOLDER = "/srv/app"
 _USERS_FILE = "/etc/flower/htpasswd"

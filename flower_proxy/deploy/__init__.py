@@ -1,0 +1,1 @@
+"""The configuration of what stands in front of Flower or around it: ``flower-proxy config``."""
