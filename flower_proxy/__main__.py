@@ -1,5 +1,5 @@
 """``python -m flower_proxy`` is ``flower-proxy``."""
 
-from flower_proxy.command import main
+from flower_proxy.cli.main import main
 
 main()

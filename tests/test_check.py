@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
-from flower_proxy.check import check
+from flower_proxy.cli.check import check
 from tests.support import proxies
 from tests.support.processes import PROJECT, Address, free_port, program, running, stop, wait_until
 from tests.support.programs import (

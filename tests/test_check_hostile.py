@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flower_proxy.check import look, show
+from flower_proxy.cli.check import look, show
 from flower_proxy.findings import Finding, examine
 from flower_proxy.probe import MAX_ANSWER, Client, parse_target
 from flower_proxy.seen import MAX_DEPTH, PATH, Seen, SeenWorker, parse_json, read_seen

@@ -18,7 +18,7 @@ import pytest
 import tornado
 
 import flower_proxy
-from flower_proxy.command import OPTIONS
+from flower_proxy.cli.main import OPTIONS
 from flower_proxy.internals import FLOWER_JS, flower_settings, flower_version
 from tests.support.processes import Address, answers, free_port, request, running
 
@@ -201,7 +201,7 @@ def test_a_port_in_use(project: Path) -> None:
 
 
 def test_a_newer_flower_runs_with_a_line_in_the_log(project: Path) -> None:
-    newer = "import flower; flower.__version__ = '2.99.0'; from flower_proxy.command import main; main()"
+    newer = "import flower; flower.__version__ = '2.99.0'; from flower_proxy.cli.main import main; main()"
     with changed(newer, project) as (address, log):
         assert request(address, "/").status == 200
         assert log.read_text().count("Flower 2.99.0 is newer than ") == 1
@@ -212,7 +212,7 @@ def test_a_flower_js_that_cannot_be_corrected_is_served_with_a_line_in_the_log(p
     script = project / "static" / FLOWER_JS
     script.write_text(script.read_text().replace("function active_page(", "function is_active("))
     moved = "import flower.urls; flower.urls.settings['static_path'] = 'static'; "
-    with changed(f"{moved}from flower_proxy.command import main; main()", project) as (address, log):
+    with changed(f"{moved}from flower_proxy.cli.main import main; main()", project) as (address, log):
         assert request(address, "/static/js/flower.js").text.endswith(script.read_text())
         assert log.read_text().count("Cannot correct Flower's js/flower.js: it has no function active_page") == 1
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from flower_proxy.command import OPTIONS
+from flower_proxy.cli.main import OPTIONS
 from flower_proxy.settings.options import OWN, Option
 from tests.support.processes import PROJECT
 

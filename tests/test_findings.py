@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flower_proxy import __version__
-from flower_proxy.check import show
+from flower_proxy.cli.check import show
 from flower_proxy.events.task_events import Unheard
 from flower_proxy.findings import Finding, Status, examine, not_reached
 from flower_proxy.probe import FOREIGN, MADE_UP, Answer, Evidence, StaticFile, parse_target

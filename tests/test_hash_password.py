@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flower_proxy.auth.passwords import parse_auth_file
-from flower_proxy.hash_password import hash_password
+from flower_proxy.cli.hash_password import hash_password
 
 QUICK = ["--cost", "4"]
 
@@ -93,7 +93,7 @@ def test_another_cost_is_refused(cost: str) -> None:
 IN_A_TERMINAL = """
 import fcntl, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-from flower_proxy.hash_password import hash_password
+from flower_proxy.cli.hash_password import hash_password
 hash_password(["me", "--cost", "4"])
 """
 

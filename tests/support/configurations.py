@@ -14,7 +14,7 @@ from unittest import mock
 
 import yaml
 
-from flower_proxy.command import main
+from flower_proxy.cli.main import main
 
 from .processes import PROJECT
 

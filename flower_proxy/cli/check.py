@@ -11,8 +11,8 @@ from pathlib import Path
 import click
 
 from flower_proxy.auth.passwords import CredentialsError, check_user
+from flower_proxy.cli.hash_password import read_password
 from flower_proxy.findings import Finding, Status, examine, not_reached, timed_out
-from flower_proxy.hash_password import read_password
 from flower_proxy.probe import CheckTimeoutError, Client, parse_target
 from flower_proxy.remedies import PROXIES
 

@@ -1,7 +1,7 @@
 """The Celery application that ``flower-proxy demo`` shows: tasks that succeed, fail, are slow or are tried again.
 
-`flower_proxy.demo` starts worker, beat and Flower in a folder of their own, which the paths here are relative to, and
-names the broker in the environment.
+`flower_proxy.cli.demo` starts worker, beat and Flower in a folder of their own, to which the paths here are relative,
+and names the broker in the environment.
 """
 
 from __future__ import annotations

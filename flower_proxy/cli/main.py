@@ -17,17 +17,17 @@ from click.core import ParameterSource
 from tornado.options import options as parser
 
 from flower_proxy import __version__
+from flower_proxy.cli.serve import InputError, find_app, serve
 from flower_proxy.internals import flower_version
-from flower_proxy.serve import InputError, find_app, serve
 from flower_proxy.settings.loader import OptionError, nearest, read
 from flower_proxy.settings.options import Option, declare, parse_bool
 
 OPTIONS = declare(parser)
 _COMMANDS = {
-    "demo": "flower_proxy.demo:demo",
-    "hash-password": "flower_proxy.hash_password:hash_password",
-    "config": "flower_proxy.configuration:config",
-    "check": "flower_proxy.check:check",
+    "demo": "flower_proxy.cli.demo:demo",
+    "hash-password": "flower_proxy.cli.hash_password:hash_password",
+    "config": "flower_proxy.cli.config:config",
+    "check": "flower_proxy.cli.check:check",
 }
 _METAVARS = {int: "NUMBER", float: "NUMBER", bool: "[BOOL]"}
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 
-from flower_proxy.demo_tasks import CONTROL, FOLDER_BROKER, MESSAGES, QUEUE, UNFINISHED, app
+from flower_proxy.cli.demo_app import CONTROL, FOLDER_BROKER, MESSAGES, QUEUE, UNFINISHED, app
 
 _ADDRESS, _USER, _WORKER = "127.0.0.1", "demo", "demo"
 # What several programs bind queues to: kombu loses a binding where two of them make such a file at once
@@ -116,7 +116,7 @@ def _running(folder: Path, broker: str, port: int, credentials: str) -> Iterator
     }
     # Gossip and mingle are for workers that have neighbours
     worker = ["-n", f"{_WORKER}@%h", "-P", "prefork", "-c", "2", "-E", "--without-gossip", "--without-mingle"]
-    application = ["-A", "flower_proxy.demo_tasks"]
+    application = ["-A", "flower_proxy.cli.demo_app"]
     commands = {
         "flower-proxy": [
             "flower_proxy",

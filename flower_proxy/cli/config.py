@@ -11,11 +11,11 @@ from typing import Any
 import click
 
 from flower_proxy.auth.factory import refuse_contradictions
-from flower_proxy.command import OPTIONS, SettingsCommand, celery_options, setting_options
+from flower_proxy.cli.main import OPTIONS, SettingsCommand, celery_options, setting_options
+from flower_proxy.cli.serve import InputError
 from flower_proxy.deploy.plan import TARGETS as PROXIES
 from flower_proxy.deploy.plan import DeploymentError, plan, render
 from flower_proxy.deploy.targets import SERVICES
-from flower_proxy.serve import InputError
 from flower_proxy.settings.loader import OptionError, nearest, read
 
 TARGETS = {**PROXIES, **SERVICES}
