@@ -26,6 +26,7 @@ from tornado.web import RequestHandler, StaticFileHandler, decode_signed_value
 
 from flower_proxy.auth.factory import build_entrance
 from flower_proxy.auth.policy import Gate
+from flower_proxy.check.report import PATH, Check
 from flower_proxy.events.receiver import Receiver
 from flower_proxy.internals import (
     FLOWER_JS,
@@ -46,7 +47,6 @@ from flower_proxy.metrics.collector import Monitor, Ready, TrustedMetrics
 from flower_proxy.proxy.headers import HEADERS, UNIX, ForwardedHeaderError, TrustedProxies, normalize_peer
 from flower_proxy.proxy.location import Locator
 from flower_proxy.proxy.paths import parse_mount
-from flower_proxy.seen import PATH, Check
 from flower_proxy.settings.validators import parse_mode
 from flower_proxy.web import audit
 from flower_proxy.web.connections import BoundedServer, ConnectionLimit, max_connections

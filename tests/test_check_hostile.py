@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from flower_proxy.check.checks import Finding, examine
+from flower_proxy.check.client import MAX_ANSWER, Client, parse_target
+from flower_proxy.check.report import MAX_DEPTH, PATH, Seen, SeenWorker, parse_json, read_seen
 from flower_proxy.cli.check import look, show
-from flower_proxy.findings import Finding, examine
-from flower_proxy.probe import MAX_ANSWER, Client, parse_target
-from flower_proxy.seen import MAX_DEPTH, PATH, Seen, SeenWorker, parse_json, read_seen
 from tests.support.hostile import answering, forever, ok
 from tests.test_findings import SEEN, evidence, saying
 

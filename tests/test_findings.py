@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from flower_proxy import __version__
+from flower_proxy.check.checks import Finding, Status, examine, not_reached
+from flower_proxy.check.client import FOREIGN, MADE_UP, Answer, Evidence, StaticFile, parse_target
+from flower_proxy.check.remedies import LINES, PROXIES, line, recognise, set_headers
+from flower_proxy.check.report import Seen, SeenWorker
 from flower_proxy.cli.check import show
 from flower_proxy.events.task_events import Unheard
-from flower_proxy.findings import Finding, Status, examine, not_reached
-from flower_proxy.probe import FOREIGN, MADE_UP, Answer, Evidence, StaticFile, parse_target
-from flower_proxy.remedies import LINES, PROXIES, line, recognise, set_headers
-from flower_proxy.seen import Seen, SeenWorker
 from tests.support.processes import program
 
 TARGET = parse_target("https://Example.com:443/flower/")

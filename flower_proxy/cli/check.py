@@ -11,10 +11,10 @@ from pathlib import Path
 import click
 
 from flower_proxy.auth.passwords import CredentialsError, check_user
+from flower_proxy.check.checks import Finding, Status, examine, not_reached, timed_out
+from flower_proxy.check.client import CheckTimeoutError, Client, parse_target
+from flower_proxy.check.remedies import PROXIES
 from flower_proxy.cli.hash_password import read_password
-from flower_proxy.findings import Finding, Status, examine, not_reached, timed_out
-from flower_proxy.probe import CheckTimeoutError, Client, parse_target
-from flower_proxy.remedies import PROXIES
 
 _COLOURS = {Status.PASSED: "green", Status.WARNING: "yellow", Status.FAILED: "red", Status.SKIPPED: "bright_black"}
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flower_proxy.seen import PATH, Seen, read_seen
+from flower_proxy.check.report import PATH, Seen, read_seen
 from tests.http.conftest import PREFIX, Site
 
 SECRETS = {

@@ -20,9 +20,9 @@ from time import monotonic
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
+from flower_proxy.check.report import PATH, Seen, parse_json, read_seen
 from flower_proxy.proxy.location import without_default_port
 from flower_proxy.proxy.paths import parse_mount
-from flower_proxy.seen import PATH, Seen, parse_json, read_seen
 
 MADE_UP = {
     "X-Forwarded-For": "192.0.2.66",

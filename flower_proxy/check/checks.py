@@ -10,9 +10,9 @@ from http import HTTPStatus
 from http.client import responses
 
 from flower_proxy import __version__
-from flower_proxy.probe import ENCODED, LARGE, MADE_UP, Answer, Evidence, StaticFile, Target, path_of, resolve
-from flower_proxy.remedies import line, recognise, set_headers
-from flower_proxy.seen import PATH
+from flower_proxy.check.client import ENCODED, LARGE, MADE_UP, Answer, Evidence, StaticFile, Target, path_of, resolve
+from flower_proxy.check.remedies import line, recognise, set_headers
+from flower_proxy.check.report import PATH
 
 MOST_SECONDS_APART = 16
 """Of two clocks; beyond it Celery complains too."""
@@ -51,7 +51,7 @@ Told = tuple[Status, str, str]
 class Advice:
     """Writes remedies for a proxy.
 
-    :ivar proxy: one of `flower_proxy.remedies.PROXIES`, or empty.
+    :ivar proxy: one of `flower_proxy.check.remedies.PROXIES`, or empty.
     """
 
     proxy: str
