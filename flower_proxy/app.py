@@ -24,11 +24,7 @@ from tornado.platform.asyncio import BaseAsyncIOLoop
 from tornado.routing import PathMatches, Router, Rule
 from tornado.web import RequestHandler, StaticFileHandler, decode_signed_value
 
-from flower_proxy.auth.factory import build_entrance
-from flower_proxy.auth.policy import Gate
-from flower_proxy.check.report import PATH, Check
-from flower_proxy.events.receiver import Receiver
-from flower_proxy.internals import (
+from flower_proxy._flower import (
     FLOWER_JS,
     TASK_BODIES,
     BaseHandler,
@@ -43,6 +39,10 @@ from flower_proxy.internals import (
     default_options,
     flower_settings,
 )
+from flower_proxy.auth.factory import build_entrance
+from flower_proxy.auth.policy import Gate
+from flower_proxy.check.report import PATH, Check
+from flower_proxy.events.receiver import Receiver
 from flower_proxy.metrics.collector import Monitor, Ready, TrustedMetrics
 from flower_proxy.proxy.headers import HEADERS, UNIX, ForwardedHeaderError, TrustedProxies, normalize_peer
 from flower_proxy.proxy.location import Locator

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from selenium.webdriver.common.by import By
 
-from flower_proxy.internals import FLOWER_JS, flower_settings
+from flower_proxy._flower import FLOWER_JS, flower_settings
 from flower_proxy.web.static import packaged_overrides, prepend
 from tests.support.browser import Browser
 from tests.support.journey import TASKS, Journey

@@ -18,8 +18,8 @@ import pytest
 import tornado
 
 import flower_proxy
+from flower_proxy._flower import FLOWER_JS, flower_settings, flower_version
 from flower_proxy.cli.main import OPTIONS
-from flower_proxy.internals import FLOWER_JS, flower_settings, flower_version
 from tests.support.processes import Address, answers, free_port, request, running
 
 APPLICATION = """\

@@ -21,7 +21,7 @@ from tornado.options import OptionParser
 from tornado.routing import PathMatches
 from tornado.web import Application, HTTPError
 
-from flower_proxy.internals import (
+from flower_proxy._flower import (
     CHECKED_ON,
     FLOWER_JS,
     FLOWER_VARIABLES,

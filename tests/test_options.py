@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tornado.options import OptionParser
 
-from flower_proxy.internals import default_options, definitions
+from flower_proxy._flower import default_options, definitions
 from flower_proxy.settings.loader import OptionError, read
 from flower_proxy.settings.options import Option, declare
 

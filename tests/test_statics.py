@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flower_proxy.internals import FLOWER_JS, flower_settings
+from flower_proxy._flower import FLOWER_JS, flower_settings
 from flower_proxy.web.static import SpliceError, packaged_overrides, prepend, splice
 
 ORIGINAL = """\

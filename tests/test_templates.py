@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from tornado.template import DictLoader, Loader
 
-from flower_proxy.internals import FLOWER_JS, flower_settings
+from flower_proxy._flower import FLOWER_JS, flower_settings
 from flower_proxy.web.handlers import Proxied
 from flower_proxy.web.templates import Page, TemplateError, add_nonces, corrected_templates, insert
 

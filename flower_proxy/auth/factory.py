@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from flower_proxy._flower import authenticate
 from flower_proxy.auth.authenticator import Authenticator, PasswordCheck, Roles, fold
 from flower_proxy.auth.csrf import parse_allowed_host, parse_origin
 from flower_proxy.auth.passwords import parse_entries
@@ -14,7 +15,6 @@ from flower_proxy.auth.policy import Gate
 from flower_proxy.auth.throttle import Throttle
 from flower_proxy.auth.users import Users
 from flower_proxy.auth.verifier import Checks, Verifier
-from flower_proxy.internals import authenticate
 
 _MADE_UP_USER = "flower"
 

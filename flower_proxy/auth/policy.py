@@ -9,11 +9,11 @@ from http import HTTPStatus
 
 from tornado.web import RequestHandler, StaticFileHandler
 
+from flower_proxy._flower import Healthcheck, Metrics, TasksDataTable
 from flower_proxy.auth.authenticator import Attempt, Authenticator, Denied, PasswordCheck, Person, Roles
 from flower_proxy.auth.csrf import site_refusal
 from flower_proxy.auth.passwords import CredentialsError, read_authorization
 from flower_proxy.check.report import Check
-from flower_proxy.internals import Healthcheck, Metrics, TasksDataTable
 from flower_proxy.metrics.collector import Ready
 
 OPEN = (StaticFileHandler, Healthcheck, Ready)

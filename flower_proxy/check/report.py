@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import celery
 
 from flower_proxy import __version__
-from flower_proxy.internals import BaseHandler, flower_version
+from flower_proxy._flower import BaseHandler, flower_version
 from flower_proxy.proxy.headers import HEADERS
 
 PATH = "/-/check"

@@ -17,8 +17,8 @@ from click.core import ParameterSource
 from tornado.options import options as parser
 
 from flower_proxy import __version__
+from flower_proxy._flower import flower_version
 from flower_proxy.cli.serve import InputError, find_app, serve
-from flower_proxy.internals import flower_version
 from flower_proxy.settings.loader import OptionError, nearest, read
 from flower_proxy.settings.options import Option, declare, parse_bool
 

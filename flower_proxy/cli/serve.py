@@ -17,9 +17,9 @@ import click
 from celery.app.utils import find_app as import_app
 from tornado.options import options as parser
 
+from flower_proxy._flower import CHECKED_ON, flower_version
 from flower_proxy.app import FlowerProxy
 from flower_proxy.cli.banner import banner
-from flower_proxy.internals import CHECKED_ON, flower_version
 from flower_proxy.web.audit import OneLineFormatter
 from flower_proxy.web.sockets import handed_over
 

@@ -14,8 +14,8 @@ from celery import Celery
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from flower_proxy._flower import BaseHandler, Metrics
 from flower_proxy.events.receiver import Receiver
-from flower_proxy.internals import BaseHandler, Metrics
 from flower_proxy.metrics.broker_poller import BrokerWatch
 from flower_proxy.metrics.exposition import Family, render
 from flower_proxy.metrics.process import Filtered, SelfMetrics

@@ -17,8 +17,8 @@ from tornado.ioloop import IOLoop, PeriodicCallback
 from tornado.web import RequestHandler
 
 from flower_proxy import __version__
+from flower_proxy._flower import STOCK_FAMILIES, flower_version
 from flower_proxy.auth.authenticator import REFUSED_LOGINS
-from flower_proxy.internals import STOCK_FAMILIES, flower_version
 
 if TYPE_CHECKING:
     from flower_proxy.events.receiver import Receiver

@@ -12,7 +12,7 @@ from typing import Any
 
 from tornado.options import OptionParser
 
-from flower_proxy.internals import (
+from flower_proxy._flower import (
     DEFAULT_CONFIG_FILE,
     FLOWER_VARIABLES,
     UNAUTHENTICATED_API,

@@ -12,13 +12,13 @@ from typing import Any
 
 from tornado.options import OptionParser
 
-from flower_proxy.auth.csrf import parse_allowed_host, parse_origin
-from flower_proxy.auth.passwords import parse_entries
-from flower_proxy.internals import (
+from flower_proxy._flower import (
     definitions,
     strtobool,
     validate_broker_api,
 )
+from flower_proxy.auth.csrf import parse_allowed_host, parse_origin
+from flower_proxy.auth.passwords import parse_entries
 from flower_proxy.proxy.headers import TrustedProxies
 from flower_proxy.settings import validators as checks
 from flower_proxy.web.security_headers import parse_frame_ancestors

@@ -12,8 +12,8 @@ from tornado.auth import OAuth2Mixin
 from tornado.escape import xhtml_escape
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
+from flower_proxy._flower import BaseHandler
 from flower_proxy.events.queues import KombuQueues
-from flower_proxy.internals import BaseHandler
 from flower_proxy.proxy.location import PublicURL
 from flower_proxy.proxy.paths import parse_next
 from flower_proxy.web.mixins import Bare, Guarded

@@ -21,8 +21,8 @@ from celery import Celery
 from flower.app import Flower
 from tornado.options import options
 
+from flower_proxy._flower import default_options, flower_settings
 from flower_proxy.app import FlowerProxy
-from flower_proxy.internals import default_options, flower_settings
 from flower_proxy.settings.options import declare
 from tests.bench.cost import Server
 from tests.bench.figures import OURS, STOCK

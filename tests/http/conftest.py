@@ -13,8 +13,8 @@ from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 from tornado.ioloop import IOLoop
 from tornado.options import OptionParser
 
+from flower_proxy._flower import default_options, definitions
 from flower_proxy.app import FlowerProxy
-from flower_proxy.internals import default_options, definitions
 from flower_proxy.settings.options import declare
 
 T = TypeVar("T")

@@ -20,9 +20,9 @@ from tornado.options import OptionParser
 from tornado.routing import PathMatches
 from tornado.web import RequestHandler
 
+from flower_proxy._flower import default_options
 from flower_proxy.app import FlowerProxy
 from flower_proxy.auth.policy import OPEN as OPEN_HANDLERS
-from flower_proxy.internals import default_options
 from flower_proxy.settings.options import declare
 from tests.http.conftest import OPEN, PREFIX, Site
 from tests.http.test_login import PROVIDER, Jar, Provider

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flower_proxy.internals import FLOWER_JS, flower_settings
+from flower_proxy._flower import FLOWER_JS, flower_settings
 from tests.http.conftest import OPEN, PREFIX, Site
 
 

@@ -16,7 +16,7 @@ from tornado.ioloop import IOLoop
 from tornado.options import OptionParser
 from tornado.simple_httpclient import HTTPStreamClosedError
 
-from flower_proxy.internals import Flower, flower_settings
+from flower_proxy._flower import Flower, flower_settings
 from tests.http.conftest import PREFIX, Site
 from tests.http.test_gate import basic
 
