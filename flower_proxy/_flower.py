@@ -96,7 +96,7 @@ FLOWER_VARIABLES = {
 """What Flower reads from the environment beside its options."""
 
 
-class Lean(BaseHandler):  # type: ignore[misc]
+class Lean(BaseHandler):
     """Stands between a handler of Flower's and what it inherits: the same page for less."""
 
     def render(self, template_name: str, **kwargs: Any) -> Future[None]:

@@ -26,42 +26,29 @@ from tornado.web import RequestHandler, StaticFileHandler, decode_signed_value
 
 from flower_proxy._flower import (
     FLOWER_JS,
-    TASK_BODIES,
-    BaseHandler,
     Flower,
     FlowersLoop,
-    Lean,
-    LoginHandler,
-    Metrics,
     NotFoundErrorHandler,
     UnproxiedOptions,
-    concrete_handler,
     default_options,
     flower_settings,
 )
 from flower_proxy.auth.factory import build_entrance
 from flower_proxy.auth.policy import Gate
-from flower_proxy.check.report import PATH, Check
+from flower_proxy.check.report import PATH
 from flower_proxy.events.receiver import Receiver
-from flower_proxy.metrics.collector import Monitor, Ready, TrustedMetrics
-from flower_proxy.proxy.headers import HEADERS, UNIX, ForwardedHeaderError, TrustedProxies, normalize_peer
+from flower_proxy.metrics.collector import Monitor
+from flower_proxy.proxy.addresses import UNIX, TrustedProxies, normalize_peer
+from flower_proxy.proxy.headers import HEADERS, ForwardedHeaderError
 from flower_proxy.proxy.location import Locator
 from flower_proxy.proxy.paths import parse_mount
 from flower_proxy.settings.validators import parse_mode
 from flower_proxy.web import audit
 from flower_proxy.web.connections import BoundedServer, ConnectionLimit, max_connections
-from flower_proxy.web.handlers import (
-    BodyTooLarge,
-    LargeBody,
-    PlainText,
-    Proxied,
-    ProxiedFlower,
-    ProxiedLogin,
-    Redirect,
-    head,
-)
+from flower_proxy.web.flower_handlers import LargeBody, proxied
+from flower_proxy.web.handlers import BodyTooLarge, Check, PlainText, Ready, Redirect
 from flower_proxy.web.limits import MAX_BODY, MAX_DISCARDED_BODY, MAX_TASK_BODY, oversized_body, oversized_head
-from flower_proxy.web.mixins import BROWSER, Bare, set_location
+from flower_proxy.web.mixins import BROWSER, Bare, Proxied, set_location
 from flower_proxy.web.security_headers import content_security_policy, parse_frame_ancestors
 from flower_proxy.web.sockets import refuse_live_socket, remove_socket
 from flower_proxy.web.static import OverlaidStaticFiles, SpliceError, packaged_overrides, prepend, splice
@@ -75,7 +62,7 @@ _SECONDS_TO_END = 10.0
 _NOT_AN_ADDRESS = "0.0.0.0"  # noqa: S104  what Tornado calls the peer of a unix socket
 
 
-class FlowerProxy(Flower):  # type: ignore[misc]
+class FlowerProxy(Flower):
     """Flower, right at any URL and behind any reverse proxy.
 
     :param capp: the Celery application to watch.
@@ -200,17 +187,17 @@ class FlowerProxy(Flower):  # type: ignore[misc]
         *args: Any,
         **kwargs: Any,
     ) -> HTTPMessageDelegate:
-        proxied = self._proxied.get(target_class)
-        if proxied is None:
+        handler = self._proxied.get(target_class)
+        if handler is None:
             route = self._routes.get(target_class, Bare.route)
-            proxied = self._proxied[target_class] = _proxied(target_class, self.options, route)
-        maximum = MAX_TASK_BODY if issubclass(proxied, LargeBody) else MAX_BODY
+            handler = self._proxied[target_class] = proxied(target_class, self.options, route)
+        maximum = MAX_TASK_BODY if issubclass(handler, LargeBody) else MAX_BODY
         if problem := oversized_body(request.headers.get("Content-Length"), maximum):
             _set_max_body(request, MAX_DISCARDED_BODY)
             return self.answer(request, BodyTooLarge, status=HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message=problem)
         if maximum != MAX_BODY:
             _set_max_body(request, maximum)
-        return cast(HTTPMessageDelegate, super().get_handler_delegate(request, proxied, *args, **kwargs))
+        return cast(HTTPMessageDelegate, super().get_handler_delegate(request, handler, *args, **kwargs))
 
     # The server
 
@@ -350,7 +337,7 @@ class FlowerProxy(Flower):  # type: ignore[misc]
         if not self._access_log:
             return
         audit.request(
-            user=handler.person.name if isinstance(handler, Proxied) else "",
+            user=handler.principal.name if isinstance(handler, Proxied) else "",
             client=str(handler.request.remote_ip),
             method=str(handler.request.method),
             path=handler.request.path,
@@ -425,19 +412,6 @@ def _monitor(capp: Celery, options: OptionParser, receiver: Receiver, connection
         most_tasks=options.max_tasks,
         queues=options.queues,
     )
-
-
-def _proxied(target: type[RequestHandler], options: UnproxiedOptions, route: str) -> type[RequestHandler]:
-    handler = TrustedMetrics if target is Metrics else concrete_handler(target, options)
-    bases: tuple[type[RequestHandler], ...] = (Proxied, handler)
-    if target is LoginHandler and handler is not NotFoundErrorHandler:
-        bases = (ProxiedLogin, handler)
-    elif issubclass(handler, BaseHandler):
-        bases = (ProxiedFlower, handler, Lean)
-        if issubclass(handler, TASK_BODIES):
-            bases = (LargeBody, *bases)
-    own_head = handler.head is not RequestHandler.head
-    return type(handler.__name__, bases, {"route": route, **({} if own_head else {"head": head})})
 
 
 def _set_max_body(request: HTTPServerRequest, maximum: int) -> None:

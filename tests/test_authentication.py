@@ -11,7 +11,7 @@ from http import HTTPStatus
 import pytest
 from tornado.httputil import HTTPHeaders
 
-from flower_proxy.auth.authenticator import Attempt, Authenticator, Denied, PasswordCheck, Person, Roles, fold
+from flower_proxy.auth.authenticator import AccessDenied, Attempt, Authenticator, PasswordCheck, Principal, Roles, fold
 from flower_proxy.auth.passwords import hash_password, parse_auth_file, parse_entries
 from flower_proxy.auth.throttle import Throttle
 from flower_proxy.auth.verifier import Checks, Verifier
@@ -41,9 +41,9 @@ def attempt(authorization: str | None = None, *, client: str = "203.0.113.1", **
 async def status(check: PasswordCheck, authorization: str | None, **kwargs: str) -> int:
     try:
         person = await check.identify(attempt(authorization, **kwargs))
-    except Denied as denied:
+    except AccessDenied as denied:
         return int(denied.status)
-    assert person == Person("alice", password_of="alice")
+    assert person == Principal("alice", password_of="alice")
     return 200
 
 
@@ -90,7 +90,7 @@ def test_who_cannot_be_told_is_asked_to_come_again_and_has_not_tried() -> None:
         late = attempt("alice:right", client="203.0.113.99")
         checks = asyncio.gather(*tries)
         await asyncio.sleep(0)
-        with pytest.raises(Denied) as caught:
+        with pytest.raises(AccessDenied) as caught:
             await check.identify(late)
         assert (caught.value.status, caught.value.retry_after) == (HTTPStatus.SERVICE_UNAVAILABLE, 1)
         assert caught.value.user is None
@@ -122,7 +122,7 @@ def test_a_throttled_client_costs_no_check() -> None:
     async def scenario(check: PasswordCheck) -> None:
         for i in range(10):
             assert await status(check, f"alice:{i}") == 401
-        with pytest.raises(Denied) as caught:
+        with pytest.raises(AccessDenied) as caught:
             check.identify(attempt("alice:eleventh")).send(None)
         assert caught.value.status == HTTPStatus.TOO_MANY_REQUESTS
 
@@ -136,7 +136,7 @@ def guess(number: int) -> str:
 async def flood(check: PasswordCheck, *, client: str = "203.0.113.1") -> int:
     """Try other users until the address is limited; return the number of attempts."""
     for number in range(1000):
-        with pytest.raises(Denied) as caught:
+        with pytest.raises(AccessDenied) as caught:
             await check.identify(attempt(guess(number), client=client))
         if caught.value.status == HTTPStatus.TOO_MANY_REQUESTS:
             return number
@@ -190,7 +190,7 @@ def test_a_limited_address_does_not_tell_which_users_exist() -> None:
         await flood(check)
         reasons = set()
         for number in range(30):
-            with pytest.raises(Denied) as caught:
+            with pytest.raises(AccessDenied) as caught:
                 await check.identify(attempt(f"{'alice' if number % 2 else 'nobody'}:{number}"))
             reasons.add((caught.value.status, caught.value.reason))
         assert reasons == {(HTTPStatus.TOO_MANY_REQUESTS, "too many failed logins: wait 3 s")}
@@ -207,7 +207,7 @@ def test_a_browser_that_logged_in_before_is_limited_apart_from_its_address() -> 
     async def scenario(check: PasswordCheck) -> None:
         await flood(check)
         known = replace(attempt("alice:right"), known_browser=lambda user: f"browser {user}")
-        assert await check.identify(known) == Person("alice", password_of="alice")
+        assert await check.identify(known) == Principal("alice", password_of="alice")
 
     run(scenario)
 
@@ -221,7 +221,7 @@ def test_a_browser_that_logged_in_before_cannot_guess_without_limit(plain: bool)
         statuses = []
         for password in (*map(str, range(11)), "right"):
             known = replace(attempt(f"alice:{password}"), known_browser=lambda user: f"browser {user}")
-            with pytest.raises(Denied) as caught:
+            with pytest.raises(AccessDenied) as caught:
                 await check.identify(known)
             statuses.append(int(caught.value.status))
         assert statuses == [401] * 10 + [429] * 2
@@ -233,7 +233,7 @@ def test_a_browser_that_logged_in_before_cannot_guess_without_limit(plain: bool)
 def test_a_denial_names_whom_it_was_said_to_be_only_where_somebody_tried(plain: bool) -> None:
     async def scenario(check: PasswordCheck) -> None:
         for authorization, user in ((None, None), ("alice:wrong", "alice"), ("eve:x", "eve"), ("alice", "")):
-            with pytest.raises(Denied) as caught:
+            with pytest.raises(AccessDenied) as caught:
                 await check.identify(attempt(authorization))
             assert (caught.value.status, caught.value.user) == (HTTPStatus.UNAUTHORIZED, user)
 
@@ -243,14 +243,14 @@ def test_a_denial_names_whom_it_was_said_to_be_only_where_somebody_tried(plain: 
 def test_whoever_asks_may_enter_where_nothing_is_a_way_in() -> None:
     authenticator = Authenticator()
     assert not authenticator.asks
-    assert asyncio.run(authenticator.identify(attempt("anybody:x"))) == Person("")
+    assert asyncio.run(authenticator.identify(attempt("anybody:x"))) == Principal("")
 
 
 def test_the_word_of_somebody_else_is_not_taken() -> None:
     """The header has been taken away already; where that failed, this holds."""
     said = attempt(X_Forwarded_User="alice")
     stranger = replace(said, location=replace(said.location, trusted=False))
-    with pytest.raises(Denied, match="no proxy that is trusted"):
+    with pytest.raises(AccessDenied, match="no proxy that is trusted"):
         asyncio.run(Authenticator(user_header="X-Forwarded-User").identify(stranger))
 
 
@@ -266,7 +266,7 @@ def test_the_word_of_somebody_else_is_not_taken() -> None:
 )
 def test_the_name_that_a_proxy_passes_on(value: str, name: str) -> None:
     authenticator = Authenticator(user_header="X-Forwarded-User")
-    assert asyncio.run(authenticator.identify(attempt(X_Forwarded_User=value))) == Person(name)
+    assert asyncio.run(authenticator.identify(attempt(X_Forwarded_User=value))) == Principal(name)
 
 
 EXPECTED = "X-Forwarded-User: expected one line with one user name: printable, no comma, at most 200 characters"
@@ -293,7 +293,7 @@ def test_a_user_header_that_does_not_name_one_user_is_a_bad_request(lines: list[
     sent = attempt()
     for line in lines:
         sent.headers.add("X-Forwarded-User", line)  # type: ignore[attr-defined]
-    with pytest.raises(Denied) as caught:
+    with pytest.raises(AccessDenied) as caught:
         asyncio.run(Authenticator(user_header="X-Forwarded-User").identify(sent))
     assert (caught.value.status, caught.value.user) == (HTTPStatus.BAD_REQUEST, "")
     assert caught.value.reason == f"{EXPECTED}; let the proxy replace the header"
@@ -302,7 +302,7 @@ def test_a_user_header_that_does_not_name_one_user_is_a_bad_request(lines: list[
 def test_a_single_empty_user_header_names_nobody() -> None:
     check = PasswordCheck(passwords=Verifier(lambda: PLAIN, Checks()), throttle=Throttle())
     authenticator = Authenticator(by_password=check, user_header="X-Forwarded-User")
-    assert asyncio.run(authenticator.identify(attempt("alice:right", X_Forwarded_User=""))) == Person(
+    assert asyncio.run(authenticator.identify(attempt("alice:right", X_Forwarded_User=""))) == Principal(
         "alice", password_of="alice"
     )
 
@@ -321,10 +321,10 @@ def test_a_single_empty_user_header_names_nobody() -> None:
 )
 def test_names_that_are_the_same_person(one: str, other: str) -> None:
     assert fold(one) == fold(other)
-    assert not Roles(viewers={fold(one)}).may_act(Person(other))
+    assert not Roles(viewers={fold(one)}).may_act(Principal(other))
 
 
 @pytest.mark.parametrize(("one", "other"), [("alice", "alicia"), ("alice", "\u0430lice"), ("", "alice")])
 def test_names_that_are_not(one: str, other: str) -> None:
     assert fold(one) != fold(other)
-    assert Roles(viewers={fold(one)}).may_act(Person(other))
+    assert Roles(viewers={fold(one)}).may_act(Principal(other))

@@ -6,7 +6,7 @@ import pytest
 from tornado.httputil import HTTPHeaders
 
 from flower_proxy.auth.csrf import host_refusal, parse_allowed_host, parse_origin, site_refusal
-from flower_proxy.proxy.headers import UNIX
+from flower_proxy.proxy.addresses import UNIX
 from flower_proxy.proxy.location import Location
 
 

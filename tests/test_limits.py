@@ -9,17 +9,11 @@ import pytest
 from tornado.httputil import HTTPHeaders
 
 from flower_proxy.auth.csrf import host_refusal, refusal, site_refusal
-from flower_proxy.metrics.collector import accepts_gzip
-from flower_proxy.proxy.headers import (
-    HEADERS,
-    UNIX,
-    ForwardedHeaderError,
-    TrustedProxies,
-    parse_address,
-    read_forwarded,
-)
+from flower_proxy.proxy.addresses import UNIX, TrustedProxies, parse_address
+from flower_proxy.proxy.headers import HEADERS, ForwardedHeaderError, read_forwarded
 from flower_proxy.proxy.location import Locator
 from flower_proxy.proxy.paths import parse_next
+from flower_proxy.web.handlers import accepts_gzip
 from flower_proxy.web.limits import MAX_COOKIE, MAX_HEADER_VALUE, oversized_head
 from tests.bench.cost import tasks_data
 

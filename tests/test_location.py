@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tornado.httputil import HTTPHeaders
 
-from flower_proxy.proxy.headers import UNIX, ForwardedHeaderError, TrustedProxies, normalize_peer, parse_address
+from flower_proxy.proxy.addresses import UNIX, TrustedProxies, normalize_peer, parse_address
+from flower_proxy.proxy.headers import ForwardedHeaderError
 from flower_proxy.proxy.location import Location, Locator, PublicURL
 from flower_proxy.proxy.paths import parse_mount, parse_next, strip_prefix
 

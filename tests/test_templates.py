@@ -11,7 +11,7 @@ import pytest
 from tornado.template import DictLoader, Loader
 
 from flower_proxy._flower import FLOWER_JS, flower_settings
-from flower_proxy.web.handlers import Proxied
+from flower_proxy.web.mixins import Proxied
 from flower_proxy.web.templates import Page, TemplateError, add_nonces, corrected_templates, insert
 
 FOLDER = Path(flower_settings["template_path"])

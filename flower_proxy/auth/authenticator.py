@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 import math
 import unicodedata
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from http import HTTPStatus
-
-from prometheus_client import Counter
 
 from flower_proxy.auth.csrf import host_refusal
 from flower_proxy.auth.passwords import CredentialsError, read_authorization
@@ -17,15 +16,12 @@ from flower_proxy.auth.verifier import Busy, Client, Verifier
 from flower_proxy.proxy.headers import Headers
 from flower_proxy.proxy.location import Location
 
-# Not registered here: `flower_proxy.metrics.process` has it
-REFUSED_LOGINS = Counter("flower_proxy_refused_logins", "Tries to log in that were refused.", ["reason"], registry=None)
-
 _MAX_NAME = 200  # characters
 _SECONDS_WHEN_BUSY = 1
 
 
 @dataclass(frozen=True)
-class Person:
+class Principal:
     """Who is asking.
 
     :ivar name: empty for nobody in particular.
@@ -36,13 +32,23 @@ class Person:
     password_of: str = ""
 
 
-class Denied(Exception):  # noqa: N818  an answer, not a mistake
+class LoginFailure(enum.Enum):
+    """Why a login failed, as the metric ``flower_proxy_login_failures_total`` calls it."""
+
+    INVALID_CREDENTIALS = "invalid_credentials"
+    RATE_LIMITED = "rate_limited"
+    MALFORMED_AUTHORIZATION = "malformed_authorization"
+    MALFORMED_USER_HEADER = "malformed_user_header"
+
+
+class AccessDenied(Exception):  # noqa: N818  an answer, not a mistake
     """The request is not to be answered.
 
     :ivar status: the status to answer with.
     :ivar reason: a line for the one who asks; it holds nothing that is not theirs.
     :ivar retry_after: seconds, None where waiting does not help.
-    :ivar user: who it was said to be, where somebody tried to log in; else None.
+    :ivar failure: why the login failed, where somebody tried to log in; else None.
+    :ivar user: who it was said to be then; empty if that could not be read.
     :ivar may_log_in: whether the OAuth provider's page is the way in.
     """
 
@@ -52,13 +58,15 @@ class Denied(Exception):  # noqa: N818  an answer, not a mistake
         reason: str,
         *,
         retry_after: int | None = None,
-        user: str | None = None,
+        failure: LoginFailure | None = None,
+        user: str = "",
         may_log_in: bool = False,
     ) -> None:
         super().__init__(reason)
         self.status = status
         self.reason = reason
         self.retry_after = retry_after
+        self.failure = failure
         self.user = user
         self.may_log_in = may_log_in
 
@@ -94,26 +102,26 @@ class PasswordCheck:
     throttle: Throttle
     browsers: Throttle = field(default_factory=Throttle)
 
-    async def identify(self, attempt: Attempt) -> Person:
+    async def identify(self, attempt: Attempt) -> Principal:
         """Tell who is asking.
 
-        :raises Denied: the password is missing, wrong, or was wrong too often.
+        :raises AccessDenied: the password is missing, wrong, or was wrong too often.
         """
         try:
             credentials = read_authorization(attempt.headers.get_list("Authorization"))
         except CredentialsError as error:
-            raise _refused("malformed", str(error), user="") from None
+            raise _failed(LoginFailure.MALFORMED_AUTHORIZATION, str(error)) from None
         if credentials is None:
-            raise Denied(HTTPStatus.UNAUTHORIZED, "log in first")
+            raise AccessDenied(HTTPStatus.UNAUTHORIZED, "log in first")
         user = credentials.user
         # Where no attempt has failed lately nothing is limited, and the cookie need not be verified
         if not (len(self.throttle) or len(self.browsers)) and self.passwords.knows(credentials):
-            return Person(user, password_of=user)
+            return Principal(user, password_of=user)
         browser = attempt.known_browser(user)
         client = browser or attempt.location.client
         throttle = self.browsers if browser else self.throttle
         if throttle.allows_comparison(client, user) and self.passwords.knows(credentials):
-            return Person(user, password_of=user)
+            return Principal(user, password_of=user)
         # Requests that wait for the same answer are one attempt
         counts = not self.passwords.is_checking(credentials)
         wait = throttle.reserve(client, user) if counts else throttle.wait(client, user)
@@ -129,10 +137,10 @@ class PasswordCheck:
             throttle.give_back(client, user)
         if right is None:
             status, reason = HTTPStatus.SERVICE_UNAVAILABLE, "too many logins at once: try again"
-            raise Denied(status, reason, retry_after=_SECONDS_WHEN_BUSY)
+            raise AccessDenied(status, reason, retry_after=_SECONDS_WHEN_BUSY)
         if not right:
-            raise _refused("wrong", "wrong user or password", user=user)
-        return Person(user, password_of=user)
+            raise _failed(LoginFailure.INVALID_CREDENTIALS, "wrong user or password", user=user)
+        return Principal(user, password_of=user)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,25 +167,27 @@ class Authenticator:
         """Whether anything is asked for."""
         return bool(self.by_password or self.may_enter or self.user_header)
 
-    async def identify(self, attempt: Attempt) -> Person:
+    async def identify(self, attempt: Attempt) -> Principal:
         """Tell who is asking.
 
-        :raises Denied: nobody who may enter.
+        :raises AccessDenied: nobody who may enter.
         """
         name = self._named_by_proxy(attempt)
         if name is not None or not self.asks:
             # A password or a session is shown by a browser where it believes to be; here nothing but the host's name is
             if reason := host_refusal(attempt.headers, attempt.location, self.allowed_hosts):
-                raise Denied(HTTPStatus.FORBIDDEN, reason)
-            return Person(name or "")
+                raise AccessDenied(HTTPStatus.FORBIDDEN, reason)
+            return Principal(name or "")
         person = await self.by_password.identify(attempt) if self.by_password else None
         if self.may_enter is not None:
             address = attempt.session()
             if address is None or not self.may_enter(address):
-                raise Denied(HTTPStatus.FORBIDDEN, "log in first", may_log_in=True)
-            return Person(address, password_of=person.password_of if person else "")
+                raise AccessDenied(HTTPStatus.FORBIDDEN, "log in first", may_log_in=True)
+            return Principal(address, password_of=person.password_of if person else "")
         if person is None:
-            raise Denied(HTTPStatus.FORBIDDEN, f"no proxy that is trusted has said who you are ({self.user_header})")
+            raise AccessDenied(
+                HTTPStatus.FORBIDDEN, f"no proxy that is trusted has said who you are ({self.user_header})"
+            )
         return person
 
     def _named_by_proxy(self, attempt: Attempt) -> str | None:
@@ -188,19 +198,18 @@ class Authenticator:
         if len(names) > 1 or not all(map(_is_name, names)):
             expected = f"expected one line with one user name: printable, no comma, at most {_MAX_NAME} characters"
             reason = f"{self.user_header}: {expected}; let the proxy replace the header"
-            raise Denied(HTTPStatus.BAD_REQUEST, reason, user="")
+            raise AccessDenied(HTTPStatus.BAD_REQUEST, reason, failure=LoginFailure.MALFORMED_USER_HEADER)
         return names[0] or None if names else None
 
 
-def _throttled(user: str, seconds: int) -> Denied:
-    REFUSED_LOGINS.labels("throttled").inc()
+def _throttled(user: str, seconds: int) -> AccessDenied:
     reason = f"too many failed logins: wait {seconds} s"
-    return Denied(HTTPStatus.TOO_MANY_REQUESTS, reason, retry_after=seconds, user=user)
+    status, failure = HTTPStatus.TOO_MANY_REQUESTS, LoginFailure.RATE_LIMITED
+    return AccessDenied(status, reason, retry_after=seconds, failure=failure, user=user)
 
 
-def _refused(label: str, reason: str, *, user: str) -> Denied:
-    REFUSED_LOGINS.labels(label).inc()
-    return Denied(HTTPStatus.UNAUTHORIZED, reason, user=user)
+def _failed(failure: LoginFailure, reason: str, *, user: str = "") -> AccessDenied:
+    return AccessDenied(HTTPStatus.UNAUTHORIZED, reason, failure=failure, user=user)
 
 
 def _is_name(text: str) -> bool:
@@ -226,7 +235,7 @@ class Roles:
     viewers: Collection[str] = ()
     read_only: bool = False
 
-    def may_act(self, person: Person) -> bool:
+    def may_act(self, person: Principal) -> bool:
         return not self.read_only and fold(person.name) not in self.viewers
 
 

@@ -12,8 +12,9 @@ import re
 from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
-from flower_proxy.proxy.headers import UNIX, Headers
-from flower_proxy.proxy.location import Location, without_default_port
+from flower_proxy.proxy.addresses import UNIX, without_default_port
+from flower_proxy.proxy.headers import Headers
+from flower_proxy.proxy.location import Location
 
 _ANOTHER_SITE = ("cross-site", "same-site")  # W3C Fetch Metadata, section 2.1.4
 # Of a Referer that names no origin: a browser sent it all the same

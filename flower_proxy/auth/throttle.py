@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from ipaddress import IPv6Address
 
-from flower_proxy.proxy.headers import parse_address
+from flower_proxy.proxy.addresses import parse_address
 
 _ADDRESS_BITS, _NETWORK_BITS = 64, 48  # of IPv6
 _USERS_PER_NETWORK = 10

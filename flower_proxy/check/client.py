@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from flower_proxy.check.report import PATH, Seen, parse_json, read_seen
-from flower_proxy.proxy.location import without_default_port
+from flower_proxy.proxy.addresses import without_default_port
 from flower_proxy.proxy.paths import parse_mount
 
 MADE_UP = {

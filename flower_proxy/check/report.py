@@ -4,18 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-import time
 import types
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
-
-import celery
-
-from flower_proxy import __version__
-from flower_proxy._flower import BaseHandler, flower_version
-from flower_proxy.proxy.headers import HEADERS
 
 PATH = "/-/check"
 """Below the prefix. No page of Flower's begins like this. What is added behind it comes back in `Seen.path`."""
@@ -133,51 +125,3 @@ def _accept(value: Any, kind: Any) -> Any:
 @cache
 def _types(kind: type) -> dict[str, Any]:
     return get_type_hints(kind)
-
-
-class Check(BaseHandler):  # type: ignore[misc]
-    """Tells what is seen; by POST it can be found out which requests come through. It changes nothing."""
-
-    def get(self, _name: str = "") -> None:
-        app, location, headers = self.application, self.location, self.request.headers
-        address = getattr(getattr(self.request.connection, "context", None), "address", None)
-        seen = Seen(
-            peer=location.peer,
-            peer_port=address[1] if isinstance(address, tuple) else None,
-            trusted=location.trusted,
-            headers={name: ", ".join(headers.get_list(name)) for name in HEADERS if name in headers},
-            client=location.client,
-            scheme=location.scheme,
-            host=location.host,
-            prefix=location.prefix,
-            path=location.path,
-            trusted_proxies=app.locator.trusted.entries,
-            asks=self.gate.authenticator.asks,
-            user_header=self.gate.authenticator.user_header,
-            enable_events=app.options.enable_events,
-            broker=app.monitor.watch.problem,
-            connected=app.events.connected,
-            workers=tuple(self._workers()),
-            time=time.time(),
-            flower_proxy=__version__,
-            flower=flower_version,
-            celery=celery.__version__,
-        )
-        self.set_header("Cache-Control", "no-store")
-        self.write(asdict(seen))
-
-    def post(self, _name: str = "") -> None:
-        self.get()
-
-    def _workers(self) -> Iterable[SeenWorker]:
-        events = self.application.events
-        for name, worker in events.state.workers.items():
-            # Celery keeps the fields of the latest event with the worker
-            sent, received = (getattr(worker, field, None) for field in ("timestamp", "local_received"))
-            yield SeenWorker(
-                name=name,
-                alive=worker.alive,
-                ahead=sent - received if sent and received else None,
-                task_events=events.unheard.sends_task_events(name),
-                celery=worker.sw_ver,
-            )

@@ -25,7 +25,7 @@ FOLDER_BROKER = "filesystem://"
 MESSAGES, CONTROL, UNFINISHED = "messages", "control", "unfinished"
 
 
-class Channel(filesystem.Channel):  # type: ignore[misc]
+class Channel(filesystem.Channel):
     """Kombu's, but that a message appears in one piece.
 
     Kombu writes where others read; who is quick finds an empty file, cannot decode it, and a worker dies of that.
@@ -38,7 +38,7 @@ class Channel(filesystem.Channel):  # type: ignore[misc]
         unfinished.rename(Path(self.data_folder_out, name))
 
 
-class Transport(filesystem.Transport):  # type: ignore[misc]
+class Transport(filesystem.Transport):
     Channel = Channel
 
 

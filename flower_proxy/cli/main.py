@@ -209,7 +209,7 @@ def _run(
         if value:
             os.environ[name] = value
     notes = _apply(given)
-    serve(find_app(app), notes, no_color=no_color, quiet=quiet)
+    serve(find_app(app), parser, notes, no_color=no_color, quiet=quiet)
 
 
 def _apply(given: dict[str, tuple[str, ...]]) -> list[str]:
@@ -235,7 +235,7 @@ command = SettingsGroup(
 def _run_in_celery(**given: tuple[str, ...]) -> None:
     front = click.get_current_context().obj
     notes = _apply(given)
-    serve(front.app, notes, no_color=front.no_color, quiet=front.quiet)
+    serve(front.app, parser, notes, no_color=front.no_color, quiet=front.quiet)
 
 
 celery_command = SettingsCommand("flower-proxy", callback=_run_in_celery, params=setting_options(), help=_run.__doc__)

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 import celery
 import click
 from celery.app.utils import find_app as import_app
-from tornado.options import options as parser
+from tornado.options import OptionParser
 
 from flower_proxy._flower import CHECKED_ON, flower_version
 from flower_proxy.app import FlowerProxy
@@ -81,17 +81,18 @@ def one_line(error: BaseException) -> str:
     return " ".join(text.split())
 
 
-def serve(capp: celery.Celery, notes: Iterable[str], *, no_color: bool, quiet: bool) -> None:
-    """Serve until SIGINT or SIGTERM, as Tornado's global options say.
+def serve(capp: celery.Celery, options: OptionParser, notes: Iterable[str], *, no_color: bool, quiet: bool) -> None:
+    """Serve until SIGINT or SIGTERM.
 
     :param capp: the Celery application to watch.
+    :param options: Flower's and ours, and Tornado's for the log.
     :param notes: what is to be said in the log.
     :param no_color: leave colours out of the log.
     :param quiet: do not say what is served where.
     :raises InputError: the settings cannot be used.
     :raises MachineError: the address or socket cannot be listened on.
     """
-    _set_up_logging(no_color)
+    _set_up_logging(options, no_color)
     for note in notes:
         logger.warning(note)
     if _release(flower_version) > _release(CHECKED_ON):
@@ -100,15 +101,15 @@ def serve(capp: celery.Celery, notes: Iterable[str], *, no_color: bool, quiet: b
         )
     _check_broker(capp)
     try:
-        flower = FlowerProxy(capp=capp)
+        flower = FlowerProxy(capp=capp, options=options)
     except ValueError as error:
         raise InputError(one_line(error)) from None
     except Exception as error:
         raise InputError(f"the application cannot be set up: {type(error).__name__}: {one_line(error)}") from error
     try:
-        with _listening(""):
+        with _listening(options, ""):
             port = flower.start_http_server(handed_over())
-        with _listening("metrics_"):
+        with _listening(options, "metrics_"):
             metrics_port = flower.start_metrics_server()
         if not quiet:
             for level, line in banner(flower, port, metrics_port):
@@ -149,27 +150,27 @@ def _check_broker(capp: celery.Celery) -> None:
 
 
 @contextlib.contextmanager
-def _listening(prefix: str) -> Iterator[None]:
+def _listening(options: OptionParser, prefix: str) -> Iterator[None]:
     """Say which options are at fault where it cannot be listened; they begin with this prefix."""
-    address, port = getattr(parser, f"{prefix}address"), getattr(parser, f"{prefix}port")
+    address, port = getattr(options, f"{prefix}address"), getattr(options, f"{prefix}port")
     try:
         yield
     except socket.gaierror as error:
         raise InputError(f"--{prefix}address: {address!r}: {error.strerror}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        if parser.unix_socket and not prefix:
-            raise MachineError(f"--unix_socket: cannot listen on {parser.unix_socket!r}: {reason}") from None
+        if options.unix_socket and not prefix:
+            raise MachineError(f"--unix_socket: cannot listen on {options.unix_socket!r}: {reason}") from None
         where = f"{address or 'all interfaces'}, port {port}"
         raise MachineError(f"--{prefix}port: cannot listen on {where}: {reason}") from None
 
 
-def _set_up_logging(no_color: bool) -> None:
-    parser.logging = parser.logging.lower()
-    if parser.debug and parser.logging == "info":
-        parser.logging = "debug"
+def _set_up_logging(options: OptionParser, no_color: bool) -> None:
+    options.logging = options.logging.lower()
+    if options.debug and options.logging == "info":
+        options.logging = "debug"
     try:
-        parser.run_parse_callbacks()
+        options.run_parse_callbacks()
     except (OSError, ValueError) as error:
         raise InputError(f"--log_file_prefix or another --log_ option: {one_line(error)}") from None
     for handler in logging.getLogger().handlers:

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from tornado.template import DictLoader
 
-from flower_proxy.proxy.headers import UNIX, TrustedProxies
+from flower_proxy.proxy.addresses import UNIX, TrustedProxies
 from flower_proxy.proxy.paths import parse_mount
 from flower_proxy.settings.options import Option
 

@@ -113,7 +113,7 @@ class _ProducerPool:
         return contextlib.nullcontext(_Once(self._connection.default_channel, auto_declare=False))
 
 
-class _Once(Producer):  # type: ignore[misc]
+class _Once(Producer):
     """Publishes at the first attempt or not at all: to connect again is its user's affair."""
 
     def publish(self, *args: Any, **kwargs: Any) -> Any:

@@ -28,7 +28,7 @@ _LONGEST_PAUSE = 2.0
 _SLICE = 0.005  # seconds that the event loop gives to events before it turns to the rest
 
 
-class Receiver(Events):  # type: ignore[misc]
+class Receiver(Events):
     """Receives events for as long as the process lives, and lets the event loop take them in by slices (P9, P31).
 
     :param args: as for `flower.events.Events`, like `kwargs`.
@@ -145,7 +145,7 @@ class Receiver(Events):  # type: ignore[misc]
             await super().on_enable_events()
 
 
-class _Stream(EventReceiver):  # type: ignore[misc]
+class _Stream(EventReceiver):
     """Consumes events over one connection, until that fails or its receiver stops."""
 
     def __init__(self, connection: Connection, receiver: Receiver) -> None:

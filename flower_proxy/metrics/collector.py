@@ -1,20 +1,17 @@
-"""What monitoring asks for: ``/metrics`` and ``/ready``."""
+"""All that is known for monitoring, and its text."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 import zlib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from http import HTTPStatus
 from typing import Any
 
 from celery import Celery
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from flower_proxy._flower import BaseHandler, Metrics
 from flower_proxy.events.receiver import Receiver
 from flower_proxy.metrics.broker_poller import BrokerWatch
 from flower_proxy.metrics.exposition import Family, render
@@ -169,50 +166,3 @@ def _negotiate(accept: str) -> tuple[Callable[[Collector], bytes], str]:
     except (TypeError, ValueError):
         # prometheus_client compares whatever a client calls a version with numbers
         return choose_encoder("")
-
-
-class TrustedMetrics(Metrics):  # type: ignore[misc]
-    """The metrics, in a form that the scraper asks for."""
-
-    async def get(self) -> None:
-        headers = self.request.headers
-        gzip = accepts_gzip(headers.get("Accept-Encoding", ""))
-        content_type, parts = await self.application.monitor.scrape(
-            accept=headers.get("Accept", ""), names=self.get_arguments("name[]"), gzip=gzip
-        )
-        self.set_header("Content-Type", content_type)
-        self.add_header("Vary", "Accept, Accept-Encoding")
-        if gzip:
-            self.set_header("Content-Encoding", "gzip")
-        self.set_header("Content-Length", sum(map(len, parts)))
-        # Each by itself: Tornado would copy them to put them together, for each client
-        self.flush()
-        for part in parts:
-            self.write(part)
-            self.flush()
-
-    def compute_etag(self) -> None:
-        """None: a scrape is never the same, and the hash of a large one costs."""
-
-
-class Ready(BaseHandler):  # type: ignore[misc]
-    """Tells whether it is of use now: whether the broker answers and events can arrive."""
-
-    def get(self) -> None:
-        reasons = self.application.monitor.unready()
-        self.set_status(HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK)
-        self.set_header("Content-Type", "application/json")
-        self.write(json.dumps({"ready": not reasons, "reasons": reasons}))
-
-
-def accepts_gzip(accept_encoding: str) -> bool:
-    """Tell whether gzip is welcome (RFC 9110, section 12.5.3)."""
-    welcome = {}
-    for element in accept_encoding.lower().split(","):
-        coding, _, parameters = element.partition(";")
-        quality = parameters.strip().removeprefix("q=")
-        try:
-            welcome[coding.strip()] = float(quality or 1) > 0
-        except ValueError:
-            welcome[coding.strip()] = False
-    return welcome.get("gzip", welcome.get("*", False))

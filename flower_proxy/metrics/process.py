@@ -18,7 +18,7 @@ from tornado.web import RequestHandler
 
 from flower_proxy import __version__
 from flower_proxy._flower import STOCK_FAMILIES, flower_version
-from flower_proxy.auth.authenticator import REFUSED_LOGINS
+from flower_proxy.auth.authenticator import LoginFailure
 
 if TYPE_CHECKING:
     from flower_proxy.events.receiver import Receiver
@@ -68,7 +68,9 @@ class SelfMetrics(Collector):
             buckets=_DELAYS,
             registry=own,
         )
-        own.register(REFUSED_LOGINS)
+        failures = Counter("flower_proxy_login_failures", "Logins that failed, by reason.", ["reason"], registry=own)
+        # All at once, with 0: Prometheus sees no increase in one that appears with 1
+        self._login_failures = {failure: failures.labels(failure.value) for failure in LoginFailure}
         self._own = own
         self._made_at = time.monotonic()
         self._due = 0.0
@@ -76,6 +78,9 @@ class SelfMetrics(Collector):
 
     def count_request(self, *, route: str, method: str, status: int) -> None:
         self._answered(route, method if method in _METHODS else "other", str(status)).inc()
+
+    def count_login_failure(self, failure: LoginFailure) -> None:
+        self._login_failures[failure].inc()
 
     def start(self) -> None:
         """Begin to watch the event loop."""

@@ -1,18 +1,12 @@
-"""Who speaks? The peers that are trusted, and what their headers say."""
+"""What the forwarded headers of a trusted peer say."""
 
 from __future__ import annotations
 
-import ipaddress
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Protocol
 
 from flower_proxy.proxy.paths import join_segments
-
-UNIX = "unix"
-"""What stands for the peer of a unix socket, which has no address."""
 
 HEADERS = (
     "X-Forwarded-For",
@@ -28,13 +22,10 @@ HEADERS = (
 READ_HEADERS = (*HEADERS, "X-Real-Ip", "X-Scheme")
 """Those, and the ones that ``--xheaders`` adds."""
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?P<port>:\d{1,5})?")
 # Neither can fail after it has read more than once over the same text, which would take quadratic time
 _FORWARDED_PAIR = re.compile(r'(?P<name>[\w-]+)[ \t]*=[ \t]*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<token>[^\s;,"]*))')
 _FORWARDED_SEPARATOR = re.compile(r"[ \t]*(?P<sign>[;,]?)[ \t]*")
-_ADDRESS_AND_PORT = re.compile(r"(?P<v4>[0-9.]+):\d+|\[(?P<v6>[^\]]*)\](?::\d+)?")
 
 
 class Headers(Protocol):
@@ -64,74 +55,6 @@ class ForwardedHeaderError(ValueError):
         super().__init__(f"{header}: {value[:100]!a} is not {expected}")
         # For the one who asks, whose value is not repeated
         self.answer = f"{header} is not {expected}"
-
-
-class TrustedProxies:
-    """The peers whose forwarded headers count.
-
-    :param entries: IP addresses, networks in CIDR notation, and the word ``unix`` for every peer of a unix socket.
-    :raises ValueError: an entry is none of these; the message says which, and what was probably meant.
-
-    Membership is asked with an address as text, or `UNIX`: ``peer in trusted``.
-    """
-
-    def __init__(self, entries: Iterable[str]) -> None:
-        self.entries = tuple(entry.strip() for entry in entries if entry.strip())
-        self._networks = [_parse_network(entry) for entry in self.entries if entry != UNIX]
-        # Bounded, because the addresses of X-Forwarded-For are the client's to choose
-        self._holds = lru_cache(maxsize=1024)(self._look_up)
-
-    def __contains__(self, peer: str) -> bool:
-        return self._holds(peer)
-
-    def __str__(self) -> str:
-        return ", ".join(self.entries) or "none"
-
-    def _look_up(self, peer: str) -> bool:
-        if peer == UNIX:
-            return UNIX in self.entries
-        address = parse_address(peer)
-        return address is not None and any(address in network for network in self._networks)
-
-
-def _parse_network(entry: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    if "%" in entry or entry.lower().startswith("::ffff:"):
-        raise ValueError(f"{entry!r}: write it without the interface behind %, and IPv4 as IPv4")
-    try:
-        return ipaddress.ip_network(entry)
-    except ValueError:
-        pass
-    try:
-        meant = ipaddress.ip_network(entry, strict=False)
-    except ValueError:
-        raise ValueError(f"{entry!r} is not an IP address, a network such as 10.0.0.0/8, or unix") from None
-    raise ValueError(f"{entry!r} is an address with a network's length: write {meant} for the network")
-
-
-def parse_address(text: str) -> Address | None:
-    """Read one element of ``X-Forwarded-For`` or of ``for=`` (RFC 7239, section 6).
-
-    :param text: an IPv4 or IPv6 address, with or without brackets and port.
-    :returns: the address, an IPv4 one where it came mapped into IPv6, without the zone (``%eth0``, RFC 4007) that only
-        this host knows; None if it is no address.
-    """
-    text = text.strip()
-    if match := _ADDRESS_AND_PORT.fullmatch(text):
-        text = match["v4"] or match["v6"]
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        return None
-    if isinstance(address, ipaddress.IPv6Address):
-        return address.ipv4_mapped or ipaddress.IPv6Address(int(address))
-    return address
-
-
-@lru_cache(maxsize=1024)
-def normalize_peer(remote: str) -> str:
-    """Return the peer of a connection as the log, the rate limits and ``--trusted_proxies`` write it."""
-    address = parse_address(remote)
-    return str(address) if address else remote
 
 
 @dataclass(frozen=True)

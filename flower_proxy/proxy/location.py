@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from flower_proxy.proxy.headers import Headers, Lines, TrustedProxies, has_no_port, parse_address, read_forwarded
+from flower_proxy.proxy.addresses import TrustedProxies, parse_address, without_default_port
+from flower_proxy.proxy.headers import Headers, Lines, has_no_port, read_forwarded
 from flower_proxy.proxy.paths import ends_with, single_slash, strip_prefix
 
 _MAX_REPEATED = 8
-_DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
 class PublicURL(str):
@@ -182,12 +182,3 @@ class Locator:
 
 def _with_port(host: str, port: str) -> str:
     return f"{host}:{port}" if port and has_no_port(host) else host
-
-
-def without_default_port(host: str, scheme: str) -> str:
-    """Leave out the port that browsers leave out too.
-
-    :param host: in lower case, with a port or without.
-    """
-    name, _, port = host.rpartition(":")
-    return name if name and port == _DEFAULT_PORTS.get(scheme) else host

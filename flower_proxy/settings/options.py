@@ -19,7 +19,7 @@ from flower_proxy._flower import (
 )
 from flower_proxy.auth.csrf import parse_allowed_host, parse_origin
 from flower_proxy.auth.passwords import parse_entries
-from flower_proxy.proxy.headers import TrustedProxies
+from flower_proxy.proxy.addresses import TrustedProxies
 from flower_proxy.settings import validators as checks
 from flower_proxy.web.security_headers import parse_frame_ancestors
 

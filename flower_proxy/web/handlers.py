@@ -1,151 +1,123 @@
-"""What is mixed into each of Flower's handlers: the one place where links, cookies and redirects leave."""
+"""The handlers that are ours: metrics, readiness, the doctor's report, redirects, lines of text."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-from functools import lru_cache
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
 from http import HTTPStatus
-from typing import Any
 
-from tornado.auth import OAuth2Mixin
-from tornado.escape import xhtml_escape
-from tornado.web import HTTPError, RequestHandler, stream_request_body
+import celery
+from tornado.web import stream_request_body
 
-from flower_proxy._flower import BaseHandler
-from flower_proxy.events.queues import KombuQueues
-from flower_proxy.proxy.location import PublicURL
-from flower_proxy.proxy.paths import parse_next
-from flower_proxy.web.mixins import Bare, Guarded
-from flower_proxy.web.static import packaged_overrides
-
-# Where nobody told the prefix only the browser can put right what relative links need
-_UNTOLD = (packaged_overrides() / "js" / "untold.js").read_text(encoding="utf-8")
+from flower_proxy import __version__
+from flower_proxy._flower import BaseHandler, Metrics, flower_version
+from flower_proxy.auth.policy import Permission
+from flower_proxy.check.report import Seen, SeenWorker
+from flower_proxy.proxy.headers import HEADERS
+from flower_proxy.web.mixins import Bare
 
 
-class Proxied(Guarded):
-    """Any handler, answering at its public location."""
+class TrustedMetrics(Metrics):
+    """The metrics, in a form that the scraper asks for."""
 
-    # Links
+    permission = Permission.SCRAPE
 
-    def reverse_url(self, name: str, *args: Any) -> PublicURL:
-        return self.location.url(super().reverse_url(name, *args))
+    async def get(self) -> None:
+        headers = self.request.headers
+        gzip = accepts_gzip(headers.get("Accept-Encoding", ""))
+        content_type, parts = await self.application.monitor.scrape(
+            accept=headers.get("Accept", ""), names=self.get_arguments("name[]"), gzip=gzip
+        )
+        self.set_header("Content-Type", content_type)
+        self.add_header("Vary", "Accept, Accept-Encoding")
+        if gzip:
+            self.set_header("Content-Encoding", "gzip")
+        self.set_header("Content-Length", sum(map(len, parts)))
+        # Each by itself: Tornado would copy them to put them together, for each client
+        self.flush()
+        for part in parts:
+            self.write(part)
+            self.flush()
 
-    def static_url(self, path: str, include_host: bool | None = None, **kwargs: Any) -> PublicURL:
-        # Never a host: only the proxy knows the right one
-        return self.location.url(super().static_url(path, include_host=False, **kwargs))
-
-    def get_login_url(self) -> PublicURL:
-        return self.location.url(super().get_login_url())
-
-    def redirect(self, url: str, permanent: bool = False, status: int | None = None) -> None:
-        super().redirect(self.location.url(url) if url.startswith("/") else url, permanent, status)
-
-    # Pages
-
-    def get_template_path(self) -> str:
-        # What Tornado keeps the loader by; stock Flower in the same process has its own
-        return "flower-proxy"
-
-    def render_string(self, template_name: str, **kwargs: Any) -> bytes:
-        kwargs["url_prefix"] = self.location.base
-        kwargs["read_only"] = not self.may_act
-        return super().render_string(template_name, **kwargs)
-
-    @property
-    def page_head(self) -> str:
-        # No leading slash: `sub_filter '="/' '="/flower/'` would take it for a link
-        page, token = xhtml_escape(self.location.path[1:]), self.xsrf_token.decode()
-        head = f'<meta name="flower-page" content="{page}"><meta name="flower-token" content="{token}">'
-        if self.location.prefix is not None:
-            return head
-        return f'{head}<script nonce="{self.csp_nonce}">{_UNTOLD}</script>'
-
-    # Cookies
-
-    def get_cookie(self, name: str, default: str | None = None) -> str | None:  # type: ignore[override]
-        return super().get_cookie(self._cookie_name(name), default)
-
-    def set_cookie(self, name: str, value: str | bytes, *args: Any, **kwargs: Any) -> None:
-        # Without a path the browser takes the folder of the page, which for /login is the public prefix
-        kwargs["path"] = None if self.location.prefix is None else self.location.prefix or "/"
-        kwargs["secure"] = self.location.scheme == "https"
-        super().set_cookie(self._cookie_name(name), value, *args, **kwargs)
-
-    def _cookie_name(self, name: str) -> str:
-        # A cookie is seen by everything below its path, and by every port of the host
-        return f"flower_{name}_{_digest(self.location.host, self.location.prefix)}"
+    def compute_etag(self) -> None:
+        """None: a scrape is never the same, and the hash of a large one costs."""
 
 
-@lru_cache(maxsize=256)
-def _digest(host: str, prefix: str | None) -> str:
-    return hashlib.sha256(f"{host}{prefix or ''}".encode()).hexdigest()[:8]
+class Ready(BaseHandler):
+    """Tells whether it is of use now: whether the broker answers and events can arrive."""
+
+    permission = Permission.PUBLIC
+
+    def get(self) -> None:
+        reasons = self.application.monitor.unready()
+        self.set_status(HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK)
+        self.set_header("Content-Type", "application/json")
+        self.write(json.dumps({"ready": not reasons, "reasons": reasons}))
 
 
-class ProxiedFlower(Proxied, BaseHandler):  # type: ignore[misc]
-    """A handler of Flower's."""
-
-    def get_current_user(self) -> None:
-        """Nobody, as long as `prepare` has not found out who."""
-
-    def get_argument(self, name: str, default: Any = None, *args: Any, **kwargs: Any) -> Any:
-        value = super().get_argument(name, default, *args, **kwargs)
-        # Flower answers 500 to an order that is empty
-        return default if name == "sort_by" and value == "" else value
-
-    def get_broker(self) -> Any:
+def accepts_gzip(accept_encoding: str) -> bool:
+    """Tell whether gzip is welcome (RFC 9110, section 12.5.3)."""
+    welcome = {}
+    for element in accept_encoding.lower().split(","):
+        coding, _, parameters = element.partition(";")
+        quality = parameters.strip().removeprefix("q=")
         try:
-            return super().get_broker()
-        except HTTPError as error:
-            if error.status_code != 404:
-                raise
-            return KombuQueues(self.capp)
+            welcome[coding.strip()] = float(quality or 1) > 0
+        except ValueError:
+            welcome[coding.strip()] = False
+    return welcome.get("gzip", welcome.get("*", False))
 
 
-class ProxiedLogin(ProxiedFlower, OAuth2Mixin):
-    """A login handler: brings people back to where they were going (P19)."""
+class Check(BaseHandler):
+    """Tells what is seen; by POST it can be found out which requests come through. It changes nothing."""
 
-    is_login = True
+    permission = Permission.READ
 
-    def authorize_redirect(self, *args: Any, **kwargs: Any) -> None:
-        if target := self._asked_next():
-            self.set_signed_cookie("next", target, expires_days=1, httponly=True, samesite="Lax")
-        super().authorize_redirect(*args, **kwargs)
+    def get(self, _name: str = "") -> None:
+        app, location, headers = self.application, self.location, self.request.headers
+        address = getattr(getattr(self.request.connection, "context", None), "address", None)
+        seen = Seen(
+            peer=location.peer,
+            peer_port=address[1] if isinstance(address, tuple) else None,
+            trusted=location.trusted,
+            headers={name: ", ".join(headers.get_list(name)) for name in HEADERS if name in headers},
+            client=location.client,
+            scheme=location.scheme,
+            host=location.host,
+            prefix=location.prefix,
+            path=location.path,
+            trusted_proxies=app.locator.trusted.entries,
+            asks=self.gate.authenticator.asks,
+            user_header=self.gate.authenticator.user_header,
+            enable_events=app.options.enable_events,
+            broker=app.monitor.watch.problem,
+            connected=app.events.connected,
+            workers=tuple(self._workers()),
+            time=time.time(),
+            flower_proxy=__version__,
+            flower=flower_version,
+            celery=celery.__version__,
+        )
+        self.set_header("Cache-Control", "no-store")
+        self.write(asdict(seen))
 
-    def get_argument(self, name: str, default: Any = None, *args: Any, **kwargs: Any) -> Any:
-        if name != "next":
-            return super().get_argument(name, default, *args, **kwargs)
-        # Good for one login
-        carried = (self.get_signed_cookie("next") or b"").decode()
-        self.clear_cookie("next")
-        return parse_next(carried) or self._asked_next() or default
+    def post(self, _name: str = "") -> None:
+        self.get()
 
-    def _asked_next(self) -> str | None:
-        # Tornado's, because Flower's escapes it for HTML
-        target = parse_next(RequestHandler.get_argument(self, "next", ""))
-        # Who logs in is not on the way out
-        return None if re.match(r"/log(in|out)/?(\?|$)", target or "") else target
-
-
-@stream_request_body
-class LargeBody(RequestHandler):
-    """Takes a body only from a client that has been authenticated: Tornado calls `prepare` before it reads it."""
-
-    def initialize(self, *args: Any, **kwargs: Any) -> None:
-        super().initialize(*args, **kwargs)
-        self._received = bytearray()
-
-    def data_received(self, chunk: bytes) -> None:
-        self._received += chunk
-
-    def post(self, *args: str, **kwargs: str) -> Any:
-        self.request.body = bytes(self._received)
-        return super().post(*args, **kwargs)
-
-
-def head(self: RequestHandler, *args: str, **kwargs: str) -> Any:
-    """Answer HEAD like GET; Tornado leaves the content away (P20)."""
-    return self.get(*args, **kwargs)
+    def _workers(self) -> Iterable[SeenWorker]:
+        events = self.application.events
+        for name, worker in events.state.workers.items():
+            # Celery keeps the fields of the latest event with the worker
+            sent, received = (getattr(worker, field, None) for field in ("timestamp", "local_received"))
+            yield SeenWorker(
+                name=name,
+                alive=worker.alive,
+                ahead=sent - received if sent and received else None,
+                task_events=events.unheard.sends_task_events(name),
+                celery=worker.sw_ver,
+            )
 
 
 class _Answer(Bare):

@@ -1,31 +1,37 @@
-"""What is mixed into each handler so that the gate is asked before anything is answered."""
+"""What is mixed into each handler: the gate before anything is answered, and the one place where links leave."""
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from asyncio import Future
 from collections.abc import Awaitable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from http import HTTPStatus
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 from urllib.parse import unquote, urlencode
 
 from tornado.auth import AuthError
+from tornado.escape import xhtml_escape
 from tornado.httputil import HTTPServerRequest
 from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 
-from flower_proxy.auth.authenticator import Attempt, Denied, Person
+from flower_proxy.auth.authenticator import AccessDenied, Attempt, Principal
 from flower_proxy.auth.csrf import refusal
-from flower_proxy.auth.policy import SAFE_METHODS, Access, Gate, access
-from flower_proxy.proxy.location import Location
+from flower_proxy.auth.policy import SAFE_METHODS, Gate, Permission
+from flower_proxy.proxy.location import Location, PublicURL
 from flower_proxy.web import audit
 from flower_proxy.web.security_headers import OTHER_HEADERS, content_security_policy
+from flower_proxy.web.static import packaged_overrides
 
 BROWSER = "browser"
 """The cookie by which a browser is known that somebody has logged in with."""
 
 _ANYBODY = "anybody"
+
+# Where nobody told the prefix only the browser can put right what relative links need
+_UNTOLD = (packaged_overrides() / "js" / "untold.js").read_text(encoding="utf-8")
 
 
 def set_location(request: HTTPServerRequest, location: Location, gate: Gate) -> None:
@@ -61,12 +67,15 @@ class Bare(RequestHandler):
 
 
 class Guarded(Bare):
-    """Any handler behind the gate, which `set_location` has put into the request with the location."""
+    """Any handler behind the gate, which `set_location` has put into the request with the location.
+
+    :cvar permission: what a request needs; None for what `Permission.of` says of its method.
+    """
 
     application: Any
-    is_login = False
+    permission: ClassVar[Permission | None] = None
 
-    person = Person("")
+    principal = Principal("")
 
     @cached_property
     def location(self) -> Location:
@@ -97,11 +106,11 @@ class Guarded(Bare):
     # Who may ask
 
     def prepare(self) -> Awaitable[None] | None:
-        return super().prepare() if self.wanted is Access.OPEN else self._enter()
+        return super().prepare() if self._needed is Permission.PUBLIC else self._enter()
 
-    @cached_property
-    def wanted(self) -> Access:
-        return access(type(self), self.request.method or "", is_login=self.is_login)
+    @property
+    def _needed(self) -> Permission:
+        return self.permission or Permission.of(self.request.method or "")
 
     async def _enter(self) -> None:
         if self._is_preflight():
@@ -118,15 +127,15 @@ class Guarded(Bare):
             known_browser=self._known_browser,
         )
         try:
-            self.person = await self.gate.admit(self.wanted, attempt, reads=reads)
-        except Denied as denied:
+            self.principal = await self.gate.admit(self._needed, attempt, reads=reads)
+        except AccessDenied as denied:
             self._deny(denied)
             return
-        if self.wanted is not Access.LOG_IN:
-            self.current_user = self.person.name or _ANYBODY
+        if self._needed is not Permission.LOG_IN:
+            self.current_user = self.principal.name or _ANYBODY
         if not reads and (reason := refusal(self.request.headers, self.location, self._has_page_token)):
             raise HTTPError(HTTPStatus.FORBIDDEN, f"Refused: {reason}")
-        if self.wanted is Access.ACT and not self.may_act:
+        if self._needed is Permission.CONTROL and not self.may_act:
             raise HTTPError(HTTPStatus.FORBIDDEN, "Refused: you may look, not act")
         if (prepared := super().prepare()) is not None:
             await prepared
@@ -141,8 +150,9 @@ class Guarded(Bare):
         wanted = self.request.headers.get("Access-Control-Request-Method")
         return self.request.method == "OPTIONS" and wanted in ("GET", "HEAD") and self._is_from_cors_origin()
 
-    def _deny(self, denied: Denied) -> None:
-        if denied.user is not None:
+    def _deny(self, denied: AccessDenied) -> None:
+        if denied.failure is not None:
+            self.application.monitor.own.count_login_failure(denied.failure)
             audit.refused_login(**self._asked, user=denied.user, reason=denied.reason, status=denied.status)
         elif denied.status is HTTPStatus.FORBIDDEN and not denied.may_log_in:
             audit.refused_request(**self._asked, reason=denied.reason)
@@ -166,18 +176,18 @@ class Guarded(Bare):
 
     @property
     def may_act(self) -> bool:
-        return self.gate.roles.may_act(self.person)
+        return self.gate.roles.may_act(self.principal)
 
     @property
     def who(self) -> str | None:
-        return self.person.name or None
+        return self.principal.name or None
 
     def on_finish(self) -> None:
         super().on_finish()
-        if self.wanted is Access.ACT and self.current_user:
+        if self._needed is Permission.CONTROL and self.current_user:
             arguments = self.request.arguments.items()
             audit.control_action(
-                user=self.person.name,
+                user=self.principal.name,
                 client=self.location.client,
                 path=unquote(self.location.path),
                 arguments={name: values[-1].decode(errors="replace") for name, values in arguments},
@@ -204,7 +214,7 @@ class Guarded(Bare):
         return secrets.token_urlsafe(16)
 
     def render(self, template_name: str, **kwargs: Any) -> Future[None]:
-        user = self.person.password_of
+        user = self.principal.password_of
         if user and not _of_user(self.application.read_browser(self.get_cookie(BROWSER)), user):
             self.set_signed_cookie(BROWSER, f"{secrets.token_urlsafe(12)} {user}", httponly=True, samesite="Lax")
         policy = content_security_policy(self.csp_nonce, self.application.frame_ancestors)
@@ -223,3 +233,62 @@ class Guarded(Bare):
     def _has_page_token(self) -> bool:
         token = self.request.headers.get("X-XSRFToken")
         return bool(token) and self.get_signed_cookie("page", token) == str(self.current_user).encode()
+
+
+class Proxied(Guarded):
+    """Any handler, answering at its public location."""
+
+    # Links
+
+    def reverse_url(self, name: str, *args: Any) -> PublicURL:
+        return self.location.url(super().reverse_url(name, *args))
+
+    def static_url(self, path: str, include_host: bool | None = None, **kwargs: Any) -> PublicURL:
+        # Never a host: only the proxy knows the right one
+        return self.location.url(super().static_url(path, include_host=False, **kwargs))
+
+    def get_login_url(self) -> PublicURL:
+        return self.location.url(super().get_login_url())
+
+    def redirect(self, url: str, permanent: bool = False, status: int | None = None) -> None:
+        super().redirect(self.location.url(url) if url.startswith("/") else url, permanent, status)
+
+    # Pages
+
+    def get_template_path(self) -> str:
+        # What Tornado keeps the loader by; stock Flower in the same process has its own
+        return "flower-proxy"
+
+    def render_string(self, template_name: str, **kwargs: Any) -> bytes:
+        kwargs["url_prefix"] = self.location.base
+        kwargs["read_only"] = not self.may_act
+        return super().render_string(template_name, **kwargs)
+
+    @property
+    def page_head(self) -> str:
+        # No leading slash: `sub_filter '="/' '="/flower/'` would take it for a link
+        page, token = xhtml_escape(self.location.path[1:]), self.xsrf_token.decode()
+        head = f'<meta name="flower-page" content="{page}"><meta name="flower-token" content="{token}">'
+        if self.location.prefix is not None:
+            return head
+        return f'{head}<script nonce="{self.csp_nonce}">{_UNTOLD}</script>'
+
+    # Cookies
+
+    def get_cookie(self, name: str, default: str | None = None) -> str | None:  # type: ignore[override]
+        return super().get_cookie(self._cookie_name(name), default)
+
+    def set_cookie(self, name: str, value: str | bytes, *args: Any, **kwargs: Any) -> None:
+        # Without a path the browser takes the folder of the page, which for /login is the public prefix
+        kwargs["path"] = None if self.location.prefix is None else self.location.prefix or "/"
+        kwargs["secure"] = self.location.scheme == "https"
+        super().set_cookie(self._cookie_name(name), value, *args, **kwargs)
+
+    def _cookie_name(self, name: str) -> str:
+        # A cookie is seen by everything below its path, and by every port of the host
+        return f"flower_{name}_{_digest(self.location.host, self.location.prefix)}"
+
+
+@lru_cache(maxsize=256)
+def _digest(host: str, prefix: str | None) -> str:
+    return hashlib.sha256(f"{host}{prefix or ''}".encode()).hexdigest()[:8]

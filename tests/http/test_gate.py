@@ -22,8 +22,10 @@ from tornado.web import RequestHandler
 
 from flower_proxy._flower import default_options
 from flower_proxy.app import FlowerProxy
-from flower_proxy.auth.policy import OPEN as OPEN_HANDLERS
+from flower_proxy.auth.authenticator import LoginFailure
+from flower_proxy.auth.policy import Permission
 from flower_proxy.settings.options import declare
+from flower_proxy.web.flower_handlers import proxied
 from tests.http.conftest import OPEN, PREFIX, Site
 from tests.http.test_login import PROVIDER, Jar, Provider
 
@@ -159,9 +161,9 @@ def test_a_path_without_the_prefix_is_closed_too(site: Site) -> None:
 
 def test_the_list_of_what_is_open_is_short(app: FlowerProxy) -> None:
     rules = [(rule.matcher, rule.target) for rule in app.wildcard_router.rules]
-    opened = {matcher.regex.pattern for matcher, target in rules if issubclass(target, OPEN_HANDLERS)}
-    assert opened == set(OPEN_ROUTES)
-    assert {handler.__name__ for handler in OPEN_HANDLERS} == {"StaticFileHandler", "Healthcheck", "Ready"}
+    handlers = {matcher.regex.pattern: proxied(target, app.options, "") for matcher, target in rules}
+    opened = [route for route, handler in handlers.items() if getattr(handler, "permission", None) is Permission.PUBLIC]
+    assert sorted(opened) == sorted(OPEN_ROUTES)
 
 
 @pytest.mark.parametrize("settings", [OAUTH])
@@ -487,17 +489,28 @@ def test_right_passwords_are_never_slowed(site: Site) -> None:
 
 
 @two_users
-def test_refused_logins_are_counted(site: Site) -> None:
-    def counted(reason: str) -> float:
+def test_login_failures_are_counted_by_reason(site: Site) -> None:
+    def counted() -> dict[str, float]:
         text = site.page("/metrics", headers=BOB)
-        found = re.search(rf'^flower_proxy_refused_logins_total{{reason="{reason}"}} (\S+)$', text, re.MULTILINE)
-        return float(found[1]) if found else 0.0
+        found = re.findall(r'^flower_proxy_login_failures_total{reason="(\w+)"} (\S+)$', text, re.MULTILINE)
+        return {reason: float(number) for reason, number in found}
 
-    before = [counted(reason) for reason in ("wrong", "malformed", "throttled")]
+    assert counted() == dict.fromkeys((failure.value for failure in LoginFailure), 0)
     tries(site, 12, **CLIENT)
     site.fetch("/tasks", headers={"Authorization": "Basic ="})
-    after = [counted(reason) for reason in ("wrong", "malformed", "throttled")]
-    assert [new - old for new, old in zip(after, before, strict=True)] == [10, 1, 2]
+    assert counted() == {
+        "invalid_credentials": 10,
+        "rate_limited": 2,
+        "malformed_authorization": 1,
+        "malformed_user_header": 0,
+    }
+
+
+@pytest.mark.parametrize("settings", [HEADER])
+def test_a_second_name_in_the_user_header_is_counted(site: Site) -> None:
+    assert site.fetch("/tasks", headers={"X-Forwarded-User": "alice, bob"}).code == 400
+    text = site.page("/metrics", headers={"X-Forwarded-User": "alice"})
+    assert 'flower_proxy_login_failures_total{reason="malformed_user_header"} 1.0' in text
 
 
 @pytest.mark.parametrize("settings", [{**TWO_USERS, "trusted_proxies": ["192.0.2.1"]}])

@@ -16,7 +16,7 @@ PROVIDER = "https://provider.example/authorize"
 SETTINGS = {"auth": "me@host.example", "auth_provider": f"{__name__}.Provider", "cookie_secret": "example"}
 
 
-class Provider(GithubLoginHandler):  # type: ignore[misc]
+class Provider(GithubLoginHandler):
     """Flower's own GitHub login, but for the two requests that go to GitHub itself."""
 
     _OAUTH_AUTHORIZE_URL = PROVIDER

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from tornado.httpclient import HTTPResponse
 
 from flower_proxy.app import FlowerProxy
-from flower_proxy.metrics.collector import accepts_gzip
+from flower_proxy.web.handlers import accepts_gzip
 from tests.http.conftest import OPEN, Site
 from tests.support.processes import PROJECT
 

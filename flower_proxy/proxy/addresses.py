@@ -1,0 +1,114 @@
+"""IP addresses, hosts and ports, as plain functions on text, and the peers that are trusted."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Collection, Iterable
+from functools import lru_cache
+
+UNIX = "unix"
+"""What stands for the peer of a unix socket, which has no address."""
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_ADDRESS_AND_PORT = re.compile(r"(?P<v4>[0-9.]+):\d+|\[(?P<v6>[^\]]*)\](?::\d+)?")
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+
+
+def parse_address(text: str) -> Address | None:
+    """Read one element of ``X-Forwarded-For`` or of ``for=`` (RFC 7239, section 6).
+
+    :param text: an IPv4 or IPv6 address, with or without brackets and port.
+    :returns: the address, an IPv4 one where it came mapped into IPv6, without the zone (``%eth0``, RFC 4007) that only
+        this host knows; None if it is no address.
+    """
+    text = text.strip()
+    if match := _ADDRESS_AND_PORT.fullmatch(text):
+        text = match["v4"] or match["v6"]
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address):
+        return address.ipv4_mapped or ipaddress.IPv6Address(int(address))
+    return address
+
+
+@lru_cache(maxsize=1024)
+def normalize_peer(remote: str) -> str:
+    """Return the peer of a connection as the log, the rate limits and ``--trusted_proxies`` write it."""
+    address = parse_address(remote)
+    return str(address) if address else remote
+
+
+def is_ip(text: str, versions: Collection[int] = (4, 6)) -> bool:
+    """Tell whether this is an IP address of one of these versions, without a zone."""
+    try:
+        return "%" not in text and ipaddress.ip_address(text).version in versions
+    except ValueError:
+        return False
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether this names or is an address of this machine alone: ``localhost``, ``127.0.0.1``, ``[::1]``."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def host_and_port(host: str, port: int) -> str:
+    """Write both as a URL has them: an IPv6 address in brackets (RFC 3986, section 3.2.2)."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def without_default_port(host: str, scheme: str) -> str:
+    """Leave out the port that browsers leave out too.
+
+    :param host: in lower case, with a port or without.
+    """
+    name, _, port = host.rpartition(":")
+    return name if name and port == _DEFAULT_PORTS.get(scheme) else host
+
+
+class TrustedProxies:
+    """The peers whose forwarded headers count.
+
+    :param entries: IP addresses, networks in CIDR notation, and the word ``unix`` for every peer of a unix socket.
+    :raises ValueError: an entry is none of these; the message says which, and what was probably meant.
+
+    Membership is asked with an address as text, or `UNIX`: ``peer in trusted``.
+    """
+
+    def __init__(self, entries: Iterable[str]) -> None:
+        self.entries = tuple(entry.strip() for entry in entries if entry.strip())
+        self._networks = [_parse_network(entry) for entry in self.entries if entry != UNIX]
+        # Bounded, because the addresses of X-Forwarded-For are the client's to choose
+        self._holds = lru_cache(maxsize=1024)(self._look_up)
+
+    def __contains__(self, peer: str) -> bool:
+        return self._holds(peer)
+
+    def __str__(self) -> str:
+        return ", ".join(self.entries) or "none"
+
+    def _look_up(self, peer: str) -> bool:
+        if peer == UNIX:
+            return UNIX in self.entries
+        address = parse_address(peer)
+        return address is not None and any(address in network for network in self._networks)
+
+
+def _parse_network(entry: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    if "%" in entry or entry.lower().startswith("::ffff:"):
+        raise ValueError(f"{entry!r}: write it without the interface behind %, and IPv4 as IPv4")
+    try:
+        return ipaddress.ip_network(entry)
+    except ValueError:
+        pass
+    try:
+        meant = ipaddress.ip_network(entry, strict=False)
+    except ValueError:
+        raise ValueError(f"{entry!r} is not an IP address, a network such as 10.0.0.0/8, or unix") from None
+    raise ValueError(f"{entry!r} is an address with a network's length: write {meant} for the network")

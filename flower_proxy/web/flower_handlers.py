@@ -1,0 +1,125 @@
+"""Flower's own handlers, each with what it needs mixed in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from tornado.auth import OAuth2Mixin
+from tornado.web import HTTPError, RequestHandler, StaticFileHandler, stream_request_body
+
+from flower_proxy._flower import (
+    TASK_BODIES,
+    BaseHandler,
+    Healthcheck,
+    Lean,
+    LoginHandler,
+    Metrics,
+    NotFoundErrorHandler,
+    TasksDataTable,
+    UnproxiedOptions,
+    concrete_handler,
+)
+from flower_proxy.auth.policy import Permission
+from flower_proxy.events.queues import KombuQueues
+from flower_proxy.proxy.paths import parse_next
+from flower_proxy.web.handlers import TrustedMetrics
+from flower_proxy.web.mixins import Proxied
+
+_PERMISSIONS: Mapping[type[RequestHandler], Permission] = {
+    StaticFileHandler: Permission.PUBLIC,
+    Healthcheck: Permission.PUBLIC,
+    # Its query comes by POST and changes nothing
+    TasksDataTable: Permission.READ,
+}
+
+
+def proxied(target: type[RequestHandler], options: UnproxiedOptions, route: str) -> type[RequestHandler]:
+    """Return the class that answers in place of one that a route names.
+
+    :param target: of Flower's, of Tornado's, or of ours.
+    :param route: what it is called in the metrics.
+    """
+    handler = TrustedMetrics if target is Metrics else concrete_handler(target, options)
+    bases: tuple[type[RequestHandler], ...] = (Proxied, handler)
+    if target is LoginHandler and handler is not NotFoundErrorHandler:
+        bases = (ProxiedLogin, handler)
+    elif issubclass(handler, BaseHandler):
+        bases = (ProxiedFlower, handler, Lean)
+        if issubclass(handler, TASK_BODIES):
+            bases = (LargeBody, *bases)
+    attributes: dict[str, Any] = {"route": route}
+    declared = [permission for kind, permission in _PERMISSIONS.items() if issubclass(handler, kind)]
+    # Named here, since the mixins come before the handler and declare none
+    if permission := next(iter(declared), getattr(handler, "permission", None)):
+        attributes["permission"] = permission
+    if handler.head is RequestHandler.head:
+        attributes["head"] = head
+    return type(handler.__name__, bases, attributes)
+
+
+class ProxiedFlower(Proxied, BaseHandler):
+    """A handler of Flower's."""
+
+    def get_current_user(self) -> None:
+        """Nobody, as long as `prepare` has not found out who."""
+
+    def get_argument(self, name: str, default: Any = None, *args: Any, **kwargs: Any) -> Any:
+        value = super().get_argument(name, default, *args, **kwargs)
+        # Flower answers 500 to an order that is empty
+        return default if name == "sort_by" and value == "" else value
+
+    def get_broker(self) -> Any:
+        try:
+            return super().get_broker()
+        except HTTPError as error:
+            if error.status_code != 404:
+                raise
+            return KombuQueues(self.capp)
+
+
+class ProxiedLogin(ProxiedFlower, OAuth2Mixin):
+    """A login handler: brings people back to where they were going (P19)."""
+
+    permission = Permission.LOG_IN
+
+    def authorize_redirect(self, *args: Any, **kwargs: Any) -> None:
+        if target := self._asked_next():
+            self.set_signed_cookie("next", target, expires_days=1, httponly=True, samesite="Lax")
+        super().authorize_redirect(*args, **kwargs)
+
+    def get_argument(self, name: str, default: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if name != "next":
+            return super().get_argument(name, default, *args, **kwargs)
+        # Good for one login
+        carried = (self.get_signed_cookie("next") or b"").decode()
+        self.clear_cookie("next")
+        return parse_next(carried) or self._asked_next() or default
+
+    def _asked_next(self) -> str | None:
+        # Tornado's, because Flower's escapes it for HTML
+        target = parse_next(RequestHandler.get_argument(self, "next", ""))
+        # Who logs in is not on the way out
+        return None if re.match(r"/log(in|out)/?(\?|$)", target or "") else target
+
+
+@stream_request_body
+class LargeBody(RequestHandler):
+    """Takes a body only from a client that has been authenticated: Tornado calls `prepare` before it reads it."""
+
+    def initialize(self, *args: Any, **kwargs: Any) -> None:
+        super().initialize(*args, **kwargs)
+        self._received = bytearray()
+
+    def data_received(self, chunk: bytes) -> None:
+        self._received += chunk
+
+    def post(self, *args: str, **kwargs: str) -> Any:
+        self.request.body = bytes(self._received)
+        return super().post(*args, **kwargs)
+
+
+def head(self: RequestHandler, *args: str, **kwargs: str) -> Any:
+    """Answer HEAD like GET; Tornado leaves the content away (P20)."""
+    return self.get(*args, **kwargs)
