@@ -11,7 +11,16 @@ from http import HTTPStatus
 import pytest
 from tornado.httputil import HTTPHeaders
 
-from flower_proxy.auth.authenticator import AccessDenied, Attempt, Authenticator, PasswordCheck, Principal, Roles, fold
+from flower_proxy.auth.authenticator import (
+    AccessDenied,
+    Attempt,
+    Authenticator,
+    LoginFailure,
+    PasswordCheck,
+    Principal,
+    Roles,
+    fold,
+)
 from flower_proxy.auth.passwords import hash_password, parse_auth_file, parse_entries
 from flower_proxy.auth.throttle import Throttle
 from flower_proxy.auth.verifier import Checks, Verifier
@@ -93,7 +102,7 @@ def test_who_cannot_be_told_is_asked_to_come_again_and_has_not_tried() -> None:
         with pytest.raises(AccessDenied) as caught:
             await check.identify(late)
         assert (caught.value.status, caught.value.retry_after) == (HTTPStatus.SERVICE_UNAVAILABLE, 1)
-        assert caught.value.user is None
+        assert caught.value.failure is None
         assert sorted(await checks) == [401, 401, 401, 503, 503]
         assert check.throttle.wait("203.0.113.99", "alice") == 0
         assert await status(check, "alice:right", client="203.0.113.99") == 200
@@ -232,10 +241,16 @@ def test_a_browser_that_logged_in_before_cannot_guess_without_limit(plain: bool)
 @pytest.mark.parametrize("plain", [True, False])
 def test_a_denial_names_whom_it_was_said_to_be_only_where_somebody_tried(plain: bool) -> None:
     async def scenario(check: PasswordCheck) -> None:
-        for authorization, user in ((None, None), ("alice:wrong", "alice"), ("eve:x", "eve"), ("alice", "")):
+        for authorization, failure, user in (
+            (None, None, ""),
+            ("alice:wrong", LoginFailure.INVALID_CREDENTIALS, "alice"),
+            ("eve:x", LoginFailure.INVALID_CREDENTIALS, "eve"),
+            ("alice", LoginFailure.MALFORMED_AUTHORIZATION, ""),
+        ):
             with pytest.raises(AccessDenied) as caught:
                 await check.identify(attempt(authorization))
-            assert (caught.value.status, caught.value.user) == (HTTPStatus.UNAUTHORIZED, user)
+            denied = caught.value
+            assert (denied.status, denied.failure, denied.user) == (HTTPStatus.UNAUTHORIZED, failure, user)
 
     run(scenario, plain=plain)
 
