@@ -6,11 +6,13 @@ Checked on Flower 2.2.0. `tests/test_contract.py` has a test for each, so that a
 from __future__ import annotations
 
 import inspect
-from asyncio import Future
-from collections.abc import Callable
+import logging
+from asyncio import Future, wait
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
 from typing import Any
 
+from celery import Celery
 from celery.utils.imports import symbol_by_name
 from flower import __version__ as flower_version
 from flower.api.tasks import TaskApply, TaskAsyncApply, TaskSend
@@ -29,6 +31,8 @@ from tornado.ioloop import IOLoop
 from tornado.options import OptionParser
 from tornado.web import RequestHandler
 
+logger = logging.getLogger(__name__)
+
 __all__ = [
     "CHECKED_ON",
     "DEFAULT_CONFIG_FILE",
@@ -40,6 +44,7 @@ __all__ = [
     "TEMPLATE_FUNCTIONS",
     "UNAUTHENTICATED_API",
     "BaseHandler",
+    "EmbeddedFlower",
     "Flower",
     "FlowersLoop",
     "Healthcheck",
@@ -150,6 +155,59 @@ class FlowersLoop:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
+
+
+class EmbeddedFlower(Flower):
+    """Flower in an event loop that goes on without it, and whose end can be awaited.
+
+    :param capp: the Celery application to watch.
+    :param options: Flower's and ours.
+    :param events: receives its events; a thread, which `start` starts.
+    :param loop: the event loop, as the events have it too.
+    :param settings: of `tornado.web.Application`, in place of Flower's.
+    """
+
+    def __init__(
+        self, *, capp: Celery, options: OptionParser, events: Any, loop: FlowersLoop, settings: Mapping[str, Any]
+    ) -> None:
+        if _release(flower_version) > _release(CHECKED_ON):
+            logger.warning(
+                "Flower %s is newer than %s, the last one flower-proxy was tested with", flower_version, CHECKED_ON
+            )
+        self._inspections: set[Future[None]] = set()
+        super().__init__(
+            capp=capp,
+            options=UnproxiedOptions(options),
+            events=events,
+            io_loop=loop,
+            **{**flower_settings, **settings},
+        )
+
+    def update_workers(self, workername: str | None = None) -> Future[None]:
+        inspection: Future[None] = super().update_workers(workername)
+        self._inspections.add(inspection)
+        inspection.add_done_callback(self._inspections.discard)
+        return inspection
+
+    def forget_workers(self, names: Iterable[str]) -> None:
+        """Let go of what workers have said of themselves."""
+        for name in names:
+            self.workers.pop(name, None)
+
+    def join(self) -> None:
+        """Wait until its threads have ended, which `stop` has asked for."""
+        if self.events.ident is not None:
+            self.events.join()
+        self.executor.shutdown(cancel_futures=True)
+
+    async def finish_inspections(self, timeout: float) -> None:
+        """Wait for the answers of workers that it has asked for, at most so many seconds."""
+        if self._inspections:
+            await wait(self._inspections, timeout=timeout)
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
 
 
 def concrete_handler(handler_class: type[RequestHandler], options: UnproxiedOptions) -> type[RequestHandler]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import logging
 import os
 import signal
@@ -11,17 +11,19 @@ import threading
 import time
 import traceback
 from collections.abc import Iterable, Iterator
+from ipaddress import ip_address
+from logging import INFO, WARNING
+from urllib.parse import quote
 
 import celery
 import click
 from celery.app.utils import find_app as import_app
 from tornado.options import OptionParser
 
-from flower_proxy._flower import CHECKED_ON, flower_version
 from flower_proxy.app import FlowerProxy
-from flower_proxy.cli.banner import banner
+from flower_proxy.proxy.addresses import host_and_port, is_loopback
 from flower_proxy.web.audit import OneLineFormatter
-from flower_proxy.web.sockets import handed_over
+from flower_proxy.web.sockets import AddressError, ListenError, handed_over
 
 logger = logging.getLogger("flower_proxy")
 
@@ -95,11 +97,14 @@ def serve(capp: celery.Celery, options: OptionParser, notes: Iterable[str], *, n
     _set_up_logging(options, no_color)
     for note in notes:
         logger.warning(note)
-    if _release(flower_version) > _release(CHECKED_ON):
-        logger.warning(
-            "Flower %s is newer than %s, the last one flower-proxy was tested with", flower_version, CHECKED_ON
-        )
     _check_broker(capp)
+    loop = asyncio.new_event_loop()
+    # Not asyncio.run, which waits for threads without an end
+    loop.run_until_complete(_serve(capp, options, quiet=quiet))
+    _leave()
+
+
+async def _serve(capp: celery.Celery, options: OptionParser, *, quiet: bool) -> None:
     try:
         flower = FlowerProxy(capp=capp, options=options)
     except ValueError as error:
@@ -107,33 +112,29 @@ def serve(capp: celery.Celery, options: OptionParser, notes: Iterable[str], *, n
     except Exception as error:
         raise InputError(f"the application cannot be set up: {type(error).__name__}: {one_line(error)}") from error
     try:
-        with _listening(options, ""):
-            port = flower.start_http_server(handed_over())
-        with _listening(options, "metrics_"):
-            metrics_port = flower.start_metrics_server()
-        if not quiet:
-            for level, line in banner(flower, port, metrics_port):
-                logger.log(level, line)
-        if flower.entrance.made_up:
-            # Not by the log, which may be kept
-            user, password = flower.entrance.made_up
-            click.echo(f"Log in as {user} with the password {password} (made up for this run)", err=True)
-    except BaseException:
-        flower.stop()
-        raise
-    for signal_number in (signal.SIGINT, signal.SIGTERM):
-        flower.loop.asyncio_loop.add_signal_handler(signal_number, flower.loop.stop)
+        await flower.open(handed_over())
+    except AddressError as error:
+        raise InputError(str(error)) from None
+    except ListenError as error:
+        raise MachineError(str(error)) from None
     try:
-        flower.start()
+        await _serve_until_signal(flower, quiet=quiet)
     finally:
-        try:
-            flower.stop()
-        finally:
-            _leave()
+        await flower.close(_SECONDS_TO_LEAVE)
 
 
-def _release(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:3] if part.isdigit())
+async def _serve_until_signal(flower: FlowerProxy, *, quiet: bool) -> None:
+    if not quiet:
+        for level, line in banner(flower):
+            logger.log(level, line)
+    if flower.entrance.made_up:
+        # Not by the log, which may be kept
+        user, password = flower.entrance.made_up
+        click.echo(f"Log in as {user} with the password {password} (made up for this run)", err=True)
+    signalled = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, signalled.set)
+    await signalled.wait()
 
 
 def _check_broker(capp: celery.Celery) -> None:
@@ -147,22 +148,6 @@ def _check_broker(capp: celery.Celery) -> None:
         ) from None
     except Exception as error:
         raise InputError(f"the broker cannot be used: {one_line(error)}") from None
-
-
-@contextlib.contextmanager
-def _listening(options: OptionParser, prefix: str) -> Iterator[None]:
-    """Say which options are at fault where it cannot be listened; they begin with this prefix."""
-    address, port = getattr(options, f"{prefix}address"), getattr(options, f"{prefix}port")
-    try:
-        yield
-    except socket.gaierror as error:
-        raise InputError(f"--{prefix}address: {address!r}: {error.strerror}") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        if options.unix_socket and not prefix:
-            raise MachineError(f"--unix_socket: cannot listen on {options.unix_socket!r}: {reason}") from None
-        where = f"{address or 'all interfaces'}, port {port}"
-        raise MachineError(f"--{prefix}port: cannot listen on {where}: {reason}") from None
 
 
 def _set_up_logging(options: OptionParser, no_color: bool) -> None:
@@ -187,3 +172,85 @@ def _leave() -> None:
             if thread.is_alive():
                 logging.shutdown()
                 os._exit(0)
+
+
+# What is said at the start
+
+
+def banner(flower: FlowerProxy) -> Iterator[tuple[int, str]]:
+    """Yield what is said at the start, each line with its level: where it listens, who may enter, whom it trusts.
+
+    :param flower: the application, listening.
+    """
+    options, scheme = flower.options, "https" if flower.ssl_options else "http"
+    path = f"{flower.locator.mount}/"
+    beyond = False
+    if flower.port is None:
+        yield INFO, f"Listening on the unix socket {options.unix_socket}, for a proxy to serve at {path}"
+    else:
+        hosts, everywhere = _hosts(options.address)
+        beyond = everywhere or not all(map(is_loopback, hosts))
+        for host in hosts:
+            yield INFO, f"Visit me at {scheme}://{host_and_port(host, flower.port)}{path}"
+        if everywhere:
+            yield (
+                INFO,
+                "Listening on all interfaces: whoever can reach this machine can ask; --address=127.0.0.1 closes that",
+            )
+    if flower.metrics_port is not None:
+        for host in _hosts(options.metrics_address or "")[0]:
+            yield INFO, f"Metrics at {scheme}://{host_and_port(host, flower.metrics_port)}/metrics"
+    for line in _who(flower):
+        yield INFO, line
+    if options.no_auth and beyond:
+        yield WARNING, "NOBODY IS ASKED WHO THEY ARE, and it listens beyond this machine: whoever reaches it may act"
+    yield INFO, f"Trusted proxies: {flower.locator.trusted}"
+    yield INFO, f"Broker: {flower.broker_uri}"
+
+
+def _hosts(address: str) -> tuple[list[str], bool]:
+    """Return the hosts that lead to what listens there, and whether that is every interface."""
+    try:
+        everywhere = not address or ip_address(address).is_unspecified
+    except ValueError:
+        everywhere = False
+    if not everywhere:
+        # The zone of an IPv6 address is encoded in a URL (RFC 6874)
+        return [quote(address, safe=":")], False
+    found = ["127.0.0.1" if address != "::" else "::1"]
+    try:
+        infos = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
+    except OSError:
+        infos = []
+    for *_, sockaddr in infos:
+        ip = ip_address(str(sockaddr[0]).partition("%")[0])
+        if not (ip.is_loopback or ip.is_link_local or str(ip) in found):
+            found.append(str(ip))
+    return found, True
+
+
+def _who(flower: FlowerProxy) -> Iterator[str]:
+    options, entrance = flower.options, flower.entrance
+    ways = []
+    if options.no_auth:
+        ways.append("everybody: somebody in front asks who they are")
+    if options.auth_header:
+        ways.append(f"whom a trusted proxy names in {options.auth_header}")
+    secrets = []
+    if entrance.made_up:
+        secrets.append("one user, whose password is made up for this run")
+    elif entrance.users:
+        secrets.append(f"{len(entrance.users.names())} user(s) by password")
+    if options.auth:
+        secrets.append(f"those of --auth, by {options.auth_provider}")
+    if secrets:
+        ways.append(" who are also ".join(secrets))
+    yield f"Who may enter: {', or '.join(ways)}"
+    if options.read_only:
+        yield "Who may act: nobody, as --read_only is set"
+    elif options.viewers:
+        yield f"Who may act: all of them but {', '.join(options.viewers)}"
+    if options.metrics_open:
+        yield "Metrics: for everybody" + (" who reaches their port" if options.metrics_port is not None else "")
+    elif options.metrics_auth:
+        yield "Metrics: for the user of --metrics_auth, and for those who may enter"

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, cast
 
 from tornado.auth import OAuth2Mixin
+from tornado.routing import PathMatches, Rule
 from tornado.web import HTTPError, RequestHandler, StaticFileHandler, stream_request_body
 
 from flower_proxy._flower import (
@@ -25,6 +26,7 @@ from flower_proxy.auth.policy import Permission
 from flower_proxy.events.queues import KombuQueues
 from flower_proxy.proxy.paths import parse_next
 from flower_proxy.web.handlers import TrustedMetrics
+from flower_proxy.web.limits import MAX_TASK_BODY
 from flower_proxy.web.mixins import Proxied
 
 _PERMISSIONS: Mapping[type[RequestHandler], Permission] = {
@@ -35,7 +37,38 @@ _PERMISSIONS: Mapping[type[RequestHandler], Permission] = {
 }
 
 
-def proxied(target: type[RequestHandler], options: UnproxiedOptions, route: str) -> type[RequestHandler]:
+class Routes:
+    """The routes of an application, and the class that answers in place of each one's handler.
+
+    :param rules: its routes.
+    :param options: Flower's, as it gets them.
+    """
+
+    def __init__(self, rules: Iterable[Rule], options: UnproxiedOptions) -> None:
+        self._options = options
+        self._classes: dict[type[RequestHandler], type[Proxied]] = {}
+        # Without the last one, which matches everything
+        self._pages = {
+            rule.matcher.regex: rule.target
+            for rule in rules
+            if isinstance(rule.matcher, PathMatches) and rule.target is not NotFoundErrorHandler
+        }
+        self._names = {target: page.pattern.rstrip("$") for page, target in self._pages.items()}
+
+    def is_page(self, path: str) -> bool:
+        """Tell whether a path, without prefix, is one of Flower's pages or ours."""
+        return any(page.match(path) for page in self._pages)
+
+    def handler_for(self, target: type[RequestHandler]) -> type[Proxied]:
+        """Return the class that answers in place of a handler."""
+        handler = self._classes.get(target)
+        if handler is None:
+            route = self._names.get(target, Proxied.route)
+            handler = self._classes[target] = proxied(target, self._options, route)
+        return handler
+
+
+def proxied(target: type[RequestHandler], options: UnproxiedOptions, route: str) -> type[Proxied]:
     """Return the class that answers in place of one that a route names.
 
     :param target: of Flower's, of Tornado's, or of ours.
@@ -56,7 +89,7 @@ def proxied(target: type[RequestHandler], options: UnproxiedOptions, route: str)
         attributes["permission"] = permission
     if handler.head is RequestHandler.head:
         attributes["head"] = head
-    return type(handler.__name__, bases, attributes)
+    return cast(type[Proxied], type(handler.__name__, bases, attributes))
 
 
 class ProxiedFlower(Proxied, BaseHandler):
@@ -105,8 +138,10 @@ class ProxiedLogin(ProxiedFlower, OAuth2Mixin):
 
 
 @stream_request_body
-class LargeBody(RequestHandler):
+class LargeBody(Proxied):
     """Takes a body only from a client that has been authenticated: Tornado calls `prepare` before it reads it."""
+
+    max_body = MAX_TASK_BODY
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
         super().initialize(*args, **kwargs)

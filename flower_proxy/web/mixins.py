@@ -22,6 +22,7 @@ from flower_proxy.auth.csrf import refusal
 from flower_proxy.auth.policy import SAFE_METHODS, Gate, Permission
 from flower_proxy.proxy.location import Location, PublicURL
 from flower_proxy.web import audit
+from flower_proxy.web.limits import MAX_BODY
 from flower_proxy.web.security_headers import OTHER_HEADERS, content_security_policy
 from flower_proxy.web.static import packaged_overrides
 
@@ -70,9 +71,11 @@ class Guarded(Bare):
     """Any handler behind the gate, which `set_location` has put into the request with the location.
 
     :cvar permission: what a request needs; None for what `Permission.of` says of its method.
+    :cvar max_body: maximum size of a body, in bytes.
     """
 
     application: Any
+    max_body: ClassVar[int] = MAX_BODY
     permission: ClassVar[Permission | None] = None
 
     principal = Principal("")

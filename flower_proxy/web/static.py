@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import os
 import re
 from collections.abc import Generator, Sequence
@@ -10,6 +11,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from tornado.web import HTTPError, StaticFileHandler
+
+from flower_proxy._flower import FLOWER_JS
+
+logger = logging.getLogger(__name__)
 
 _FUNCTION = re.compile(r"^(?P<indent>[ \t]*)function (?P<name>\w+)\(", re.MULTILINE)
 # A control action's address ends with a name as it came: '/api/worker/pool/grow/' + workername
@@ -143,3 +148,22 @@ class OverlaidStaticFiles(StaticFileHandler):
 
     def get_modified_time(self) -> datetime.datetime | None:
         return self.made_at if self.absolute_path in self.made else super().get_modified_time()
+
+
+def static_handler(flower: Path, folder: str | None) -> type[StaticFileHandler]:
+    """Return the handler class of static files, for Tornado's ``static_handler_class``.
+
+    :param flower: Flower's own folder.
+    :param folder: of ``--static_overrides``, in front of it; None or empty for none.
+    """
+    packaged = packaged_overrides()
+    # An empty text is none: as a path it would be the current folder, with everything that lies there
+    folders = [Path(folder).expanduser().resolve(), packaged] if folder else [packaged]
+    corrected = packaged / FLOWER_JS
+    original, corrections = (file.read_text(encoding="utf-8") for file in (flower / FLOWER_JS, corrected))
+    try:
+        script = splice(original, corrections)
+    except SpliceError as error:
+        logger.warning("Cannot correct Flower's %s: %s; its pages are served with a substitute", FLOWER_JS, error)
+        script = prepend(original, corrections)
+    return OverlaidStaticFiles.configure(folders, {corrected: script.encode()})
