@@ -21,8 +21,9 @@ from flower_proxy.auth.authenticator import (
     Roles,
     fold,
 )
-from flower_proxy.auth.passwords import hash_password, parse_auth_file, parse_entries
+from flower_proxy.auth.passwords import hash_password
 from flower_proxy.auth.throttle import Throttle
+from flower_proxy.auth.user_files import parse_auth_file, parse_entries
 from flower_proxy.auth.verifier import Checks, Verifier
 from flower_proxy.proxy.location import Location
 

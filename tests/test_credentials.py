@@ -16,11 +16,9 @@ from flower_proxy.auth.passwords import (
     Secret,
     check_user,
     hash_password,
-    parse_auth_file,
-    parse_entries,
-    parse_password_file,
     read_authorization,
 )
+from flower_proxy.auth.user_files import parse_auth_file, parse_entries, parse_password_file
 
 HASH = hash_password("secret", 4)
 OTHER = hash_password("other", 4)
@@ -402,7 +400,7 @@ def test_a_password_that_could_not_be_used_gets_no_hash(password: str, reason: s
         pytest.param(b"secret" * 1000, id="long"),
     ],
 )
-@pytest.mark.parametrize("secret", [Plain.of(b"secret"), Bcrypt(HASH.encode())])
+@pytest.mark.parametrize("secret", [Plain.of("secret"), Bcrypt(HASH.encode())])
 def test_odd_input_matches_nothing_and_breaks_nothing(secret: Secret, password: bytes) -> None:
     assert not secret.matches(password)
 
@@ -427,7 +425,7 @@ def test_no_secret_is_shown(make: Callable[[], object]) -> None:
     assert "me" in shown
     assert "secret" not in shown
     assert HASH not in shown
-    assert repr(Plain.of(b"secret").digest) not in shown
+    assert repr(Plain.of("secret").digest) not in shown
 
 
 @pytest.mark.parametrize("user", ["me", "jörg", "me@example.com", "first last", "a#b"])

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from flower_proxy.auth.passwords import parse_auth_file
+from flower_proxy.auth.user_files import parse_auth_file
 from flower_proxy.cli.hash_password import hash_password
 
 QUICK = ["--cost", "4"]

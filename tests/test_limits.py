@@ -8,7 +8,8 @@ from collections.abc import Callable
 import pytest
 from tornado.httputil import HTTPHeaders
 
-from flower_proxy.auth.csrf import host_refusal, refusal, site_refusal
+from flower_proxy.auth.csrf import refusal, site_refusal
+from flower_proxy.auth.hosts import host_refusal
 from flower_proxy.proxy.addresses import UNIX, TrustedProxies, parse_address
 from flower_proxy.proxy.headers import HEADERS, ForwardedHeaderError, read_forwarded
 from flower_proxy.proxy.location import Locator

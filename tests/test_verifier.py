@@ -21,8 +21,8 @@ def hashed(password: str, cost: int = 4) -> Bcrypt:
     return Bcrypt(hash_password(password, cost).encode())
 
 
-USERS: dict[str, Secret] = {"slow": hashed("secret"), "slower": hashed("secret", 5), "plain": Plain.of(b"secret")}
-ONLY_PLAIN: dict[str, Secret] = {"plain": Plain.of(b"secret")}
+USERS: dict[str, Secret] = {"slow": hashed("secret"), "slower": hashed("secret", 5), "plain": Plain.of("secret")}
+ONLY_PLAIN: dict[str, Secret] = {"plain": Plain.of("secret")}
 
 
 class Observed:
@@ -188,7 +188,7 @@ def test_what_is_known_at_once(user: str, password: str, known: bool, checks: Ob
         pytest.param({"slow": hashed("new")}, False, False, id="new-password"),
         pytest.param({"slow": hashed("secret")}, False, True, id="new-hash-of-the-same-password"),
         pytest.param({}, False, False, id="user-removed"),
-        pytest.param({"slow": Plain.of(b"new")}, False, False, id="no-hash-any-more"),
+        pytest.param({"slow": Plain.of("new")}, False, False, id="no-hash-any-more"),
         pytest.param({"slow": Bcrypt(USERS["slow"].hashed)}, True, True, id="read-again-unchanged"),  # type: ignore[union-attr]
     ],
 )
@@ -462,7 +462,7 @@ def test_the_scraper_is_refused_as_slowly_as_users_of_the_pages(
 ) -> None:
     async def test() -> None:
         threads = Checks()
-        verifier = Verifier(lambda: {"scraper": Plain.of(b"scrape")}, threads, equal_to=lambda: USERS)
+        verifier = Verifier(lambda: {"scraper": Plain.of("scrape")}, threads, equal_to=lambda: USERS)
         assert await verifier.verify(credentials(user, password), SOMEBODY) is right
         assert checks.costs == costs
         threads.close()

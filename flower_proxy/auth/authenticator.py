@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
-from flower_proxy.auth.csrf import host_refusal
+from flower_proxy.auth.hosts import host_refusal
 from flower_proxy.auth.passwords import CredentialsError, read_authorization
 from flower_proxy.auth.throttle import Throttle, network_of
 from flower_proxy.auth.verifier import Busy, Client, Verifier
@@ -151,7 +151,7 @@ class Authenticator:
     :ivar may_enter: tells whether an address that an OAuth provider vouches for may enter; None where that is no way
         in.
     :ivar user_header: in which a trusted proxy names the user; None where that is no way in.
-    :ivar allowed_hosts: names that are ours, as `browser_proof.parse_allowed_host` returns them.
+    :ivar allowed_hosts: names that are ours, as `hosts.parse_allowed_host` returns them.
 
     A trusted proxy's word is enough. Else, where both password and OAuth are ways in, both are asked for, as in Flower.
     Where nothing is a way in, whoever asks may enter.

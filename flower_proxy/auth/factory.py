@@ -9,10 +9,11 @@ from typing import Any
 
 from flower_proxy._flower import authenticate
 from flower_proxy.auth.authenticator import Authenticator, PasswordCheck, Roles, fold
-from flower_proxy.auth.csrf import parse_allowed_host, parse_origin
-from flower_proxy.auth.passwords import parse_entries
+from flower_proxy.auth.csrf import parse_origin
+from flower_proxy.auth.hosts import parse_allowed_host
 from flower_proxy.auth.policy import Gate
 from flower_proxy.auth.throttle import Throttle
+from flower_proxy.auth.user_files import parse_entries
 from flower_proxy.auth.users import Users
 from flower_proxy.auth.verifier import Checks, Verifier
 

@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from flower_proxy.auth.passwords import CredentialsError, Secret, parse_auth_file, parse_entries, parse_password_file
+from flower_proxy.auth.passwords import CredentialsError, Secret
+from flower_proxy.auth.user_files import parse_auth_file, parse_entries, parse_password_file
 
 logger = logging.getLogger(__name__)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 
+from flower_proxy._bounded import BoundedDict
 from flower_proxy.auth.fair_queue import FairQueue
 from flower_proxy.auth.passwords import Bcrypt, Credentials, Plain, Secret
 
@@ -137,8 +137,8 @@ class Verifier:
         self._equal_to = equal_to or users
         self._checks = checks
         self._key = secrets.token_bytes(32)
-        # The names of credentials that were right; the one that was used last comes last
-        self._verified: OrderedDict[bytes, None] = OrderedDict()
+        # The names of credentials that were right
+        self._verified: BoundedDict[bytes, None] = BoundedDict(_MAX_VERIFIED)
 
     def has(self, user: str) -> bool:
         """Tell whether there is such a user."""
@@ -149,11 +149,7 @@ class Verifier:
         secret = self._users().get(credentials.user)
         if not isinstance(secret, Bcrypt):
             return (secret or _NOBODY).matches(credentials.password)
-        name = self._name(credentials, secret)
-        if name not in self._verified:
-            return False
-        self._verified.move_to_end(name)
-        return True
+        return self._verified.touch(self._name(credentials, secret))
 
     async def verify(self, credentials: Credentials, client: Client) -> bool:
         """Tell whether these are right.
@@ -172,7 +168,7 @@ class Verifier:
         # Not if there is another hash by now
         if hashed != self._users().get(credentials.user):
             return False
-        self._remember(name)
+        self._verified.put(name, None)
         return True
 
     def is_checking(self, credentials: Credentials) -> bool:
@@ -187,12 +183,6 @@ class Verifier:
             return secret
         costs = [other.cost for other in self._equal_to().values() if isinstance(other, Bcrypt)]
         return _nobody(max(costs)) if costs else None
-
-    def _remember(self, name: bytes) -> None:
-        self._verified[name] = None
-        self._verified.move_to_end(name)
-        if len(self._verified) > _MAX_VERIFIED:
-            self._verified.popitem(last=False)
 
     def _name(self, credentials: Credentials, secret: Bcrypt) -> bytes:
         parts = credentials.user.encode(), secret.hashed, credentials.password

@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import threading
-import time
 import traceback
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
@@ -27,7 +26,7 @@ from flower_proxy.web.sockets import AddressError, ListenError, handed_over
 
 logger = logging.getLogger("flower_proxy")
 
-_SECONDS_TO_LEAVE = 2.0
+_SECONDS_TO_END = 2.0
 
 
 class InputError(click.ClickException):
@@ -120,7 +119,7 @@ async def _serve(capp: celery.Celery, options: OptionParser, *, quiet: bool) -> 
     try:
         await _serve_until_signal(flower, quiet=quiet)
     finally:
-        await flower.close(_SECONDS_TO_LEAVE)
+        await flower.close(_SECONDS_TO_END)
 
 
 async def _serve_until_signal(flower: FlowerProxy, *, quiet: bool) -> None:
@@ -164,14 +163,10 @@ def _set_up_logging(options: OptionParser, no_color: bool) -> None:
 
 
 def _leave() -> None:
-    """End the process even where a thread waits for a broker that does not answer (P10)."""
-    deadline = time.monotonic() + _SECONDS_TO_LEAVE
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join(max(0.0, deadline - time.monotonic()))
-            if thread.is_alive():
-                logging.shutdown()
-                os._exit(0)
+    """End the process even where a thread still waits for a broker that does not answer (P10)."""
+    logging.shutdown()
+    if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.current_thread()):
+        os._exit(0)
 
 
 # What is said at the start

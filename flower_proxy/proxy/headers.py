@@ -35,6 +35,14 @@ class Headers(Protocol):
         """Return the values of all lines of that name, in order; an empty list if there is none."""
 
 
+def combined_value(headers: Headers, name: str) -> str:
+    """Return the lines of a header combined (RFC 9110, section 5.3), in lower case.
+
+    A header that browsers send once, and that has several lines, equals nothing that a browser sends.
+    """
+    return ", ".join(headers.get_list(name)).strip().lower()
+
+
 class Lines(tuple[tuple[str, tuple[str, ...]], ...]):
     """Those of a request's headers that `read_forwarded` looks at, by name: hashable, as headers are not."""
 

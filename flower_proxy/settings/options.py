@@ -17,8 +17,9 @@ from flower_proxy._flower import (
     strtobool,
     validate_broker_api,
 )
-from flower_proxy.auth.csrf import parse_allowed_host, parse_origin
-from flower_proxy.auth.passwords import parse_entries
+from flower_proxy.auth.csrf import parse_origin
+from flower_proxy.auth.hosts import parse_allowed_host
+from flower_proxy.auth.user_files import parse_entries
 from flower_proxy.proxy.addresses import TrustedProxies
 from flower_proxy.settings import validators as checks
 from flower_proxy.web.security_headers import parse_frame_ancestors

@@ -12,7 +12,7 @@ from celery.utils.imports import symbol_by_name
 from tornado.web import RequestHandler
 
 from flower_proxy._flower import TASK_COLUMNS, validate_auth_option
-from flower_proxy.auth.passwords import parse_entries
+from flower_proxy.auth.user_files import parse_entries
 from flower_proxy.proxy.headers import HEADERS
 from flower_proxy.proxy.paths import parse_mount
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from tornado.httputil import HTTPHeaders
 
-from flower_proxy.auth.csrf import host_refusal, parse_allowed_host, parse_origin, site_refusal
+from flower_proxy.auth.csrf import parse_origin, site_refusal
+from flower_proxy.auth.hosts import host_refusal, parse_allowed_host
 from flower_proxy.proxy.addresses import UNIX
 from flower_proxy.proxy.location import Location
 
