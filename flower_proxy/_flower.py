@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 from asyncio import Future, wait
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Executor
+from http import HTTPStatus
 from typing import Any
 
 from celery import Celery
@@ -29,20 +31,24 @@ from flower.views.monitor import Healthcheck, Metrics
 from flower.views.tasks import TASK_COLUMNS, TasksDataTable
 from tornado.ioloop import IOLoop
 from tornado.options import OptionParser
-from tornado.web import RequestHandler
+from tornado.web import HTTPError, RequestHandler
 
 logger = logging.getLogger(__name__)
 
 __all__ = [
     "CHECKED_ON",
+    "CONTROL_NAME",
     "DEFAULT_CONFIG_FILE",
     "FLOWER_JS",
     "FLOWER_VARIABLES",
+    "PAGE_HEAD",
     "STOCK_FAMILIES",
     "TASK_BODIES",
     "TASK_COLUMNS",
     "TEMPLATE_FUNCTIONS",
     "UNAUTHENTICATED_API",
+    "USER_MENU",
+    "Amended",
     "BaseHandler",
     "EmbeddedFlower",
     "Flower",
@@ -60,6 +66,7 @@ __all__ = [
     "definitions",
     "flower_settings",
     "flower_version",
+    "seconds_ahead",
     "strtobool",
     "validate_auth_option",
     "validate_broker_api",
@@ -87,6 +94,15 @@ TASK_BODIES = (TaskApply, TaskAsyncApply, TaskSend)
 TEMPLATE_FUNCTIONS = dict(inspect.getmembers(template, inspect.isfunction))
 """What Flower's templates may call."""
 
+PAGE_HEAD = ("base.html", re.compile(r"<head>"))
+"""The template of every page, and the one place in it behind which something can be added to the head."""
+
+USER_MENU = ("navbar.html", re.compile(r'<ul class="[^"]*\bapp-nav-secondary\b[^"]*">'))
+"""The template of the bar at the top, and the beginning of the list at its end."""
+
+CONTROL_NAME = re.compile(r"(url_prefix\(\) \+ '/api/[\w/-]+/' \+ )(\w+)(?=,)")
+"""In Flower's script: the address of a control action, and the name behind it, which is not encoded (P48)."""
+
 UNAUTHENTICATED_API = "FLOWER_UNAUTHENTICATED_API"
 """The environment variable by which stock Flower opens its API to everybody, and to every web site (P8)."""
 
@@ -99,6 +115,31 @@ FLOWER_VARIABLES = {
     "FLOWER_OAUTH2_OKTA_BASE_URL",
 }
 """What Flower reads from the environment beside its options."""
+
+
+class Amended(BaseHandler):
+    """Stands in front of a handler of Flower's, and amends what it would ask Flower for."""
+
+    def get_current_user(self) -> None:
+        """Nobody, as long as `prepare` has not found out who."""
+
+    def get_argument(self, name: str, default: Any = None, *args: Any, **kwargs: Any) -> Any:
+        value = super().get_argument(name, default, *args, **kwargs)
+        # Flower answers 500 to an order that is empty
+        return default if name == "sort_by" and value == "" else value
+
+    def get_broker(self) -> Any:
+        """Return what knows the queues; Flower's own know two transports, and answer 404 for any other (P22)."""
+        try:
+            return super().get_broker()
+        except HTTPError as error:
+            if error.status_code != HTTPStatus.NOT_FOUND:
+                raise
+            return self.any_broker()
+
+    def any_broker(self) -> Any:
+        """Return what knows the queues of any other transport, with a coroutine ``queues(names)`` as Flower's have."""
+        raise NotImplementedError
 
 
 class Lean(BaseHandler):
@@ -218,6 +259,15 @@ def concrete_handler(handler_class: type[RequestHandler], options: UnproxiedOpti
         symbol_by_name(options.auth_provider) if options.auth_provider else NotFoundErrorHandler
     )
     return provider
+
+
+def seconds_ahead(worker: Any) -> float | None:
+    """Return by how much a worker's clock is ahead of ours, as Celery reckons; None if that is not known.
+
+    :param worker: of Celery's state, which keeps the fields of the latest event with it.
+    """
+    sent, received = (getattr(worker, field, None) for field in ("timestamp", "local_received"))
+    return sent - received if sent and received else None
 
 
 def definitions(options: OptionParser) -> dict[str, Any]:

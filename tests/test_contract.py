@@ -12,6 +12,8 @@ import flower.command
 import flower.urls
 import pytest
 from celery import Celery
+from celery.events.state import State
+from flower.inspector import Inspector
 from flower.views.auth import LoginHandler, get_next_url
 from flower.views.error import NotFoundErrorHandler
 from tornado.httpserver import _HTTPRequestContext
@@ -23,8 +25,11 @@ from tornado.web import Application, HTTPError
 
 from flower_proxy._flower import (
     CHECKED_ON,
+    CONTROL_NAME,
     FLOWER_JS,
     FLOWER_VARIABLES,
+    PAGE_HEAD,
+    USER_MENU,
     BaseHandler,
     Flower,
     UnproxiedOptions,
@@ -33,6 +38,7 @@ from flower_proxy._flower import (
     definitions,
     flower_settings,
     flower_version,
+    seconds_ahead,
 )
 
 FLOWER = Path(flower.command.__file__).parent
@@ -60,6 +66,23 @@ def test_flower_takes_the_event_loop_for_its_own() -> None:
     assert "self.io_loop.set_default_executor(self.executor)" in inspect.getsource(Flower.__init__)
     assert "self.io_loop.start()" in inspect.getsource(Flower.start)
     assert "self.io_loop.stop()" in inspect.getsource(Flower.stop)
+
+
+def test_what_ends_with_flower() -> None:
+    """What EmbeddedFlower waits for."""
+    source = inspect.getsource(Flower)
+    assert "self.executor = self.pool_executor_cls(" in source
+    assert "self.events.stop()" in inspect.getsource(Flower.stop)
+    assert "return self.inspector.inspect(workername)" in inspect.getsource(Flower.update_workers)
+    assert "asyncio.ensure_future(" in inspect.getsource(Inspector.inspect)
+    assert "return self.inspector.workers" in source
+    assert "self.workers = collections.defaultdict(dict)" in inspect.getsource(Inspector)
+
+
+def test_the_clock_of_a_worker() -> None:
+    state = State()
+    state.event({"type": "worker-online", "hostname": "w", "timestamp": 10.0, "local_received": 4.0, "clock": 1})
+    assert seconds_ahead(state.workers["w"]) == 6
 
 
 def test_the_last_route_is_the_page_for_what_does_not_exist() -> None:
@@ -153,7 +176,8 @@ def test_an_unknown_transport_is_a_404_of_get_broker() -> None:
 
 
 def test_pages() -> None:
-    assert BASE.count("<head>") == 1
+    for name, place in (PAGE_HEAD, USER_MENU):
+        assert len(place.findall((FLOWER / "templates" / name).read_text())) == 1
     assert re.search(r'<input type="hidden" value="\{\{ url_prefix or \'\' \}\}" id="url_prefix">', BASE)
     assert f"static_url('{FLOWER_JS}')" in BASE
     # jQuery comes first: the corrected functions use it
@@ -164,6 +188,11 @@ def test_script() -> None:
     assert set(re.findall(r"active_page\('([^']+)'\)", SCRIPT)) == {"/", "/workers", "/tasks"}
     assert "xhr.setRequestHeader('X-XSRFToken', getCookie('_xsrf'))" in SCRIPT
     assert set(re.findall(r"getCookie\('(\w+)'\)", SCRIPT)) == {"_xsrf"}
+
+
+def test_names_stand_raw_in_the_addresses_of_control_actions() -> None:
+    addresses = {match[1].split("'")[1] for match in CONTROL_NAME.finditer(SCRIPT)}
+    assert addresses == set(re.findall(r"'(/api/[^']+/)' \+", SCRIPT))
 
 
 def test_nothing_else_uses_the_xsrf_cookie() -> None:

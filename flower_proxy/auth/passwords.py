@@ -122,7 +122,7 @@ class Bcrypt:
     def parse(cls, text: str) -> Bcrypt:
         """Read a hash as a file has it.
 
-        :raises CredentialsError: it is none, or of a cost that is not taken; the message has the command for a good one.
+        :raises CredentialsError: it is none, or its cost is not taken; the message has the command for a good one.
         """
         match = _BCRYPT.fullmatch(text)
         if match and int(match["cost"]) in COSTS:

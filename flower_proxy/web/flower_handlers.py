@@ -8,10 +8,11 @@ from typing import Any, cast
 
 from tornado.auth import OAuth2Mixin
 from tornado.routing import PathMatches, Rule
-from tornado.web import HTTPError, RequestHandler, StaticFileHandler, stream_request_body
+from tornado.web import RequestHandler, StaticFileHandler, stream_request_body
 
 from flower_proxy._flower import (
     TASK_BODIES,
+    Amended,
     BaseHandler,
     Healthcheck,
     Lean,
@@ -92,24 +93,11 @@ def proxied(target: type[RequestHandler], options: UnproxiedOptions, route: str)
     return cast(type[Proxied], type(handler.__name__, bases, attributes))
 
 
-class ProxiedFlower(Proxied, BaseHandler):
+class ProxiedFlower(Proxied, Amended):
     """A handler of Flower's."""
 
-    def get_current_user(self) -> None:
-        """Nobody, as long as `prepare` has not found out who."""
-
-    def get_argument(self, name: str, default: Any = None, *args: Any, **kwargs: Any) -> Any:
-        value = super().get_argument(name, default, *args, **kwargs)
-        # Flower answers 500 to an order that is empty
-        return default if name == "sort_by" and value == "" else value
-
-    def get_broker(self) -> Any:
-        try:
-            return super().get_broker()
-        except HTTPError as error:
-            if error.status_code != 404:
-                raise
-            return KombuQueues(self.capp)
+    def any_broker(self) -> KombuQueues:
+        return KombuQueues(self.capp)
 
 
 class ProxiedLogin(ProxiedFlower, OAuth2Mixin):

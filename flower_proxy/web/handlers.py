@@ -12,7 +12,7 @@ import celery
 from tornado.web import stream_request_body
 
 from flower_proxy import __version__
-from flower_proxy._flower import BaseHandler, Metrics, flower_version
+from flower_proxy._flower import BaseHandler, Metrics, flower_version, seconds_ahead
 from flower_proxy.auth.policy import Permission
 from flower_proxy.check.report import Seen, SeenWorker
 from flower_proxy.proxy.headers import HEADERS
@@ -109,12 +109,10 @@ class Check(BaseHandler):
     def _workers(self) -> Iterable[SeenWorker]:
         events = self.application.events
         for name, worker in events.state.workers.items():
-            # Celery keeps the fields of the latest event with the worker
-            sent, received = (getattr(worker, field, None) for field in ("timestamp", "local_received"))
             yield SeenWorker(
                 name=name,
                 alive=worker.alive,
-                ahead=sent - received if sent and received else None,
+                ahead=seconds_ahead(worker),
                 task_events=events.unheard.sends_task_events(name),
                 celery=worker.sw_ver,
             )

@@ -12,13 +12,11 @@ from typing import Any, ClassVar
 
 from tornado.web import HTTPError, StaticFileHandler
 
-from flower_proxy._flower import FLOWER_JS
+from flower_proxy._flower import CONTROL_NAME, FLOWER_JS
 
 logger = logging.getLogger(__name__)
 
 _FUNCTION = re.compile(r"^(?P<indent>[ \t]*)function (?P<name>\w+)\(", re.MULTILINE)
-# A control action's address ends with a name as it came: '/api/worker/pool/grow/' + workername
-_RAW_NAME = re.compile(r"(url_prefix\(\) \+ '/api/[\w/-]+/' \+ )(\w+)(?=,)")
 
 
 def packaged_overrides() -> Path:
@@ -50,7 +48,7 @@ def splice(original: str, corrected: str) -> str:
             raise SpliceError(f"the end of its function {name} cannot be found")
         indented = "\n".join(place["indent"] + line if line else "" for line in function.splitlines())
         original = original[: place.start()] + indented + original[end.end() :]
-    return _RAW_NAME.sub(r"\1encodeURIComponent(\2)", original)
+    return CONTROL_NAME.sub(r"\1encodeURIComponent(\2)", original)
 
 
 def _functions(script: str) -> dict[str, str]:

@@ -9,6 +9,8 @@ from typing import Protocol
 
 from tornado.template import DictLoader
 
+from flower_proxy._flower import PAGE_HEAD, USER_MENU
+
 logger = logging.getLogger(__name__)
 
 
@@ -39,8 +41,8 @@ _WHO = (
     "{% if not handler.may_act %} (may look only){% end %}</span></li>{% end %}"
 )
 _INSERTIONS = [
-    ("base.html", re.compile(r"<head>"), _HEAD, "its pages are told neither their address nor their token"),
-    ("navbar.html", re.compile(r'<ul class="[^"]*\bapp-nav-secondary\b[^"]*">'), _WHO, "it names nobody"),
+    (*PAGE_HEAD, _HEAD, "its pages are told neither their address nor their token"),
+    (*USER_MENU, _WHO, "it names nobody"),
 ]
 # In the sources, because at the end nobody can tell a script of Flower's from one that a task's name brought along
 _INLINE_SCRIPT = re.compile(r"<script(?=[\s>])(?![^>]*\ssrc\s*=)", re.IGNORECASE)
