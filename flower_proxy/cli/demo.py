@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import http.client
 import importlib
-import json
+import logging
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
-from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 
-from flower_proxy.cli.demo_app import CONTROL, FOLDER_BROKER, MESSAGES, QUEUE, UNFINISHED, app
+from flower_proxy import FlowerProxy, make_options
+from flower_proxy.cli.demo_app import CONTROL, FOLDER_BROKER, MESSAGES, QUEUE, UNFINISHED, app, use_folder
 
 _ADDRESS, _USER, _WORKER = "127.0.0.1", "demo", "demo"
 # What several programs bind queues to: kombu loses a binding where two of them make such a file at once
@@ -39,29 +37,46 @@ _Programs = dict[str, "subprocess.Popen[bytes]"]
 @click.option("--port", type=click.IntRange(1, 65535), default=5555, show_default=True, help="the port to listen on")
 def demo(broker: str, port: int) -> None:
     """Show Flower with a real worker and a steady trickle of tasks, until Ctrl-C."""
-    _check_port(port)
     _check_broker(broker)
-    password = secrets.token_urlsafe(9)
-    signals = _collect_signals()
+    # What Flower has to say of a broker that was empty a moment ago is for nobody
+    logging.getLogger().addHandler(logging.NullHandler())
     with tempfile.TemporaryDirectory(prefix="flower-proxy-demo-") as name:
-        folder, credentials = Path(name), f"{_USER}:{password}"
-        with _running(folder, broker, port, credentials) as programs:
-            if _wait(lambda: _shows_worker(port, credentials), programs, folder, signals):
+        asyncio.run(_demo(Path(name), broker, port))
+
+
+async def _demo(folder: Path, broker: str, port: int) -> None:
+    signalled = _signalled()
+    _make_folders(folder)
+    app.conf.update(broker_url=broker, result_backend=_results(folder))
+    if broker == FOLDER_BROKER:
+        use_folder(folder)
+    password = secrets.token_urlsafe(9)
+    options = make_options(address=_ADDRESS, port=port, url_prefix="flower", basic_auth=f"{_USER}:{password}")
+    flower = FlowerProxy(capp=app, options=options)
+    try:
+        await flower.open()
+    except OSError as error:
+        raise click.ClickException(str(error)) from None
+    try:
+        with _running(folder, broker) as programs:
+            if await _wait(lambda: _knows_worker(flower), programs, folder, signalled):
                 click.echo(
                     f"Open http://{_ADDRESS}:{port}/flower/  user {_USER}, password {password}  (Ctrl-C ends it)"
                 )
-                _wait(lambda: False, programs, folder, signals)
+                await _wait(lambda: False, programs, folder, signalled)
             click.echo("Ending")
+    finally:
+        await flower.close()
 
 
-def _check_port(port: int) -> None:
-    with socket.socket() as probe:
-        # As Tornado does; connections of a Flower that has ended are no hindrance
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((_ADDRESS, port))
-        except OSError as error:
-            raise click.ClickException(f"--port: cannot listen on {_ADDRESS}, port {port}: {error.strerror}") from None
+def _signalled() -> asyncio.Event:
+    """Return what every signal sets that asks for the end."""
+    signalled = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # nohup has it ignored
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            asyncio.get_running_loop().add_signal_handler(number, signalled.set)
+    return signalled
 
 
 def _check_broker(url: str) -> None:
@@ -87,54 +102,34 @@ def _delete_queues(url: str) -> None:
             bound.delete()
 
 
-def _collect_signals() -> list[int]:
-    """Return a list to which every signal that asks for the end will be added."""
-    signals: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # nohup has it ignored
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda number, _: signals.append(number))
-    return signals
-
-
-@contextlib.contextmanager
-def _running(folder: Path, broker: str, port: int, credentials: str) -> Iterator[_Programs]:
-    """Run Flower, worker and beat in this folder, each with a log there, and end them with the block."""
+def _make_folders(folder: Path) -> None:
     for part in (MESSAGES, CONTROL, UNFINISHED, "processing", "results"):
         (folder / part).mkdir()
     for exchange in _EXCHANGES:
         (folder / CONTROL / f"{exchange}.exchange").write_text("[]", encoding="utf-8")
+    # Kombu puts a message there while it reads it
+    tempfile.tempdir = str(folder / "processing")
+
+
+@contextlib.contextmanager
+def _running(folder: Path, broker: str) -> Iterator[_Programs]:
+    """Run worker and beat in this folder, each with a log there, and end them with the block."""
     environ = {
-        # What is set for another Flower, such as FLOWER_PORT, has no say here
-        **{name: value for name, value in os.environ.items() if not name.startswith(("CELERY_", "FLOWER_"))},
+        **{name: value for name, value in os.environ.items() if not name.startswith("CELERY_")},
         "CELERY_BROKER_URL": broker,
-        "CELERY_RESULT_BACKEND": f"file://{folder / 'results'}",
-        # Not on the command line, which everybody on the machine can see
-        "FLOWER_BASIC_AUTH": credentials,
-        # Kombu puts a message there while it reads it
+        "CELERY_RESULT_BACKEND": _results(folder),
         "TMPDIR": str(folder / "processing"),
     }
     # Gossip and mingle are for workers that have neighbours
     worker = ["-n", f"{_WORKER}@%h", "-P", "prefork", "-c", "2", "-E", "--without-gossip", "--without-mingle"]
-    application = ["-A", "flower_proxy.cli.demo_app"]
-    commands = {
-        "flower-proxy": [
-            "flower_proxy",
-            *application,
-            f"--address={_ADDRESS}",
-            f"--port={port}",
-            "--url_prefix=flower",
-        ],
-        "worker": ["celery", *application, "worker", "-l", "info", *worker],
-        "beat": ["celery", *application, "beat", "-l", "info"],
-    }
+    commands = {"worker": ["worker", *worker], "beat": ["beat"]}
     programs: _Programs = {}
     try:
         for name, command in commands.items():
             with _log(folder, name).open("wb") as log:
                 # In a session of its own, where Ctrl-C does not reach it: only _end ends it
                 programs[name] = subprocess.Popen(  # noqa: S603  nothing in it comes from outside
-                    [sys.executable, "-m", *command],
+                    [sys.executable, "-m", "celery", "-A", "flower_proxy.cli.demo_app", *command, "-l", "info"],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -147,6 +142,10 @@ def _running(folder: Path, broker: str, port: int, credentials: str) -> Iterator
         _end(programs)
         if broker != FOLDER_BROKER:
             _delete_queues(broker)
+
+
+def _results(folder: Path) -> str:
+    return f"file://{folder / 'results'}"
 
 
 def _log(folder: Path, name: str) -> Path:
@@ -166,13 +165,13 @@ def _end(programs: _Programs) -> None:
         program.wait()
 
 
-def _wait(condition: Callable[[], bool], programs: _Programs, folder: Path, signals: list[int]) -> bool:
+async def _wait(condition: Callable[[], bool], programs: _Programs, folder: Path, signalled: asyncio.Event) -> bool:
     """Wait until the condition holds.
 
     :returns: False if a signal came first.
     :raises click.ClickException: a program ended first; the end of its log has been shown.
     """
-    while not signals:
+    while not signalled.is_set():
         if condition():
             return True
         for name, program in programs.items():
@@ -180,22 +179,16 @@ def _wait(condition: Callable[[], bool], programs: _Programs, folder: Path, sign
                 lines = _log(folder, name).read_text(encoding="utf-8", errors="replace").splitlines()
                 click.echo("\n".join(lines[-_LOG_LINES:]), err=True)
                 raise click.ClickException(f"{name} ended (status {program.returncode}); this was the end of its log")
-        time.sleep(_PAUSE)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(signalled.wait(), _PAUSE)
     return False
 
 
-def _shows_worker(port: int, credentials: str) -> bool:
-    """Return whether Flower answers, has heard from the worker, and has asked it what it is: its buttons need that."""
-    try:
-        workers = _ask(port, credentials, "workers?json=1")["data"]
-        ours = [worker["hostname"] for worker in workers if worker["hostname"].startswith(f"{_WORKER}@")]
-        return bool(ours) and ours[0] in _ask(port, credentials, f"api/workers?refresh=1&workername={ours[0]}")
-    except (OSError, ValueError, http.client.HTTPException):
-        return False
-
-
-def _ask(port: int, credentials: str, page: str) -> Any:
-    headers = {"Authorization": "Basic " + b64encode(credentials.encode()).decode()}
-    with contextlib.closing(http.client.HTTPConnection(_ADDRESS, port, timeout=_TIMEOUT)) as connection:
-        connection.request("GET", f"/flower/{page}", headers=headers)
-        return json.load(connection.getresponse())
+def _knows_worker(flower: FlowerProxy) -> bool:
+    """Tell whether Flower has heard from the worker, and what it is: its buttons need that."""
+    for name, worker in flower.events.state.workers.items():
+        if worker.alive and name.startswith(f"{_WORKER}@"):
+            if "stats" in flower.workers[name]:
+                return True
+            flower.update_workers(name)
+    return False

@@ -1,7 +1,6 @@
 """The Celery application that ``flower-proxy demo`` shows: tasks that succeed, fail, are slow or are tried again.
 
-`flower_proxy.cli.demo` starts worker, beat and Flower in a folder of their own, to which the paths here are relative,
-and names the broker in the environment.
+`flower_proxy.cli.demo` starts worker and beat in a folder of their own, and names the broker in the environment.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class Channel(filesystem.Channel):
 
     def _put(self, queue: str, payload: Any, **_: Any) -> None:
         name = f"{time.monotonic_ns()}_{uuid.uuid4()}.{queue}.msg"
-        unfinished = Path(UNFINISHED, name)
+        unfinished = Path(self.data_folder_out).with_name(UNFINISHED) / name
         unfinished.write_text(json.dumps(payload), encoding="utf-8")
         unfinished.rename(Path(self.data_folder_out, name))
 
@@ -58,15 +57,22 @@ app.conf.update(
         "burst": {"task": "demo.burst", "schedule": 12},
     },
 )
-if os.environ.get("CELERY_BROKER_URL") == FOLDER_BROKER:
+
+
+def use_folder(folder: Path) -> None:
+    """Let the messages lie in this folder, where `MESSAGES`, `CONTROL` and `UNFINISHED` are."""
     TRANSPORT_ALIASES["filesystem"] = f"{__name__}:Transport"
     app.conf.broker_transport_options = {
-        "data_folder_in": MESSAGES,
-        "data_folder_out": MESSAGES,
-        "control_folder": CONTROL,
+        "data_folder_in": str(folder / MESSAGES),
+        "data_folder_out": str(folder / MESSAGES),
+        "control_folder": str(folder / CONTROL),
         # Flower waits a second for the answers of a worker, by default as long as kombu waits before it looks again
         "polling_interval": 0.1,
     }
+
+
+if os.environ.get("CELERY_BROKER_URL") == FOLDER_BROKER:
+    use_folder(Path.cwd())
 
 
 def add(x: int, y: int) -> int:
