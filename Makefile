@@ -18,7 +18,7 @@ help:
 	@echo 'make demo     Flower with a worker and a trickle of tasks; ARGS="--port 8000 --broker redis://localhost:6379/0"'
 	@echo 'make example  Django, its worker and Flower behind nginx with TLS; ARGS="--port 8443"'
 	@echo 'make test     lint and all tests; ARGS="-k name" for some of them'
-	@echo 'make lint     ruff and mypy'
+	@echo 'make lint     ruff, mypy and the layers of imports'
 	@echo 'make bench    what it costs, measured against stock Flower'
 	@echo 'make clean    remove what these have made'
 	@echo 'PYTHON=python3.13 VENV=.venv-3.13 use another Python and another folder'
@@ -38,6 +38,7 @@ lint: $(VENV)/.installed-for-tests
 	$(VENV)/bin/ruff check
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports --no-logo --no-cache
 
 bench: programs $(VENV)/.installed-for-tests
 	$(VENV)/bin/python -m tests.bench $(ARGS)
