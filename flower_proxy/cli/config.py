@@ -34,9 +34,9 @@ _OWN: list[click.Parameter] = [
     click.Option(["--server_name"], default="example.com", show_default=True, help="the public host's name"),
     click.Option(["--tls"], is_flag=True, help="the proxy serves HTTPS, with certificates as certbot names them"),
     click.Option(
-        ["--auth_request"], default="", metavar="URL", help="an identity provider, such as http://127.0.0.1:4180"
+        ["--forward_auth"], default="", metavar="URL", help="an identity provider, such as http://127.0.0.1:4180"
     ),
-    click.Option(["--proxy_auth"], is_flag=True, help="the proxy asks for the password too, out of --auth_file"),
+    click.Option(["--proxy_basic_auth"], is_flag=True, help="the proxy asks for the password too, out of --auth_file"),
 ]
 
 
@@ -53,8 +53,8 @@ def _config(
     keep: bool,
     server_name: str,
     tls: bool,
-    auth_request: str,
-    proxy_auth: bool,
+    forward_auth: str,
+    proxy_basic_auth: bool,
     **given: str | bool | tuple[str, ...] | None,
 ) -> None:
     """Print the configuration that fits the options.
@@ -88,8 +88,8 @@ def _config(
             strip=not keep,
             server_name=server_name,
             tls=tls,
-            auth_request=auth_request,
-            proxy_auth=proxy_auth,
+            forward_auth=forward_auth,
+            proxy_basic_auth=proxy_basic_auth,
         )
         text = render(TARGETS[target], deployment)
     except (OptionError, DeploymentError) as error:

@@ -69,7 +69,7 @@ _PLAIN: Mapping[str, tuple[Callable[[str], object], str]] = {
         partial(re.fullmatch, r"[A-Za-z0-9][A-Za-z0-9-]{0,39}"),
         "a header of letters, digits and -, of at most 40, such as X-Forwarded-User",
     ),
-    "auth_request": (_is_provider, "where the identity provider listens, such as http://127.0.0.1:4180"),
+    "forward_auth": (_is_provider, "where the identity provider listens, such as http://127.0.0.1:4180"),
 }
 # nginx refuses a comment of 4096 bytes, and the command is in one
 _MAX_COMMAND = 4000
@@ -99,7 +99,7 @@ class Target:
     more: Callable[[Deployment], Mapping[str, Any]] = lambda _: {}
 
 
-PROXY_OPTIONS = ("strip", "server_name", "tls", "auth_request", "proxy_auth", "unix_socket")
+PROXY_OPTIONS = ("strip", "server_name", "tls", "forward_auth", "proxy_basic_auth", "unix_socket")
 
 
 def _proxy(template: str, *, refuses: Collection[str] = (), is_local: bool = True) -> Target:
@@ -108,11 +108,11 @@ def _proxy(template: str, *, refuses: Collection[str] = (), is_local: bool = Tru
 
 TARGETS = {
     "nginx": _proxy("nginx.conf"),
-    "apache": _proxy("apache.conf", refuses=["auth_request"]),
-    "caddy": _proxy("Caddyfile", refuses=["proxy_auth"]),
-    "haproxy": _proxy("haproxy.cfg", refuses=["auth_request", "proxy_auth"]),
+    "apache": _proxy("apache.conf", refuses=["forward_auth"]),
+    "caddy": _proxy("Caddyfile", refuses=["proxy_basic_auth"]),
+    "haproxy": _proxy("haproxy.cfg", refuses=["forward_auth", "proxy_basic_auth"]),
     "traefik": _proxy("traefik.yml", refuses=["unix_socket"]),
-    "ingress-nginx": _proxy("ingress-nginx.yml", refuses=["proxy_auth", "unix_socket"], is_local=False),
+    "ingress-nginx": _proxy("ingress-nginx.yml", refuses=["proxy_basic_auth", "unix_socket"], is_local=False),
 }
 
 
@@ -132,7 +132,7 @@ class Deployment:
     :ivar upstream: where the proxy finds Flower: ``127.0.0.1:5555``; empty with a unix socket.
     :ivar unix_socket: the path of the unix socket, or empty.
     :ivar port: what Flower listens on, also where the proxy finds it otherwise.
-    :ivar auth_request: where the identity provider listens, without a final slash, or empty.
+    :ivar forward_auth: where the identity provider listens, without a final slash, or empty.
     :ivar users_file: the file out of which the proxy asks for passwords, or empty.
     :ivar user_header: the header in which the proxy names the user, or empty.
     :ivar asks_nobody: whether Flower itself asks for no password, so that the host's name has to be right.
@@ -153,7 +153,7 @@ class Deployment:
     upstream: str
     unix_socket: str
     port: int
-    auth_request: str
+    forward_auth: str
     users_file: str
     user_header: str
     asks_nobody: bool
@@ -173,8 +173,8 @@ def plan(
     strip: bool = False,
     server_name: str = "example.com",
     tls: bool = False,
-    auth_request: str = "",
-    proxy_auth: bool = False,
+    forward_auth: str = "",
+    proxy_basic_auth: bool = False,
 ) -> Deployment:
     """Decide what is to be written.
 
@@ -188,12 +188,12 @@ def plan(
     """
     values = {name: value for name, value in values.items() if value != options[name].default}
     prefix = parse_mount(values.get("url_prefix", ""))
-    own = {"server_name": server_name, "auth_request": auth_request}
+    own = {"server_name": server_name, "forward_auth": forward_auth}
     for name, (is_plain, expected) in _PLAIN.items():
         text = str(own.get(name, values.get(name, "")) or "")
         if (text or name == "server_name") and not is_plain(text):
             raise DeploymentError(f"--{name}: {text!r} is not {expected}")
-    asked = {"strip": strip, "tls": tls, "auth_request": auth_request, "proxy_auth": proxy_auth}
+    asked = {"strip": strip, "tls": tls, "forward_auth": forward_auth, "proxy_basic_auth": proxy_basic_auth}
     asked["server_name"] = server_name != "example.com"
     asked["unix_socket"] = kind.is_proxy and values.get("unix_socket")
     is_here = kind.is_local and values.get("address", "") in (*_ANY_ADDRESS, "localhost", "127.0.0.1", "::1")
@@ -202,12 +202,12 @@ def plan(
     for name, wanted in asked.items():
         if wanted and name not in kind.takes:
             raise DeploymentError(f"--{name}: this is not for {target}; leave it out")
-    users_file = (values.get("auth_file") or _USERS_FILE) if proxy_auth else ""
+    users_file = (values.get("auth_file") or _USERS_FILE) if proxy_basic_auth else ""
     user_header = values.get("auth_header") or ""
     told = dict(values)
     if strip:
         told.pop("url_prefix", None)
-    if proxy_auth and user_header:
+    if proxy_basic_auth and user_header:
         # its users come in by the proxy's word
         told.pop("auth_file", None)
     if kind.is_local and not values.get("unix_socket") and not values.get("address"):
@@ -236,7 +236,7 @@ def plan(
         upstream="" if values.get("unix_socket") else _upstream(told.get("address", ""), _port(options, values)),
         unix_socket=values.get("unix_socket") or "",
         port=_port(options, values),
-        auth_request=auth_request.rstrip("/"),
+        forward_auth=forward_auth.rstrip("/"),
         users_file=users_file,
         user_header=user_header,
         asks_nobody=bool(user_header or values.get("no_auth")),
@@ -288,16 +288,18 @@ def _check_proxy(values: Mapping[str, Any], prefix: str, asked: Mapping[str, Any
     peer = UNIX if values.get("unix_socket") else "127.0.0.1"
     if is_here and values.get("trusted_proxies") and peer not in TrustedProxies(values["trusted_proxies"]):
         raise DeploymentError(f"--trusted_proxies: the proxy comes from {peer} here; add it, or name another --address")
-    if asked["auth_request"] and asked["proxy_auth"]:
-        raise DeploymentError("--proxy_auth: --auth_request asks already who it is; leave one of them out")
-    vouches = asked["auth_request"] or asked["proxy_auth"]
+    if asked["forward_auth"] and asked["proxy_basic_auth"]:
+        raise DeploymentError("--proxy_basic_auth: --forward_auth asks already who it is; leave one of them out")
+    vouches = asked["forward_auth"] or asked["proxy_basic_auth"]
     for name in ("auth_header", "no_auth"):
         if values.get(name) and not vouches:
-            raise DeploymentError(f"--{name}: nobody would ask who people are; add --auth_request=URL or --proxy_auth")
-    if asked["auth_request"] and not (values.get("auth_header") or values.get("no_auth")):
-        raise DeploymentError("--auth_request: Flower would ask once more; add --auth_header=X-Forwarded-User")
-    if asked["proxy_auth"] and not any(values.get(name) for name in ("auth_file", "auth_header", "no_auth")):
-        raise DeploymentError("--proxy_auth: Flower has to know these users too; add --auth_file=PATH for both")
+            raise DeploymentError(
+                f"--{name}: nobody would ask who people are; add --forward_auth=URL or --proxy_basic_auth"
+            )
+    if asked["forward_auth"] and not (values.get("auth_header") or values.get("no_auth")):
+        raise DeploymentError("--forward_auth: Flower would ask once more; add --auth_header=X-Forwarded-User")
+    if asked["proxy_basic_auth"] and not any(values.get(name) for name in ("auth_file", "auth_header", "no_auth")):
+        raise DeploymentError("--proxy_basic_auth: Flower has to know these users too; add --auth_file=PATH for both")
 
 
 def _port(options: Mapping[str, Option], values: Mapping[str, Any]) -> int:
