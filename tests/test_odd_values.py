@@ -17,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flower_proxy.cli.config import TARGETS
-from flower_proxy.deploy.plan import PROXY_OPTIONS, is_ip
+from flower_proxy.deploy.targets import PROXY_OPTIONS, TARGETS
+from flower_proxy.proxy.addresses import is_ip
 from flower_proxy.proxy.paths import parse_mount
 from tests.support.configurations import config, documents
 from tests.support.processes import program
