@@ -128,6 +128,7 @@ def plan(target: Target, spec: DeploymentSpec, options: Mapping[str, Option]) ->
     :param target: the kind of configuration.
     :param spec: what was asked for.
     :param options: all of Flower's options and ours, by name.
+    :returns: what the target's template needs.
     :raises DeploymentError: the target does not support it, or the options contradict each other.
     """
     values = {name: value for name, value in spec.values.items() if value != options[name].default}
@@ -139,7 +140,7 @@ def plan(target: Target, spec: DeploymentSpec, options: Mapping[str, Option]) ->
     port = int(values.get("port", options["port"].default))
     user_header = values.get("auth_header") or ""
     deployment = Deployment(
-        # A function can stand in a configuration file only
+        # Functions are set in a configuration file, never on the command line
         command=Command(spec.celery, {name: started_with[name] for name in shown if not callable(started_with[name])}),
         secrets=(*spec.secrets, *(options[name].variable for name in started_with if options[name].secret)),
         prefix=prefix,
