@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from flower_proxy.deploy.plan import TARGETS
+from flower_proxy.deploy.targets import TARGETS
 from tests.support.configurations import BY_HAND, EXAMPLES, config, documents, printed
 from tests.support.processes import PROJECT
 
 FOLDER = PROJECT / "examples"
 SCHEMAS = Path(__file__).with_name("schemas")
 PROXIES = [name for name, target in TARGETS.items() if target.is_proxy]
-PASSWORD = "--proxy_auth --auth_file=/etc/flower/htpasswd"
-PROVIDER = "--auth_request=http://127.0.0.1:4180 --auth_header=X-Forwarded-User"
+PASSWORD = "--proxy_basic_auth --auth_file=/etc/flower/htpasswd"
+PROVIDER = "--forward_auth=http://127.0.0.1:4180 --auth_header=X-Forwarded-User"
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -43,30 +43,30 @@ REFUSED = [
     ("nginx '--server_name=a b'", "--server_name: 'a b' is not a host's name"),
     ("nginx --unix_socket=flower.sock", "--unix_socket: 'flower.sock' is not an absolute path"),
     ("nginx '--unix_socket=/run/a b'", "--unix_socket: '/run/a b' is not an absolute path"),
-    ("nginx --auth_request=127.0.0.1:4180", "--auth_request: '127.0.0.1:4180' is not where the identity provider"),
-    (f"nginx {PROVIDER} --auth_request=http://a:1/path", "--auth_request: 'http://a:1/path' is not where"),
-    ("nginx --auth_header='X$user' --proxy_auth", "--auth_header: 'X$user' is not a header of letters"),
+    ("nginx --forward_auth=127.0.0.1:4180", "--forward_auth: '127.0.0.1:4180' is not where the identity provider"),
+    (f"nginx {PROVIDER} --forward_auth=http://a:1/path", "--forward_auth: 'http://a:1/path' is not where"),
+    ("nginx --auth_header='X$user' --proxy_basic_auth", "--auth_header: 'X$user' is not a header of letters"),
     ("nginx --viewers='a\nb'", "--viewers: 'a\\nb': a line break"),
     (f"nginx --queues={'x' * 5000}", "--queues: the command has more than 4000 bytes; set the option in --conf"),
     ("nginx --server_name=-x.example", "--server_name: '-x.example' is not a host's name"),
     ("nginx --address=1.2.3.4:80", "--address: '1.2.3.4:80' is not an address to listen on"),
     (f"nginx --unix_socket=/{'x' * 90}", f"--unix_socket: '/{'x' * 90}' is not an absolute path"),
-    (f"nginx {PROVIDER} --auth_request=http://a:99999", "--auth_request: 'http://a:99999' is not where"),
+    (f"nginx {PROVIDER} --forward_auth=http://a:99999", "--forward_auth: 'http://a:99999' is not where"),
     ("nginx --strip", "--strip: there is nothing to strip; add --url_prefix"),
     ("nginx --port=0", "--port: 0 is a free port, but the proxy has to know which"),
     ("nginx --certfile=/a --keyfile=/b", "--certfile: TLS is the proxy's part here; leave it out, and add --tls"),
-    ("nginx --auth_header=X-Forwarded-User", "--auth_header: nobody would ask who people are; add --auth_request=URL"),
-    ("nginx --no_auth", "--no_auth: nobody would ask who people are; add --auth_request=URL"),
-    ("nginx --auth_request=http://a", "--auth_request: Flower would ask once more; add --auth_header"),
-    (f"nginx {PROVIDER} --proxy_auth", "--proxy_auth: --auth_request asks already who it is"),
-    ("nginx --proxy_auth", "--proxy_auth: Flower has to know these users too; add --auth_file=PATH"),
-    (f"apache {PROVIDER}", "--auth_request: this is not for apache; leave it out"),
-    (f"caddy {PASSWORD}", "--proxy_auth: this is not for caddy; leave it out"),
-    (f"haproxy {PASSWORD}", "--proxy_auth: this is not for haproxy; leave it out"),
-    (f"haproxy {PROVIDER}", "--auth_request: this is not for haproxy; leave it out"),
+    ("nginx --auth_header=X-Forwarded-User", "--auth_header: nobody would ask who people are; add --forward_auth=URL"),
+    ("nginx --no_auth", "--no_auth: nobody would ask who people are; add --forward_auth=URL"),
+    ("nginx --forward_auth=http://a", "--forward_auth: Flower would ask once more; add --auth_header"),
+    (f"nginx {PROVIDER} --proxy_basic_auth", "--proxy_basic_auth: --forward_auth asks already who it is"),
+    ("nginx --proxy_basic_auth", "--proxy_basic_auth: Flower has to know these users too; add --auth_file=PATH"),
+    (f"apache {PROVIDER}", "--forward_auth: this is not for apache; leave it out"),
+    (f"caddy {PASSWORD}", "--proxy_basic_auth: this is not for caddy; leave it out"),
+    (f"haproxy {PASSWORD}", "--proxy_basic_auth: this is not for haproxy; leave it out"),
+    (f"haproxy {PROVIDER}", "--forward_auth: this is not for haproxy; leave it out"),
     ("traefik --unix_socket=/run/flower.sock", "--unix_socket: this is not for traefik; leave it out"),
     ("ingress-nginx --unix_socket=/run/flower.sock", "--unix_socket: this is not for ingress-nginx; leave it out"),
-    (f"ingress-nginx {PASSWORD}", "--proxy_auth: this is not for ingress-nginx; leave it out"),
+    (f"ingress-nginx {PASSWORD}", "--proxy_basic_auth: this is not for ingress-nginx; leave it out"),
     ("nginx --trusted_proxies=10.0.0.1", "--trusted_proxies: the proxy comes from 127.0.0.1 here; add it"),
     ("nginx --unix_socket=/s --trusted_proxies=127.0.0.1", "--trusted_proxies: the proxy comes from unix here; add it"),
     ("nginx --url_perfix=flower", "there is no option --url_perfix; did you mean --url_prefix?"),
@@ -94,11 +94,9 @@ def test_the_readme_says_what_a_proxy_can_do(target: str) -> None:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_no_secret_is_printed(target: str) -> None:
-    given = (
-        "--basic_auth=me:hidden --cookie_secret=hidden --metrics_auth=prometheus:hidden --broker=redis://:hidden@host"
-    )
+    given = "--basic_auth=me:hush --cookie_secret=hush --metrics_auth=prometheus:hush --broker=redis://:hush@host"
     text = printed(f"{target} {given}")
-    assert "hidden" not in text
+    assert "hush" not in text
 
 
 def test_secrets_are_named() -> None:

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flower_proxy.cli.config import TARGETS
-from flower_proxy.deploy.plan import PROXY_OPTIONS, is_ip
+from flower_proxy.deploy.targets import PROXY_OPTIONS, TARGETS
+from flower_proxy.proxy.addresses import is_ip
 from flower_proxy.proxy.paths import parse_mount
 from tests.support.configurations import config, documents
 from tests.support.processes import program
@@ -103,12 +103,12 @@ OPTIONS: dict[str, tuple[str, Sequence[str]]] = {
     "--server_name": ("flower.test", []),
     "--address": ("10.0.0.5", []),
     "--unix_socket": ("/run/flower.sock", []),
-    "--auth_file": ("/etc/flower/users", ["--proxy_auth", ""]),
+    "--auth_file": ("/etc/flower/users", ["--proxy_basic_auth", ""]),
     "--auth_header": (
         "X-User",
-        ["--auth_request=http://127.0.0.1:4180", "--proxy_auth", "--trusted_proxies=127.0.0.1"],
+        ["--forward_auth=http://127.0.0.1:4180", "--proxy_basic_auth", "--trusted_proxies=127.0.0.1"],
     ),
-    "--auth_request": ("http://127.0.0.1:4180", ["--auth_header=X-User"]),
+    "--forward_auth": ("http://127.0.0.1:4180", ["--auth_header=X-User"]),
     "--metrics_address": ("10.0.0.6", ["--metrics_port=9808"]),
     "--metrics_auth": ("prometheus", []),
     "--queues": ("emails", []),

@@ -30,13 +30,13 @@ WAYS_IN = {"auth_file", "auth_header"}
 NAMES, BUTTONS = ".app-nav-secondary .nav-link.text-break", "#main-content .btn"
 SOCKET = "/run/flower/flower.sock"
 BY_HEADER = "--url_prefix=flower --auth_header=X-Forwarded-User"
-ASKED_BY_NGINX, ASKED_BY_APACHE = (f"{kind} {BY_HEADER} --proxy_auth" for kind in ("nginx", "apache"))
-KNOWN_TO_CADDY = f"caddy {BY_HEADER} --auth_request=http://127.0.0.1:4180"
+ASKED_BY_NGINX, ASKED_BY_APACHE = (f"{kind} {BY_HEADER} --proxy_basic_auth" for kind in ("nginx", "apache"))
+KNOWN_TO_CADDY = f"caddy {BY_HEADER} --forward_auth=http://127.0.0.1:4180"
 # What is printed for these words has no file
 VARIANTS = [
     ASKED_BY_NGINX,
     f"nginx --url_prefix=flower --strip --tls --unix_socket={SOCKET}",
-    "apache --url_prefix=flower --proxy_auth --auth_file=/etc/flower/htpasswd",
+    "apache --url_prefix=flower --proxy_basic_auth --auth_file=/etc/flower/htpasswd",
     ASKED_BY_APACHE,
     "apache --url_prefix=flower --tls",
     f"apache --url_prefix=flower --strip --unix_socket={SOCKET}",
@@ -51,7 +51,10 @@ FILES = [README, *(name for name in (*EXAMPLES, *BY_HAND) if name.startswith(RUN
 CASES = [*FILES, *VARIANTS]
 WITH_TLS = [name for name in CASES if "tls" in name]
 BY_PROVIDER = ["nginx/auth_request.conf", KNOWN_TO_CADDY]
-BY_PASSWORD = ["nginx/auth_basic.conf", "apache --url_prefix=flower --proxy_auth --auth_file=/etc/flower/htpasswd"]
+BY_PASSWORD = [
+    "nginx/auth_basic.conf",
+    "apache --url_prefix=flower --proxy_basic_auth --auth_file=/etc/flower/htpasswd",
+]
 BY_WORD = [ASKED_BY_NGINX, ASKED_BY_APACHE]
 
 

@@ -1,4 +1,4 @@
-"""``flower-proxy config``: the configuration of what stands in front of Flower or around it."""
+"""``flower-proxy config``: configuration files for reverse proxies, service managers and Prometheus."""
 
 from __future__ import annotations
 
@@ -13,30 +13,29 @@ import click
 from flower_proxy.auth.factory import refuse_contradictions
 from flower_proxy.cli.main import OPTIONS, SettingsCommand, celery_options, setting_options
 from flower_proxy.cli.serve import InputError
-from flower_proxy.deploy.plan import TARGETS as PROXIES
-from flower_proxy.deploy.plan import DeploymentError, plan, render
-from flower_proxy.deploy.targets import SERVICES
+from flower_proxy.deploy.plan import EXAMPLE_HOST, DeploymentError, DeploymentSpec, plan
+from flower_proxy.deploy.render import render
+from flower_proxy.deploy.targets import TARGETS
 from flower_proxy.settings.loader import OptionError, nearest, read
 
-TARGETS = {**PROXIES, **SERVICES}
 # A path is one of the machine that flower-proxy will run on, which need not be this one
 _OPTIONS = {name: replace(option, check=None) if option.is_path else option for name, option in OPTIONS.items()}
-# What Celery reads where the command line is silent, since a URL may hold a password
+# Celery reads these instead of options on the command line, since a URL may contain a password
 _CELERY_VARIABLES = {"broker": "CELERY_BROKER_URL", "result_backend": "CELERY_RESULT_BACKEND"}
-_CELERY_WORDS = {"app": "-A", "loader": "--loader", "config": "--config", "workdir": "--workdir"}
+_CELERY_OPTIONS = {"app": "-A", "loader": "--loader", "config": "--config", "workdir": "--workdir"}
 _CELERY_FLAGS = {"quiet": "--quiet", "skip_checks": "--skip-checks"}
-# What stands for it where neither an application nor a broker is named
+# Printed if neither an application nor a broker is given
 _SOME_APP = "server"
 
 _OWN: list[click.Parameter] = [
     click.Argument(["target"], metavar="TARGET", default=""),
     click.Option(["--keep/--strip"], default=True, help="the proxy keeps the prefix, or takes it off  [default: keep]"),
-    click.Option(["--server_name"], default="example.com", show_default=True, help="the public host's name"),
+    click.Option(["--server_name"], default=EXAMPLE_HOST, show_default=True, help="the public host's name"),
     click.Option(["--tls"], is_flag=True, help="the proxy serves HTTPS, with certificates as certbot names them"),
     click.Option(
-        ["--auth_request"], default="", metavar="URL", help="an identity provider, such as http://127.0.0.1:4180"
+        ["--forward_auth"], default="", metavar="URL", help="an identity provider, such as http://127.0.0.1:4180"
     ),
-    click.Option(["--proxy_auth"], is_flag=True, help="the proxy asks for the password too, out of --auth_file"),
+    click.Option(["--proxy_basic_auth"], is_flag=True, help="the proxy asks for the password too, out of --auth_file"),
 ]
 
 
@@ -53,9 +52,9 @@ def _config(
     keep: bool,
     server_name: str,
     tls: bool,
-    auth_request: str,
-    proxy_auth: bool,
-    **given: str | bool | tuple[str, ...] | None,
+    forward_auth: str,
+    proxy_basic_auth: bool,
+    **given: Any,
 ) -> None:
     """Print the configuration that fits the options.
 
@@ -69,29 +68,24 @@ def _config(
         meant = nearest(target, TARGETS, likeness=0.6)
         hint = f"; did you mean {meant}?" if meant else ""
         raise InputError(f"TARGET: {target!r} is none of {', '.join(TARGETS)}{hint}")
-    settings = {name: texts for name, texts in given.items() if name in OPTIONS and isinstance(texts, tuple) and texts}
     if not (given["app"] or given["broker"]):
         given["app"] = _SOME_APP
-    front = [word for name, option in _CELERY_WORDS.items() if given[name] for word in (option, str(given[name]))]
-    front += [flag for name, flag in _CELERY_FLAGS.items() if given[name]]
-    secrets = [variable for name, variable in _CELERY_VARIABLES.items() if given[name]]
     try:
+        settings = {name: texts for name, texts in given.items() if name in _OPTIONS and texts}
         values, notes = read(_OPTIONS, environ=os.environ, given=settings)
         _check(values)
-        deployment = plan(
-            target,
-            TARGETS[target],
-            _OPTIONS,
-            values,
-            front=front,
-            secrets=secrets,
+        spec = DeploymentSpec(
+            values=values,
+            celery={option: given[name] for name, option in _CELERY_OPTIONS.items() if given[name]}
+            | {flag: None for name, flag in _CELERY_FLAGS.items() if given[name]},
+            secrets=[variable for name, variable in _CELERY_VARIABLES.items() if given[name]],
             strip=not keep,
             server_name=server_name,
             tls=tls,
-            auth_request=auth_request,
-            proxy_auth=proxy_auth,
+            forward_auth=forward_auth,
+            proxy_basic_auth=proxy_basic_auth,
         )
-        text = render(TARGETS[target], deployment)
+        text = render(TARGETS[target], plan(TARGETS[target], spec, _OPTIONS))
     except (OptionError, DeploymentError) as error:
         raise InputError(str(error)) from None
     for note in notes:

@@ -1,1 +1,1 @@
-"""The configuration of what stands in front of Flower or around it: ``flower-proxy config``."""
+"""Configuration files for reverse proxies, service managers and Prometheus, as ``flower-proxy config`` prints them."""

@@ -23,9 +23,9 @@ EXAMPLES = {
     "nginx/stripped.conf": "nginx --url_prefix=flower --strip",
     "nginx/tls.conf": "nginx --url_prefix=flower --tls",
     "nginx/unix-socket.conf": "nginx --url_prefix=flower --unix_socket=/run/flower/flower.sock",
-    "nginx/auth_basic.conf": "nginx --url_prefix=flower --proxy_auth --auth_file=/etc/flower/htpasswd",
+    "nginx/auth_basic.conf": "nginx --url_prefix=flower --proxy_basic_auth --auth_file=/etc/flower/htpasswd",
     "nginx/auth_request.conf": (
-        "nginx --url_prefix=flower --auth_request=http://127.0.0.1:4180 --auth_header=X-Forwarded-User"
+        "nginx --url_prefix=flower --forward_auth=http://127.0.0.1:4180 --auth_header=X-Forwarded-User"
     ),
     "apache/kept.conf": "apache --url_prefix=flower",
     "apache/stripped.conf": "apache --url_prefix=flower --strip",
