@@ -14,16 +14,13 @@ from flower_proxy.auth.passwords import CredentialsError, check_user
 from flower_proxy.check.checks import Finding, Status, examine, not_reached, timed_out
 from flower_proxy.check.client import CheckTimeoutError, Client, parse_target
 from flower_proxy.check.remedies import PROXIES
+from flower_proxy.cli.errors import InputError
 from flower_proxy.cli.hash_password import read_password
 
 _COLOURS = {Status.PASSED: "green", Status.WARNING: "yellow", Status.FAILED: "red", Status.SKIPPED: "bright_black"}
 
 # Characters; what a server names may be longer than what anybody reads
 _MAX_LINE = 2000
-
-
-class _InputError(click.ClickException):
-    exit_code = 2
 
 
 @click.command("check")
@@ -55,7 +52,7 @@ def check(
         context = _tls(Path(ca) if ca else None, insecure)
         credentials = _credentials(user) if user is not None else ""
     except (ValueError, CredentialsError) as error:
-        raise _InputError(str(error)) from None
+        raise InputError(str(error)) from None
     findings = look(Client(target, credentials, context), user=user, proxy=proxy or "")
     if as_json:
         click.echo(json.dumps([{**vars(finding), "status": finding.status.value} for finding in findings], indent=2))
