@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flower_proxy.check.checks import Finding, examine
-from flower_proxy.check.client import MAX_ANSWER, Client, parse_target
+from flower_proxy.check.client import MAX_ANSWER, Client
+from flower_proxy.check.evidence import parse_target
 from flower_proxy.check.report import MAX_DEPTH, PATH, Seen, SeenWorker, parse_json, read_seen
-from flower_proxy.cli.check import look, show
+from flower_proxy.cli.check import run_checks, show
 from tests.support.hostile import answering, forever, ok
 from tests.test_findings import SEEN, evidence, saying
 
@@ -29,7 +30,7 @@ def looked_at(
 ) -> list[Finding]:
     with answering(pieces, pause=pause) as address:
         target = parse_target(f"{scheme}://{address}/flower/")
-        return look(Client(target, "", ssl.create_default_context(), timeout=timeout))
+        return run_checks(Client(target, "", ssl.create_default_context(), timeout=timeout))
 
 
 HEAD = b"HTTP/1.1 200 OK\r\n"

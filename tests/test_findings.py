@@ -13,7 +13,14 @@ import pytest
 
 from flower_proxy import __version__
 from flower_proxy.check.checks import Finding, Status, examine, not_reached
-from flower_proxy.check.client import FOREIGN, MADE_UP, Answer, Evidence, StaticFile, parse_target
+from flower_proxy.check.evidence import (
+    CROSS_SITE_HEADERS,
+    SPOOFED_HEADERS,
+    Answer,
+    Evidence,
+    StaticFile,
+    parse_target,
+)
 from flower_proxy.check.remedies import LINES, PROXIES, line, recognise, set_headers
 from flower_proxy.check.report import Seen, SeenWorker
 from flower_proxy.cli.check import show
@@ -65,21 +72,21 @@ def evidence(seen: Seen = SEEN, **changes: Any) -> Evidence:
         page=Answer(200),
         without_slash=Answer(308, {"location": "./flower/"}),
         statics=(SCRIPT,),
-        made_up=dict.fromkeys(MADE_UP, saying(seen)),
+        spoofed=dict.fromkeys(SPOOFED_HEADERS, saying(seen)),
         encoded=saying(replace(seen, path="/-/check/a%2Fb")),
         post=saying(seen),
-        own=saying(seen),
-        foreign=dict.fromkeys(FOREIGN, refused),
-        large=saying(seen),
+        same_origin=saying(seen),
+        cross_site=dict.fromkeys(CROSS_SITE_HEADERS, refused),
+        large_body=saying(seen),
         anonymous=Answer(401),
-        made_up_user=None,
+        spoofed_user=None,
         metrics=Answer(401),
     )
     return replace(healthy, **changes)
 
 
-def made_up(header: str, seen: Seen) -> dict[str, Any]:
-    return {"made_up": {**dict.fromkeys(MADE_UP, saying(SEEN)), header: saying(seen)}}
+def spoofed(header: str, seen: Seen) -> dict[str, Any]:
+    return {"spoofed": {**dict.fromkeys(SPOOFED_HEADERS, saying(SEEN)), header: saying(seen)}}
 
 
 def with_worker(**changes: Any) -> Seen:
@@ -133,17 +140,17 @@ def test_what_is_healthy_passes() -> None:
             id="type",
         ),
         pytest.param(
-            evidence(own=Answer(403)), "origin", "failed", "is taken for another site's", id="origin-is-changed"
+            evidence(same_origin=Answer(403)), "origin", "failed", "is taken for another site's", id="origin-is-changed"
         ),
         pytest.param(evidence(encoded=Answer(404)), "encoding", "warning", "comes to 404 Not Found", id="apache-slash"),
         pytest.param(
-            evidence(**made_up("X-Forwarded-For", replace(SEEN, client="192.0.2.66", headers={}))),
+            evidence(**spoofed("X-Forwarded-For", replace(SEEN, client="192.0.2.66", headers={}))),
             *("forwarded", "passed", "does not count"),
             id="appended-behind-a-trusted-client",
         ),
         pytest.param(
             evidence(
-                **made_up(
+                **spoofed(
                     "X-Forwarded-For",
                     replace(SEEN, client="192.0.2.66", headers={"X-Forwarded-For": "192.0.2.66"}),
                 )
@@ -152,17 +159,17 @@ def test_what_is_healthy_passes() -> None:
             id="made-up-client",
         ),
         pytest.param(
-            evidence(**made_up("Forwarded", replace(SEEN, client="192.0.2.66"))),
+            evidence(**spoofed("Forwarded", replace(SEEN, client="192.0.2.66"))),
             *("forwarded", "failed", "counts: Forwarded"),
             id="made-up-forwarded",
         ),
         pytest.param(
-            evidence(made_up={**dict.fromkeys(MADE_UP, saying(SEEN)), "X-Forwarded-Host": Answer(403)}),
+            evidence(spoofed={**dict.fromkeys(SPOOFED_HEADERS, saying(SEEN)), "X-Forwarded-Host": Answer(403)}),
             *("forwarded", "failed", "counts: X-Forwarded-Host"),
             id="made-up-host-is-refused-further-in",
         ),
         pytest.param(
-            evidence(anonymous=saying(replace(SEEN, user_header="X-Forwarded-User")), made_up_user=None),
+            evidence(anonymous=saying(replace(SEEN, user_header="X-Forwarded-User")), spoofed_user=None),
             *("authentication", "failed", "sends a password by itself"),
             id="password-of-the-proxy",
         ),
@@ -276,7 +283,7 @@ def test_each_line_is_one_that_the_proxy_takes(
 ) -> None:
     name = checked_by.__name__
     remedies = [line(key, name, "/flower") for key in LINES]
-    remedies += set_headers(MADE_UP, name, "/flower").splitlines()
+    remedies += set_headers(SPOOFED_HEADERS, name, "/flower").splitlines()
     ended = subprocess.run(checked_by(remedies, tmp_path), capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
 

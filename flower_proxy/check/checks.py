@@ -7,10 +7,19 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
-from http.client import responses
 
 from flower_proxy import __version__
-from flower_proxy.check.client import ENCODED, LARGE, MADE_UP, Answer, Evidence, StaticFile, Target, path_of, resolve
+from flower_proxy.check.evidence import (
+    ENCODED_PATH,
+    LARGE_BODY,
+    SPOOFED_HEADERS,
+    Answer,
+    Evidence,
+    StaticFile,
+    Target,
+    path_of,
+    resolve,
+)
 from flower_proxy.check.remedies import line, recognise, set_headers
 from flower_proxy.check.report import PATH
 
@@ -97,11 +106,6 @@ def _warn(message: str, remedy: str) -> Told:
     return Status.WARNING, message, remedy
 
 
-def _came(answer: Answer) -> str:
-    """What an answer is, in a few words."""
-    return answer.problem or f"{answer.status} {responses.get(answer.status, '')}".rstrip()
-
-
 def _unanswered(*answers: Answer | None) -> Told | None:
     """Return a warning if one of these did not come, since nothing follows from that."""
     problems = [answer.problem for answer in answers if answer is not None and not answer.status]
@@ -157,7 +161,7 @@ def _slash(evidence: Evidence, advice: Advice) -> Told:
     leads_to = resolve(f"{target.origin}{target.prefix}", answer.headers.get("location", ""))
     if answer.status in range(300, 400) and leads_to == str(target):
         return _ok(f"{target.prefix} leads to {target.prefix}/")
-    came = f"leads to {leads_to}" if answer.status in range(300, 400) else f"is answered with {_came(answer)}"
+    came = f"leads to {leads_to}" if answer.status in range(300, 400) else f"is answered with {answer}"
     return _fail(f"{target.prefix}, without the slash at the end, {came}", advice.line("slash"))
 
 
@@ -177,9 +181,9 @@ def _forwarded(evidence: Evidence, advice: Advice) -> Told:
         for header, check in _SETS.items()
         if header not in evidence.seen.headers and check(evidence, advice)[0] is not Status.PASSED
     }
-    believed = [name for name, answer in evidence.made_up.items() if name not in named and _is_believed(evidence, name)]
+    believed = [name for name, answer in evidence.spoofed.items() if name not in named and _is_believed(evidence, name)]
     if not believed:
-        if unknown := _unanswered(*evidence.made_up.values()):
+        if unknown := _unanswered(*evidence.spoofed.values()):
             return unknown
         return _ok("what a client makes up does not count")
     return _fail(f"what a client makes up counts: {', '.join(believed)}", advice.set(*believed))
@@ -194,14 +198,14 @@ _SETS: Mapping[str, Callable[[Evidence, Advice], Told]] = {
 
 
 def _is_believed(evidence: Evidence, name: str) -> bool:
-    answer, seen = evidence.made_up[name], evidence.seen
+    answer, seen = evidence.spoofed[name], evidence.seen
     told = answer.seen
     if told is None:
         # Refused, or sent to where nothing is
         return answer.status in range(300, 500)
     if name == "X-Forwarded-For":
         # One that appends is fine, also where it finds us to be somebody whom Flower trusts
-        return told.client != seen.client and told.headers.get(name, "").endswith(MADE_UP[name])
+        return told.client != seen.client and told.headers.get(name, "").endswith(SPOOFED_HEADERS[name])
     if name == "Forwarded" and told.client != seen.client:
         return True
     return (told.scheme, told.host, told.prefix) != (seen.scheme, seen.host, seen.prefix)
@@ -213,7 +217,7 @@ def _is_believed(evidence: Evidence, name: str) -> bool:
 def _static(evidence: Evidence, advice: Advice) -> Told:
     page = evidence.page
     if page.status != HTTPStatus.OK or not evidence.statics:
-        return _fail(f"the page at {evidence.target} is not Flower's: {_came(page)}", advice.line("static"))
+        return _fail(f"the page at {evidence.target} is not Flower's: {page}", advice.line("static"))
     for file in evidence.statics:
         if fault := _fault_of(file, evidence.target):
             remedy = advice.line("large" if file.answer and file.answer.problem else "static")
@@ -226,7 +230,7 @@ def _fault_of(file: StaticFile, target: Target) -> str:
     if answer is None:
         return f"is not below {target}"
     if answer.status != HTTPStatus.OK or answer.problem:
-        return f"is answered with {_came(answer)}"
+        return f"is answered with {answer}"
     kind = answer.headers.get("content-type", "none")
     return "" if file.expected_type in kind else f"comes as {kind}, and browsers refuse it"
 
@@ -237,7 +241,7 @@ def _of_code(evidence: Evidence) -> list[tuple[StaticFile, Answer]]:
 
 def _compression(evidence: Evidence, advice: Advice) -> Told:
     size = sum(file.size for file, answer in _of_code(evidence) if "content-encoding" not in answer.headers)
-    if size < LARGE:
+    if size < LARGE_BODY:
         return _ok("scripts and styles are compressed")
     return _warn(f"{size // 1000} kilobytes of scripts and styles are sent uncompressed", advice.line("compression"))
 
@@ -253,27 +257,28 @@ def _cache(evidence: Evidence, advice: Advice) -> Told:
 
 def _encoding(evidence: Evidence, advice: Advice) -> Told:
     told = evidence.encoded.seen
-    if told is not None and told.path == PATH + ENCODED:
+    if told is not None and told.path == PATH + ENCODED_PATH:
         return _ok("names with a slash arrive as they were sent")
-    came = told.path.removeprefix(PATH) if told else _came(evidence.encoded)
+    came = told.path.removeprefix(PATH) if told else evidence.encoded
     return _warn(
-        f"names with a slash, of tasks or queues, cannot be opened: {ENCODED} comes to {came}", advice.line("encoding")
+        f"names with a slash, of tasks or queues, cannot be opened: {ENCODED_PATH} comes to {came}",
+        advice.line("encoding"),
     )
 
 
 def _post(evidence: Evidence, advice: Advice) -> Told:
     if evidence.post.seen is not None:
         return _ok("buttons and the tasks table can ask")
-    return _fail(f"a POST is answered with {_came(evidence.post)}, so buttons do not work", advice.line("post"))
+    return _fail(f"a POST is answered with {evidence.post}, so buttons do not work", advice.line("post"))
 
 
 def _origin(evidence: Evidence, advice: Advice) -> Told:
-    if evidence.own.seen is None:
+    if evidence.same_origin.seen is None:
         return _fail(
-            f"Flower's own page is taken for another site's: a POST of its is answered with {_came(evidence.own)}",
+            f"Flower's own page is taken for another site's: a POST of its is answered with {evidence.same_origin}",
             advice.line("origin"),
         )
-    let_in = [header for header, answer in evidence.foreign.items() if answer.seen is not None]
+    let_in = [header for header, answer in evidence.cross_site.items() if answer.seen is not None]
     if let_in:
         return _fail(
             f"the page of another site could press buttons: {', '.join(let_in)} does not arrive", advice.line("origin")
@@ -282,10 +287,10 @@ def _origin(evidence: Evidence, advice: Advice) -> Told:
 
 
 def _body(evidence: Evidence, advice: Advice) -> Told:
-    if evidence.large.seen is not None:
-        return _ok(f"a request of {LARGE // 1000} kilobytes comes through")
+    if evidence.large_body.seen is not None:
+        return _ok(f"a request of {LARGE_BODY // 1000} kilobytes comes through")
     return _fail(
-        f"a request of {LARGE // 1000} kilobytes is answered with {_came(evidence.large)}", advice.line("body")
+        f"a request of {LARGE_BODY // 1000} kilobytes is answered with {evidence.large_body}", advice.line("body")
     )
 
 
@@ -302,10 +307,10 @@ def _authentication(evidence: Evidence, advice: Advice) -> Told:
         if header := evidence.seen.user_header:
             return _fail(f"anybody may enter: the proxy sends {header} without asking", advice.set(header))
         return _fail("anybody may enter: the proxy sends a password by itself", advice.line("authentication"))
-    if evidence.made_up_user is not None and evidence.made_up_user.seen is not None:
+    if evidence.spoofed_user is not None and evidence.spoofed_user.seen is not None:
         header = str(evidence.seen.user_header)
         return _fail(f"anybody may enter who sends {header}: the proxy passes it on", advice.set(header))
-    if unknown := _unanswered(evidence.anonymous, evidence.made_up_user):
+    if unknown := _unanswered(evidence.anonymous, evidence.spoofed_user):
         return unknown
     return _ok("nobody enters without saying who they are")
 
@@ -436,9 +441,7 @@ def not_reached(answer: Answer, health: Answer, target: Target, user: str | None
         return failed(*_unauthorized(answer.headers.get("www-authenticate", ""), user))
     if answer.status in _REFUSED or answer.status == HTTPStatus.TOO_MANY_REQUESTS:
         said = _first_line(answer)
-        return failed(
-            f"{_came(answer)}{': ' + said if said else ''}", "" if said else f"{who} refuses: look into its log"
-        )
+        return failed(f"{answer}{': ' + said if said else ''}", "" if said else f"{who} refuses: look into its log")
     if answer.status in range(300, 400):
         leads_to = resolve(str(target), answer.headers.get("location", ""))
         if path_of(leads_to).endswith(PATH):
@@ -450,11 +453,11 @@ def not_reached(answer: Answer, health: Answer, target: Target, user: str | None
         )
     if answer.status in (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT):
         return failed(
-            f"{who} answers {_came(answer)}: it does not reach flower-proxy",
+            f"{who} answers {answer}: it does not reach flower-proxy",
             "start flower-proxy, and compare the address that it prints with the one that the proxy passes on to",
         )
     if answer.status == HTTPStatus.BAD_REQUEST:
-        return failed(f"{_came(answer)}: {_first_line(answer) or 'is it https:// there?'}")
+        return failed(f"{answer}: {_first_line(answer) or 'is it https:// there?'}")
     if is_flower:
         return failed(
             f"Flower answers at {target}, but not flower-proxy", "start flower-proxy in place of celery flower"
@@ -465,7 +468,7 @@ def not_reached(answer: Answer, health: Answer, target: Target, user: str | None
             f"start flower-proxy with --url_prefix={target.prefix}",
         )
     return failed(
-        f"{who} answers {_came(answer)}, which is not Flower",
+        f"{who} answers {answer}, which is not Flower",
         f"look for a mistake in the address; otherwise let the proxy pass {target.prefix}/ on to flower-proxy",
     )
 
