@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from flower_proxy import __version__
-from flower_proxy.check.checks import Finding, Status, examine, not_reached
+from flower_proxy.check.checks import CHECKS
 from flower_proxy.check.evidence import (
     CROSS_SITE_HEADERS,
     SPOOFED_HEADERS,
@@ -21,8 +21,10 @@ from flower_proxy.check.evidence import (
     StaticFile,
     parse_target,
 )
-from flower_proxy.check.remedies import LINES, PROXIES, line, recognise, set_headers
+from flower_proxy.check.findings import Finding, Status
+from flower_proxy.check.remedies import LINES, PROXIES, Advice, recognise
 from flower_proxy.check.report import Seen, SeenWorker
+from flower_proxy.check.unreached import not_reached
 from flower_proxy.cli.check import show
 from flower_proxy.events.task_events import Unheard
 from tests.support.processes import program
@@ -98,7 +100,7 @@ def static(answer: Answer | None) -> dict[str, Any]:
 
 
 def test_what_is_healthy_passes() -> None:
-    assert {finding.status for finding in examine(evidence())} == {Status.PASSED}
+    assert {finding.status for finding in CHECKS.examine(evidence())} == {Status.PASSED}
 
 
 @pytest.mark.parametrize(
@@ -181,7 +183,7 @@ def test_what_is_healthy_passes() -> None:
     ],
 )
 def test_what_is_made_of_what_came_back(found: Evidence, name: str, status: str, says: str) -> None:
-    findings = {finding.name: finding for finding in examine(found)}
+    findings = {finding.name: finding for finding in CHECKS.examine(found)}
     assert (findings[name].status.value, says in findings[name].message) == (status, True), findings[name]
     others = {other.name: other.status for other in findings.values() if other.name != name}
     assert not {Status.FAILED, Status.WARNING} & set(others.values())
@@ -282,8 +284,9 @@ def test_each_line_is_one_that_the_proxy_takes(
     checked_by: Callable[[Sequence[str], Path], list[str]], tmp_path: Path
 ) -> None:
     name = checked_by.__name__
-    remedies = [line(key, name, "/flower") for key in LINES]
-    remedies += set_headers(SPOOFED_HEADERS, name, "/flower").splitlines()
+    advice = Advice(name, "/flower")
+    remedies = [advice.line(key) for key in LINES]
+    remedies += advice.set_headers(*SPOOFED_HEADERS).splitlines()
     ended = subprocess.run(checked_by(remedies, tmp_path), capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
 
@@ -292,6 +295,7 @@ def test_every_proxy_is_recognised_and_others_get_words() -> None:
     said = ["nginx/1.22.1", "Apache/2.4.66 (Debian)", "Caddy"]
     assert tuple(recognise(server) for server in said) == PROXIES
     assert [recognise(server) for server in ("openresty", "", "cloudflare")] == ["nginx", "", ""]
+    advice = Advice("", "/flower")
     for key in LINES:
-        assert line(key, "", "/flower")
-    assert set_headers(["Forwarded"], "", "/flower") == "let the proxy take Forwarded out of what clients send"
+        assert advice.line(key)
+    assert advice.set_headers("Forwarded") == "let the proxy take Forwarded out of what clients send"

@@ -11,10 +11,12 @@ from pathlib import Path
 import click
 
 from flower_proxy.auth.passwords import CredentialsError, check_user
-from flower_proxy.check.checks import Finding, Status, examine, not_reached, timed_out
+from flower_proxy.check.checks import CHECKS
 from flower_proxy.check.client import CheckTimeoutError, Client
 from flower_proxy.check.evidence import ask_launcher, gather, parse_target
+from flower_proxy.check.findings import Finding, Status
 from flower_proxy.check.remedies import PROXIES
+from flower_proxy.check.unreached import not_reached, timed_out
 from flower_proxy.cli.errors import InputError
 from flower_proxy.cli.hash_password import read_password
 
@@ -66,13 +68,13 @@ def run_checks(client: Client, *, user: str | None = None, proxy: str = "") -> l
     """Make all requests, and examine the answers.
 
     :param user: whose credentials the client sends; None if it sends none.
-    :param proxy: as for `examine`.
+    :param proxy: as for `Checklist.examine`.
     :returns: one finding per check, or a single one if the launcher does not answer.
     """
     try:
         answer, now = ask_launcher(client)
         if (seen := answer.seen) is not None:
-            return examine(gather(client, answer, seen, now), proxy)
+            return CHECKS.examine(gather(client, answer, seen, now), proxy)
         healthcheck = f"{client.target.prefix}/healthcheck"
         health = answer if answer.problem else client.ask(healthcheck, authenticated=False)
         return [not_reached(answer, health, client.target, user)]
