@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -299,3 +300,24 @@ def test_every_proxy_is_recognised_and_others_get_words() -> None:
     for key in LINES:
         assert advice.line(key)
     assert advice.set_headers("Forwarded") == "let the proxy take Forwarded out of what clients send"
+
+
+# Imports
+
+
+def modules_after(name: str) -> set[str]:
+    """Import a module in a fresh interpreter, and return the modules that are loaded then."""
+    code = f"import sys, {name}; print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    return set(ended.stdout.split())
+
+
+def test_the_doctor_loads_neither_flower_nor_tornado_web() -> None:
+    loaded = modules_after("flower_proxy.cli.check")
+    assert "flower_proxy.check.checks" in loaded
+    assert not {"flower", "tornado.web"} & loaded
+
+
+def test_the_report_loads_nothing_else_of_the_doctor() -> None:
+    loaded = {name for name in modules_after("flower_proxy.check.report") if name.startswith("flower_proxy")}
+    assert loaded == {"flower_proxy", "flower_proxy.check", "flower_proxy.check.report"}
