@@ -484,7 +484,7 @@ def test_a_worker_in_another_time_zone_comes_up(tmp_path: Path) -> None:
 def test_a_clock_that_is_wrong_here_comes_up(
     flower: Flower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int
 ) -> None:
-    monkeypatch.setattr("flower_proxy.check.client.time", SimpleNamespace(time=lambda: time.time() + seconds))
+    monkeypatch.setattr("flower_proxy.check.evidence.time", SimpleNamespace(time=lambda: time.time() + seconds))
     with proxied(healthy(), flower, tmp_path) as url:
         found = ask(url)
     assert found.wrong == ["failed clocks"], found

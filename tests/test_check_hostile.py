@@ -12,10 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flower_proxy.check.checks import Finding, examine
-from flower_proxy.check.client import MAX_ANSWER, Client, parse_target
+from flower_proxy.check.checks import CHECKS
+from flower_proxy.check.client import MAX_ANSWER, Client
+from flower_proxy.check.evidence import parse_target
+from flower_proxy.check.findings import Finding
 from flower_proxy.check.report import MAX_DEPTH, PATH, Seen, SeenWorker, parse_json, read_seen
-from flower_proxy.cli.check import look, show
+from flower_proxy.cli.check import run_checks, show
 from tests.support.hostile import answering, forever, ok
 from tests.test_findings import SEEN, evidence, saying
 
@@ -29,7 +31,7 @@ def looked_at(
 ) -> list[Finding]:
     with answering(pieces, pause=pause) as address:
         target = parse_target(f"{scheme}://{address}/flower/")
-        return look(Client(target, "", ssl.create_default_context(), timeout=timeout))
+        return run_checks(Client(target, "", ssl.create_default_context(), timeout=timeout))
 
 
 HEAD = b"HTTP/1.1 200 OK\r\n"
@@ -166,7 +168,7 @@ def test_accepted_reports_can_be_examined_and_shown(of_all: Any, of_worker: Any)
     except (TypeError, ValueError):
         return
     assert read_seen(json.loads(json.dumps(asdict(seen)))) == seen
-    show(examine(evidence(seen, anonymous=saying(seen))))
+    show(CHECKS.examine(evidence(seen, anonymous=saying(seen))))
 
 
 @UNTIMED
@@ -188,5 +190,5 @@ def test_deep_json_is_refused(levels: int) -> None:
 
 def test_an_answer_that_does_not_come_proves_nothing() -> None:
     silent = replace(saying(SEEN), status=0, body=b"", problem="no answer")
-    found = {finding.name: finding for finding in examine(evidence(anonymous=silent, metrics=silent))}
+    found = {finding.name: finding for finding in CHECKS.examine(evidence(anonymous=silent, metrics=silent))}
     assert [found[name].message for name in ("authentication", "metrics")] == ["not known: no answer"] * 2

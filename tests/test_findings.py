@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,10 +13,19 @@ from typing import Any
 import pytest
 
 from flower_proxy import __version__
-from flower_proxy.check.checks import Finding, Status, examine, not_reached
-from flower_proxy.check.client import FOREIGN, MADE_UP, Answer, Evidence, StaticFile, parse_target
-from flower_proxy.check.remedies import LINES, PROXIES, line, recognise, set_headers
+from flower_proxy.check.checks import CHECKS
+from flower_proxy.check.evidence import (
+    CROSS_SITE_HEADERS,
+    SPOOFED_HEADERS,
+    Answer,
+    Evidence,
+    StaticFile,
+    parse_target,
+)
+from flower_proxy.check.findings import Finding, Status
+from flower_proxy.check.remedies import LINES, PROXIES, Advice, recognise
 from flower_proxy.check.report import Seen, SeenWorker
+from flower_proxy.check.unreached import not_reached
 from flower_proxy.cli.check import show
 from flower_proxy.events.task_events import Unheard
 from tests.support.processes import program
@@ -65,21 +75,21 @@ def evidence(seen: Seen = SEEN, **changes: Any) -> Evidence:
         page=Answer(200),
         without_slash=Answer(308, {"location": "./flower/"}),
         statics=(SCRIPT,),
-        made_up=dict.fromkeys(MADE_UP, saying(seen)),
+        spoofed=dict.fromkeys(SPOOFED_HEADERS, saying(seen)),
         encoded=saying(replace(seen, path="/-/check/a%2Fb")),
         post=saying(seen),
-        own=saying(seen),
-        foreign=dict.fromkeys(FOREIGN, refused),
-        large=saying(seen),
+        same_origin=saying(seen),
+        cross_site=dict.fromkeys(CROSS_SITE_HEADERS, refused),
+        large_body=saying(seen),
         anonymous=Answer(401),
-        made_up_user=None,
+        spoofed_user=None,
         metrics=Answer(401),
     )
     return replace(healthy, **changes)
 
 
-def made_up(header: str, seen: Seen) -> dict[str, Any]:
-    return {"made_up": {**dict.fromkeys(MADE_UP, saying(SEEN)), header: saying(seen)}}
+def spoofed(header: str, seen: Seen) -> dict[str, Any]:
+    return {"spoofed": {**dict.fromkeys(SPOOFED_HEADERS, saying(SEEN)), header: saying(seen)}}
 
 
 def with_worker(**changes: Any) -> Seen:
@@ -91,7 +101,7 @@ def static(answer: Answer | None) -> dict[str, Any]:
 
 
 def test_what_is_healthy_passes() -> None:
-    assert {finding.status for finding in examine(evidence())} == {Status.PASSED}
+    assert {finding.status for finding in CHECKS.examine(evidence())} == {Status.PASSED}
 
 
 @pytest.mark.parametrize(
@@ -133,17 +143,17 @@ def test_what_is_healthy_passes() -> None:
             id="type",
         ),
         pytest.param(
-            evidence(own=Answer(403)), "origin", "failed", "is taken for another site's", id="origin-is-changed"
+            evidence(same_origin=Answer(403)), "origin", "failed", "is taken for another site's", id="origin-is-changed"
         ),
         pytest.param(evidence(encoded=Answer(404)), "encoding", "warning", "comes to 404 Not Found", id="apache-slash"),
         pytest.param(
-            evidence(**made_up("X-Forwarded-For", replace(SEEN, client="192.0.2.66", headers={}))),
+            evidence(**spoofed("X-Forwarded-For", replace(SEEN, client="192.0.2.66", headers={}))),
             *("forwarded", "passed", "does not count"),
             id="appended-behind-a-trusted-client",
         ),
         pytest.param(
             evidence(
-                **made_up(
+                **spoofed(
                     "X-Forwarded-For",
                     replace(SEEN, client="192.0.2.66", headers={"X-Forwarded-For": "192.0.2.66"}),
                 )
@@ -152,17 +162,17 @@ def test_what_is_healthy_passes() -> None:
             id="made-up-client",
         ),
         pytest.param(
-            evidence(**made_up("Forwarded", replace(SEEN, client="192.0.2.66"))),
+            evidence(**spoofed("Forwarded", replace(SEEN, client="192.0.2.66"))),
             *("forwarded", "failed", "counts: Forwarded"),
             id="made-up-forwarded",
         ),
         pytest.param(
-            evidence(made_up={**dict.fromkeys(MADE_UP, saying(SEEN)), "X-Forwarded-Host": Answer(403)}),
+            evidence(spoofed={**dict.fromkeys(SPOOFED_HEADERS, saying(SEEN)), "X-Forwarded-Host": Answer(403)}),
             *("forwarded", "failed", "counts: X-Forwarded-Host"),
             id="made-up-host-is-refused-further-in",
         ),
         pytest.param(
-            evidence(anonymous=saying(replace(SEEN, user_header="X-Forwarded-User")), made_up_user=None),
+            evidence(anonymous=saying(replace(SEEN, user_header="X-Forwarded-User")), spoofed_user=None),
             *("authentication", "failed", "sends a password by itself"),
             id="password-of-the-proxy",
         ),
@@ -174,7 +184,7 @@ def test_what_is_healthy_passes() -> None:
     ],
 )
 def test_what_is_made_of_what_came_back(found: Evidence, name: str, status: str, says: str) -> None:
-    findings = {finding.name: finding for finding in examine(found)}
+    findings = {finding.name: finding for finding in CHECKS.examine(found)}
     assert (findings[name].status.value, says in findings[name].message) == (status, True), findings[name]
     others = {other.name: other.status for other in findings.values() if other.name != name}
     assert not {Status.FAILED, Status.WARNING} & set(others.values())
@@ -275,8 +285,9 @@ def test_each_line_is_one_that_the_proxy_takes(
     checked_by: Callable[[Sequence[str], Path], list[str]], tmp_path: Path
 ) -> None:
     name = checked_by.__name__
-    remedies = [line(key, name, "/flower") for key in LINES]
-    remedies += set_headers(MADE_UP, name, "/flower").splitlines()
+    advice = Advice(name, "/flower")
+    remedies = [advice.line(key) for key in LINES]
+    remedies += advice.set_headers(*SPOOFED_HEADERS).splitlines()
     ended = subprocess.run(checked_by(remedies, tmp_path), capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
 
@@ -285,6 +296,28 @@ def test_every_proxy_is_recognised_and_others_get_words() -> None:
     said = ["nginx/1.22.1", "Apache/2.4.66 (Debian)", "Caddy"]
     assert tuple(recognise(server) for server in said) == PROXIES
     assert [recognise(server) for server in ("openresty", "", "cloudflare")] == ["nginx", "", ""]
+    advice = Advice("", "/flower")
     for key in LINES:
-        assert line(key, "", "/flower")
-    assert set_headers(["Forwarded"], "", "/flower") == "let the proxy take Forwarded out of what clients send"
+        assert advice.line(key)
+    assert advice.set_headers("Forwarded") == "let the proxy take Forwarded out of what clients send"
+
+
+# Imports
+
+
+def modules_after(name: str) -> set[str]:
+    """Import a module in a fresh interpreter, and return the modules that are loaded then."""
+    code = f"import sys, {name}; print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    return set(ended.stdout.split())
+
+
+def test_the_doctor_loads_neither_flower_nor_tornado_web() -> None:
+    loaded = modules_after("flower_proxy.cli.check")
+    assert "flower_proxy.check.checks" in loaded
+    assert not {"flower", "tornado.web"} & loaded
+
+
+def test_the_report_loads_nothing_else_of_the_doctor() -> None:
+    loaded = {name for name in modules_after("flower_proxy.check.report") if name.startswith("flower_proxy")}
+    assert loaded == {"flower_proxy", "flower_proxy.check", "flower_proxy.check.report"}

@@ -1,1 +1,1 @@
-"""The doctor: what ``flower-proxy check`` asks, and what it makes of the answers."""
+"""The doctor, ``flower-proxy check``: requests to a deployment, checks of the answers, findings with remedies."""

@@ -1,497 +1,336 @@
-"""From what came back to what is wrong, and what to do about it: plain functions."""
+"""The checks of a deployment.
+
+Each function is one check: its name is that of the finding, and the decorator names the checks that it needs.
+"""
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
-from functools import partial
-from http import HTTPStatus
-from http.client import responses
+from collections.abc import Iterator, Mapping
 
 from flower_proxy import __version__
-from flower_proxy.check.client import ENCODED, LARGE, MADE_UP, Answer, Evidence, StaticFile, Target, path_of, resolve
-from flower_proxy.check.remedies import line, recognise, set_headers
+from flower_proxy.check.evidence import (
+    ENCODED_PATH,
+    LARGE_BODY,
+    SPOOFED_HEADERS,
+    Answer,
+    Evidence,
+    StaticFile,
+    Target,
+    resolve,
+)
+from flower_proxy.check.findings import Check, Checklist, Outcome, Problem, Status
+from flower_proxy.check.remedies import Advice
 from flower_proxy.check.report import PATH
 
-MOST_SECONDS_APART = 16
-"""Of two clocks; beyond it Celery complains too."""
+MAX_CLOCK_SKEW = 16
+"""Seconds; Celery warns beyond the same limit."""
 
-_REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-
-
-class Status(enum.Enum):
-    """What became of a check."""
-
-    PASSED = "passed"
-    WARNING = "warning"
-    FAILED = "failed"
-    SKIPPED = "skipped"
+CHECKS = Checklist()
+check = CHECKS.check
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What one check came to.
-
-    :ivar name: of the check.
-    :ivar message: what was seen, in one line.
-    :ivar remedy: what to add or to do, a line each; empty where nothing is to be done.
-    """
-
-    name: str
-    status: Status
-    message: str
-    remedy: str = ""
+@check()
+def launcher(evidence: Evidence, advice: Advice) -> Outcome:
+    return f"flower-proxy answers at {evidence.target}"
 
 
-Told = tuple[Status, str, str]
+# Public location
 
 
-@dataclass(frozen=True)
-class Advice:
-    """Writes remedies for a proxy.
-
-    :ivar proxy: one of `flower_proxy.check.remedies.PROXIES`, or empty.
-    """
-
-    proxy: str
-    prefix: str
-
-    def line(self, key: str) -> str:
-        return line(key, self.proxy, self.prefix)
-
-    def set(self, *names: str) -> str:
-        return set_headers(names, self.proxy, self.prefix)
-
-
-def examine(evidence: Evidence, proxy: str = "") -> list[Finding]:
-    """Judge what came back.
-
-    :param proxy: which one it is, where that is known; otherwise it is what the answers say.
-    :returns: a finding for each check. One whose ground another one has taken away is skipped and says so.
-    """
-    advice = Advice(proxy or recognise(evidence.answer.headers.get("server", "")), evidence.target.prefix)
-    findings = [Finding("launcher", *_ok(f"flower-proxy answers at {evidence.target}"))]
-    without: set[str] = set()
-    for name, needs, check in _CHECKS:
-        if lacks := [need for need in needs if need in without]:
-            findings.append(Finding(name, Status.SKIPPED, f"not looked at, because of {lacks[0]}"))
-            without.add(name)
-            continue
-        finding = Finding(name, *check(evidence, advice))
-        findings.append(finding)
-        if finding.status is Status.FAILED:
-            without.add(name)
-    return findings
-
-
-def _ok(message: str) -> Told:
-    return Status.PASSED, message, ""
-
-
-def _fail(message: str, remedy: str) -> Told:
-    return Status.FAILED, message, remedy
-
-
-def _warn(message: str, remedy: str) -> Told:
-    return Status.WARNING, message, remedy
-
-
-def _came(answer: Answer) -> str:
-    """What an answer is, in a few words."""
-    return answer.problem or f"{answer.status} {responses.get(answer.status, '')}".rstrip()
-
-
-def _unanswered(*answers: Answer | None) -> Told | None:
-    """Return a warning if one of these did not come, since nothing follows from that."""
-    problems = [answer.problem for answer in answers if answer is not None and not answer.status]
-    return _warn(f"not known: {problems[0]}", "check again") if problems else None
-
-
-# Where are we
-
-
-def _trust(evidence: Evidence, advice: Advice) -> Told:
+@check()
+def trust(evidence: Evidence, advice: Advice) -> Outcome:
     seen = evidence.seen
     if seen.trusted:
-        return _ok("no proxy is in between" if evidence.direct else f"the proxy at {seen.peer} is trusted")
+        return "no proxy is in between" if evidence.direct else f"the proxy at {seen.peer} is trusted"
     if not seen.headers:
-        return _ok(f"{seen.peer} is not trusted, and says nothing that could count")
+        return f"{seen.peer} is not trusted, and says nothing that could count"
     entries = ",".join((*seen.trusted_proxies, seen.peer))
-    return _fail(
+    return Problem(
         f"{seen.peer} sends {', '.join(seen.headers)}, which does not count, as it is not trusted",
         f"start flower-proxy with --trusted_proxies={entries}",
     )
 
 
-def _scheme(evidence: Evidence, advice: Advice) -> Told:
+@check(trust)
+def scheme(evidence: Evidence, advice: Advice) -> Outcome:
     asked, seen = evidence.target.scheme, evidence.seen.scheme
     if asked == seen:
-        return _ok(f"{seen}, as it was asked")
-    return _fail(f"Flower takes it for {seen}, but it was asked by {asked}", advice.set("X-Forwarded-Proto"))
+        return f"{seen}, as it was asked"
+    return Problem(f"Flower takes it for {seen}, but it was asked by {asked}", advice.set_headers("X-Forwarded-Proto"))
 
 
-def _host(evidence: Evidence, advice: Advice) -> Told:
+@check(trust)
+def host(evidence: Evidence, advice: Advice) -> Outcome:
     asked, seen = evidence.target.host, evidence.seen.host
     if asked == seen:
-        return _ok(f"{seen}, as it was asked")
-    return _fail(f"Flower takes its host for {seen}, but {asked} was asked", advice.set("X-Forwarded-Host"))
+        return f"{seen}, as it was asked"
+    return Problem(f"Flower takes its host for {seen}, but {asked} was asked", advice.set_headers("X-Forwarded-Host"))
 
 
-def _prefix(evidence: Evidence, advice: Advice) -> Told:
+@check(trust)
+def prefix(evidence: Evidence, advice: Advice) -> Outcome:
     asked, seen = evidence.target.prefix, evidence.seen.prefix
-    remedy = f"start flower-proxy with --url_prefix={asked}" if evidence.direct else advice.set("X-Forwarded-Prefix")
     if seen == asked:
-        return _ok(f"{seen or '/'}, as it was asked")
+        return f"{seen or '/'}, as it was asked"
+    if seen is None and not asked:
+        return "none"
+    option = f"start flower-proxy with --url_prefix={asked}"
+    remedy = option if evidence.direct else advice.set_headers("X-Forwarded-Prefix")
     if seen is None:
-        if not asked:
-            return _ok("none")
-        return _warn("nobody tells Flower its prefix: it works, by links that are relative to each page", remedy)
-    return _fail(f"Flower takes its prefix for {seen or '/'}, but {asked or '/'} was asked", remedy)
+        message = "nobody tells Flower its prefix: it works, by links that are relative to each page"
+        return Problem(message, remedy, Status.WARNING)
+    return Problem(f"Flower takes its prefix for {seen or '/'}, but {asked or '/'} was asked", remedy)
 
 
-def _slash(evidence: Evidence, advice: Advice) -> Told:
+@check()
+def slash(evidence: Evidence, advice: Advice) -> Outcome:
     answer, target = evidence.without_slash, evidence.target
     if answer is None:
-        return _ok("nothing to add to the root")
+        return "nothing to add to the root"
     leads_to = resolve(f"{target.origin}{target.prefix}", answer.headers.get("location", ""))
-    if answer.status in range(300, 400) and leads_to == str(target):
-        return _ok(f"{target.prefix} leads to {target.prefix}/")
-    came = f"leads to {leads_to}" if answer.status in range(300, 400) else f"is answered with {_came(answer)}"
-    return _fail(f"{target.prefix}, without the slash at the end, {came}", advice.line("slash"))
+    if answer.is_redirect and leads_to == str(target):
+        return f"{target.prefix} leads to {target.prefix}/"
+    came = f"leads to {leads_to}" if answer.is_redirect else f"is answered with {answer}"
+    return Problem(f"{target.prefix}, without the slash at the end, {came}", advice.line("slash"))
 
 
-def _client(evidence: Evidence, advice: Advice) -> Told:
+@check(trust)
+def client(evidence: Evidence, advice: Advice) -> Outcome:
     seen = evidence.seen
-    if evidence.direct or seen.client != seen.peer or "X-Forwarded-For" in seen.headers or "Forwarded" in seen.headers:
-        return _ok(f"your address is {seen.client}")
-    return _fail(f"Flower takes every client for the proxy, {seen.peer}", advice.set("X-Forwarded-For"))
+    if evidence.direct or seen.client != seen.peer or {"X-Forwarded-For", "Forwarded"} & seen.headers.keys():
+        return f"your address is {seen.client}"
+    return Problem(f"Flower takes every client for the proxy, {seen.peer}", advice.set_headers("X-Forwarded-For"))
 
 
-def _forwarded(evidence: Evidence, advice: Advice) -> Told:
-    if evidence.direct:
-        return _ok("no proxy is in between")
-    # Where a check has named the header already, one line is enough
-    named = {
-        header
-        for header, check in _SETS.items()
-        if header not in evidence.seen.headers and check(evidence, advice)[0] is not Status.PASSED
-    }
-    believed = [name for name, answer in evidence.made_up.items() if name not in named and _is_believed(evidence, name)]
-    if not believed:
-        if unknown := _unanswered(*evidence.made_up.values()):
-            return unknown
-        return _ok("what a client makes up does not count")
-    return _fail(f"what a client makes up counts: {', '.join(believed)}", advice.set(*believed))
-
-
-_SETS: Mapping[str, Callable[[Evidence, Advice], Told]] = {
-    "X-Forwarded-For": _client,
-    "X-Forwarded-Proto": _scheme,
-    "X-Forwarded-Host": _host,
-    "X-Forwarded-Prefix": _prefix,
+_HEADER_CHECKS: Mapping[str, Check] = {
+    "X-Forwarded-For": client,
+    "X-Forwarded-Proto": scheme,
+    "X-Forwarded-Host": host,
+    "X-Forwarded-Prefix": prefix,
 }
 
 
-def _is_believed(evidence: Evidence, name: str) -> bool:
-    answer, seen = evidence.made_up[name], evidence.seen
+@check(trust)
+def forwarded(evidence: Evidence, advice: Advice) -> Outcome:
+    if evidence.direct:
+        return "no proxy is in between"
+    # One finding per header is enough
+    reported = {
+        header
+        for header, header_check in _HEADER_CHECKS.items()
+        if header not in evidence.seen.headers and header_check(evidence, advice).status is not Status.PASSED
+    }
+    accepted = [name for name in evidence.spoofed if name not in reported and _accepts_spoofed(evidence, name)]
+    if accepted:
+        return Problem(f"what a client makes up counts: {', '.join(accepted)}", advice.set_headers(*accepted))
+    return _unanswered(*evidence.spoofed.values()) or "what a client makes up does not count"
+
+
+def _accepts_spoofed(evidence: Evidence, name: str) -> bool:
+    answer, seen = evidence.spoofed[name], evidence.seen
     told = answer.seen
     if told is None:
-        # Refused, or sent to where nothing is
+        # The spoofed location was refused, or led to a redirect
         return answer.status in range(300, 500)
     if name == "X-Forwarded-For":
-        # One that appends is fine, also where it finds us to be somebody whom Flower trusts
-        return told.client != seen.client and told.headers.get(name, "").endswith(MADE_UP[name])
+        # A proxy may append the client to the header, even if Flower trusts that client as a proxy
+        return told.client != seen.client and told.headers.get(name, "").endswith(SPOOFED_HEADERS[name])
     if name == "Forwarded" and told.client != seen.client:
         return True
     return (told.scheme, told.host, told.prefix) != (seen.scheme, seen.host, seen.prefix)
 
 
-# What comes through
+def _unanswered(*answers: Answer | None) -> Problem | None:
+    """Return a warning if an answer is missing, since that proves nothing."""
+    problems = (answer.problem for answer in answers if answer is not None and not answer.status)
+    return next((Problem(f"not known: {problem}", "check again", Status.WARNING) for problem in problems), None)
 
 
-def _static(evidence: Evidence, advice: Advice) -> Told:
+# Pages and requests
+
+
+@check(prefix)
+def static(evidence: Evidence, advice: Advice) -> Outcome:
     page = evidence.page
-    if page.status != HTTPStatus.OK or not evidence.statics:
-        return _fail(f"the page at {evidence.target} is not Flower's: {_came(page)}", advice.line("static"))
+    if not page.is_ok or not evidence.statics:
+        return Problem(f"the page at {evidence.target} is not Flower's: {page}", advice.line("static"))
     for file in evidence.statics:
         if fault := _fault_of(file, evidence.target):
             remedy = advice.line("large" if file.answer and file.answer.problem else "static")
-            return _fail(f"{file.path} {fault}", remedy)
-    return _ok(f"all {len(evidence.statics)} that the page names come whole, with their types")
+            return Problem(f"{file.path} {fault}", remedy)
+    return f"all {len(evidence.statics)} that the page names come whole, with their types"
 
 
 def _fault_of(file: StaticFile, target: Target) -> str:
     answer = file.answer
     if answer is None:
         return f"is not below {target}"
-    if answer.status != HTTPStatus.OK or answer.problem:
-        return f"is answered with {_came(answer)}"
+    if not answer.is_ok or answer.problem:
+        return f"is answered with {answer}"
     kind = answer.headers.get("content-type", "none")
     return "" if file.expected_type in kind else f"comes as {kind}, and browsers refuse it"
 
 
-def _of_code(evidence: Evidence) -> list[tuple[StaticFile, Answer]]:
-    return [(file, file.answer) for file in evidence.statics if file.answer and file.expected_type]
+def _scripts_and_styles(evidence: Evidence) -> Iterator[tuple[StaticFile, Mapping[str, str]]]:
+    return ((file, file.answer.headers) for file in evidence.statics if file.answer and file.expected_type)
 
 
-def _compression(evidence: Evidence, advice: Advice) -> Told:
-    size = sum(file.size for file, answer in _of_code(evidence) if "content-encoding" not in answer.headers)
-    if size < LARGE:
-        return _ok("scripts and styles are compressed")
-    return _warn(f"{size // 1000} kilobytes of scripts and styles are sent uncompressed", advice.line("compression"))
+@check(static)
+def compression(evidence: Evidence, advice: Advice) -> Outcome:
+    size = sum(file.size for file, headers in _scripts_and_styles(evidence) if "content-encoding" not in headers)
+    if size < LARGE_BODY:
+        return "scripts and styles are compressed"
+    message = f"{size // 1000} kilobytes of scripts and styles are sent uncompressed"
+    return Problem(message, advice.line("compression"), Status.WARNING)
 
 
-def _cache(evidence: Evidence, advice: Advice) -> Told:
-    for file, answer in _of_code(evidence):
-        control = answer.headers.get("cache-control", "").lower().replace(" ", "").split(",")
+@check(static)
+def cache(evidence: Evidence, advice: Advice) -> Outcome:
+    for file, headers in _scripts_and_styles(evidence):
+        control = headers.get("cache-control", "").lower().replace(" ", "").split(",")
         if {"no-store", "no-cache", "max-age=0"} & set(control) or not any("max-age" in part for part in control):
-            said = ",".join(control) or "missing"
-            return _warn(f"browsers load {file.path} each time: Cache-Control is {said}", advice.line("cache"))
-    return _ok("browsers keep scripts and styles")
+            message = f"browsers load {file.path} each time: Cache-Control is {','.join(control) or 'missing'}"
+            return Problem(message, advice.line("cache"), Status.WARNING)
+    return "browsers keep scripts and styles"
 
 
-def _encoding(evidence: Evidence, advice: Advice) -> Told:
+@check()
+def encoding(evidence: Evidence, advice: Advice) -> Outcome:
     told = evidence.encoded.seen
-    if told is not None and told.path == PATH + ENCODED:
-        return _ok("names with a slash arrive as they were sent")
-    came = told.path.removeprefix(PATH) if told else _came(evidence.encoded)
-    return _warn(
-        f"names with a slash, of tasks or queues, cannot be opened: {ENCODED} comes to {came}", advice.line("encoding")
-    )
+    if told is not None and told.path == PATH + ENCODED_PATH:
+        return "names with a slash arrive as they were sent"
+    came = told.path.removeprefix(PATH) if told else evidence.encoded
+    message = f"names with a slash, of tasks or queues, cannot be opened: {ENCODED_PATH} comes to {came}"
+    return Problem(message, advice.line("encoding"), Status.WARNING)
 
 
-def _post(evidence: Evidence, advice: Advice) -> Told:
+@check()
+def post(evidence: Evidence, advice: Advice) -> Outcome:
     if evidence.post.seen is not None:
-        return _ok("buttons and the tasks table can ask")
-    return _fail(f"a POST is answered with {_came(evidence.post)}, so buttons do not work", advice.line("post"))
+        return "buttons and the tasks table can ask"
+    return Problem(f"a POST is answered with {evidence.post}, so buttons do not work", advice.line("post"))
 
 
-def _origin(evidence: Evidence, advice: Advice) -> Told:
-    if evidence.own.seen is None:
-        return _fail(
-            f"Flower's own page is taken for another site's: a POST of its is answered with {_came(evidence.own)}",
+@check(scheme, host, post)
+def origin(evidence: Evidence, advice: Advice) -> Outcome:
+    if evidence.same_origin.seen is None:
+        return Problem(
+            f"Flower's own page is taken for another site's: a POST of its is answered with {evidence.same_origin}",
             advice.line("origin"),
         )
-    let_in = [header for header, answer in evidence.foreign.items() if answer.seen is not None]
-    if let_in:
-        return _fail(
+    if let_in := [header for header, answer in evidence.cross_site.items() if answer.seen is not None]:
+        return Problem(
             f"the page of another site could press buttons: {', '.join(let_in)} does not arrive", advice.line("origin")
         )
-    return _ok("Flower's own page may act, that of another site may not")
+    return "Flower's own page may act, that of another site may not"
 
 
-def _body(evidence: Evidence, advice: Advice) -> Told:
-    if evidence.large.seen is not None:
-        return _ok(f"a request of {LARGE // 1000} kilobytes comes through")
-    return _fail(
-        f"a request of {LARGE // 1000} kilobytes is answered with {_came(evidence.large)}", advice.line("body")
-    )
+@check(post)
+def body(evidence: Evidence, advice: Advice) -> Outcome:
+    request = f"a request of {LARGE_BODY // 1000} kilobytes"
+    if evidence.large_body.seen is not None:
+        return f"{request} comes through"
+    return Problem(f"{request} is answered with {evidence.large_body}", advice.line("body"))
 
 
-# Who may enter
+# Authentication
 
 
-def _authentication(evidence: Evidence, advice: Advice) -> Told:
+@check()
+def authentication(evidence: Evidence, advice: Advice) -> Outcome:
+    header = evidence.seen.user_header
     if evidence.anonymous.seen is not None:
         if not evidence.seen.asks:
-            return _fail(
+            return Problem(
                 "anybody may enter: Flower was started with --no_auth, and the proxy asks nobody either",
                 "start flower-proxy without --no_auth, or let the proxy ask",
             )
-        if header := evidence.seen.user_header:
-            return _fail(f"anybody may enter: the proxy sends {header} without asking", advice.set(header))
-        return _fail("anybody may enter: the proxy sends a password by itself", advice.line("authentication"))
-    if evidence.made_up_user is not None and evidence.made_up_user.seen is not None:
-        header = str(evidence.seen.user_header)
-        return _fail(f"anybody may enter who sends {header}: the proxy passes it on", advice.set(header))
-    if unknown := _unanswered(evidence.anonymous, evidence.made_up_user):
-        return unknown
-    return _ok("nobody enters without saying who they are")
+        if header:
+            return Problem(f"anybody may enter: the proxy sends {header} without asking", advice.set_headers(header))
+        return Problem("anybody may enter: the proxy sends a password by itself", advice.line("authentication"))
+    if evidence.spoofed_user is not None and evidence.spoofed_user.seen is not None:
+        message = f"anybody may enter who sends {header}: the proxy passes it on"
+        return Problem(message, advice.set_headers(str(header)))
+    return _unanswered(evidence.anonymous, evidence.spoofed_user) or "nobody enters without saying who they are"
 
 
-def _metrics(evidence: Evidence, advice: Advice) -> Told:
-    if unknown := _unanswered(evidence.metrics):
-        return unknown
-    if evidence.metrics.status != HTTPStatus.OK:
-        return _ok("closed to those without a password")
-    remedy = f"{advice.line('metrics')}\nor start flower-proxy without --metrics_open, or with --metrics_port"
-    return _fail("/metrics is open to everybody", remedy)
+@check(authentication)
+def metrics(evidence: Evidence, advice: Advice) -> Outcome:
+    if evidence.metrics.is_ok:
+        remedy = f"{advice.line('metrics')}\nor start flower-proxy without --metrics_open, or with --metrics_port"
+        return Problem("/metrics is open to everybody", remedy)
+    return _unanswered(evidence.metrics) or "closed to those without a password"
 
 
 # The cluster
 
 
-def _broker(evidence: Evidence, advice: Advice) -> Told:
+@check()
+def broker(evidence: Evidence, advice: Advice) -> Outcome:
     if evidence.seen.broker:
-        return _fail(
+        return Problem(
             evidence.seen.broker, "compare the broker's URL with that of the workers, and look into Flower's log"
         )
     if not evidence.seen.connected:
-        return _fail("the broker answers, but no events can arrive", "look into Flower's log")
-    return _ok("it answers")
+        return Problem("the broker answers, but no events can arrive", "look into Flower's log")
+    return "it answers"
 
 
-def _workers(evidence: Evidence, advice: Advice) -> Told:
-    alive = [worker for worker in evidence.seen.workers if worker.alive]
-    if alive:
-        silent = [worker.name for worker in evidence.seen.workers if not worker.alive]
-        gone = f"; silent: {', '.join(silent)}" if silent else ""
-        return _ok(f"{len(alive)} online{gone}")
-    return _fail(
-        "none is heard of",
-        "start one, on the same broker (compare the Broker: line of both logs), and not with both --without-heartbeat"
-        " and --without-gossip",
-    )
+@check(broker)
+def workers(evidence: Evidence, advice: Advice) -> Outcome:
+    online = sum(worker.alive for worker in evidence.seen.workers)
+    if not online:
+        return Problem(
+            "none is heard of",
+            "start one, on the same broker (compare the Broker: line of both logs), and not with both"
+            " --without-heartbeat and --without-gossip",
+        )
+    offline = [worker.name for worker in evidence.seen.workers if not worker.alive]
+    return f"{online} online" + (f"; silent: {', '.join(offline)}" if offline else "")
 
 
-def _events(evidence: Evidence, advice: Advice) -> Told:
+@check(workers)
+def events(evidence: Evidence, advice: Advice) -> Outcome:
     told = {worker.name: worker.task_events for worker in evidence.seen.workers if worker.alive}
     if silent := [name for name, sends in told.items() if sends is False]:
         remedy = "start the worker with -E, or set worker_send_task_events = True"
         if not evidence.seen.enable_events:
             remedy += "; or start flower-proxy without --enable_events=false"
-        return _fail(f"tasks run, but no events of them come from {', '.join(silent)}", remedy)
+        return Problem(f"tasks run, but no events of them come from {', '.join(silent)}", remedy)
     if heard := [name for name, sends in told.items() if sends]:
-        return _ok(f"those of tasks come from {len(heard)} of {len(told)} workers")
-    return Status.SKIPPED, "not known, because no task has run since Flower was started: run one, and ask again", ""
+        return f"those of tasks come from {len(heard)} of {len(told)} workers"
+    message = "not known, because no task has run since Flower was started: run one, and ask again"
+    return Problem(message, status=Status.SKIPPED)
 
 
-def _clocks(evidence: Evidence, advice: Advice) -> Told:
-    ours = evidence.seen.time - evidence.now
-    if abs(ours) > MOST_SECONDS_APART:
-        return _fail(f"Flower's clock is {_apart(ours)} that of this machine", "let both keep time by NTP")
+@check()
+def clocks(evidence: Evidence, advice: Advice) -> Outcome:
+    skew = evidence.seen.time - evidence.now
+    if abs(skew) > MAX_CLOCK_SKEW:
+        return Problem(f"Flower's clock is {_apart(skew)} that of this machine", "let both keep time by NTP")
     for worker in evidence.seen.workers:
-        if worker.alive and worker.ahead is not None and abs(worker.ahead) > MOST_SECONDS_APART:
-            return _fail(
+        if worker.alive and worker.ahead is not None and abs(worker.ahead) > MAX_CLOCK_SKEW:
+            return Problem(
                 f"the clock of {worker.name} is {_apart(worker.ahead)} Flower's",
                 "let both keep time by NTP, in the same time zone (TZ): Celery's events carry no other",
             )
-    return _ok("they agree")
+    return "they agree"
 
 
 def _apart(seconds: float) -> str:
     return f"{abs(seconds):.0f} seconds {'ahead of' if seconds > 0 else 'behind'}"
 
 
-def _versions(evidence: Evidence, advice: Advice) -> Told:
+@check()
+def versions(evidence: Evidence, advice: Advice) -> Outcome:
     seen = evidence.seen
     running = f"flower-proxy {seen.flower_proxy}, Flower {seen.flower}, Celery {seen.celery}"
     others = {worker.celery for worker in seen.workers if worker.alive and worker.celery} - {seen.celery}
     if others:
         running += f"; workers' Celery {', '.join(sorted(others))}"
     if seen.flower_proxy != __version__:
-        return _warn(f"{running}, checked by {__version__}", "check with the same version of flower-proxy")
-    if any(_major(other) != _major(seen.celery) for other in others):
-        return _warn(running, "run one major version of Celery everywhere")
-    return _ok(running)
-
-
-def _major(version: str) -> str:
-    return version.partition(".")[0]
-
-
-_CHECKS: tuple[tuple[str, Collection[str], Callable[[Evidence, Advice], Told]], ...] = (
-    ("trust", (), _trust),
-    ("scheme", ("trust",), _scheme),
-    ("host", ("trust",), _host),
-    ("prefix", ("trust",), _prefix),
-    ("slash", (), _slash),
-    ("client", ("trust",), _client),
-    ("forwarded", ("trust",), _forwarded),
-    ("static", ("prefix",), _static),
-    ("compression", ("static",), _compression),
-    ("cache", ("static",), _cache),
-    ("encoding", (), _encoding),
-    ("post", (), _post),
-    ("origin", ("scheme", "host", "post"), _origin),
-    ("body", ("post",), _body),
-    ("authentication", (), _authentication),
-    ("metrics", ("authentication",), _metrics),
-    ("broker", (), _broker),
-    ("workers", ("broker",), _workers),
-    ("events", ("workers",), _events),
-    ("clocks", (), _clocks),
-    ("versions", (), _versions),
-)
-
-
-# Where somebody else answers
-
-
-def not_reached(answer: Answer, health: Answer, target: Target, user: str | None) -> Finding:
-    """Say why what answers is not the launcher.
-
-    :param answer: to the question what it sees.
-    :param health: to the question whether Flower lives.
-    :param user: who asked.
-    """
-    failed = partial(Finding, "launcher", Status.FAILED)
-    if answer.problem:
-        return failed(answer.problem)
-    server = answer.headers.get("server", "").partition("/")[0]
-    who = server or "something"
-    is_flower = health.status == HTTPStatus.OK and health.text.strip() == "OK"
-    if answer.status == HTTPStatus.UNAUTHORIZED:
-        return failed(*_unauthorized(answer.headers.get("www-authenticate", ""), user))
-    if answer.status in _REFUSED or answer.status == HTTPStatus.TOO_MANY_REQUESTS:
-        said = _first_line(answer)
-        return failed(
-            f"{_came(answer)}{': ' + said if said else ''}", "" if said else f"{who} refuses: look into its log"
-        )
-    if answer.status in range(300, 400):
-        leads_to = resolve(str(target), answer.headers.get("location", ""))
-        if path_of(leads_to).endswith(PATH):
-            return failed(f"{target} leads to {leads_to.removesuffix(PATH)}/", "check that address")
-        # Its query holds states and clients that are nobody's business
-        return failed(
-            f"a page to log in at, {leads_to.partition('?')[0]}, is in front of Flower",
-            "check an address at which Flower itself asks for a password, such as the one that the proxy passes on to",
-        )
-    if answer.status in (HTTPStatus.BAD_GATEWAY, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT):
-        return failed(
-            f"{who} answers {_came(answer)}: it does not reach flower-proxy",
-            "start flower-proxy, and compare the address that it prints with the one that the proxy passes on to",
-        )
-    if answer.status == HTTPStatus.BAD_REQUEST:
-        return failed(f"{_came(answer)}: {_first_line(answer) or 'is it https:// there?'}")
-    if is_flower:
-        return failed(
-            f"Flower answers at {target}, but not flower-proxy", "start flower-proxy in place of celery flower"
-        )
-    if 'name="flower-page"' in answer.text:
-        return failed(
-            f"Flower answers, but finds no page at {target}",
-            f"start flower-proxy with --url_prefix={target.prefix}",
-        )
-    return failed(
-        f"{who} answers {_came(answer)}, which is not Flower",
-        f"look for a mistake in the address; otherwise let the proxy pass {target.prefix}/ on to flower-proxy",
-    )
-
-
-def timed_out(message: str) -> Finding:
-    """Report that the check ran out of time."""
-    remedy = "look into the logs of the proxy and of flower-proxy for what takes so long, and check again"
-    return Finding("launcher", Status.FAILED, message, remedy)
-
-
-def _unauthorized(challenge: str, user: str | None) -> tuple[str, str]:
-    if 'realm="flower"' not in challenge:
-        name = challenge.partition(" ")[0] or "somebody"
-        return (
-            f"the proxy asks for a password of its own ({name}), and does not take this one",
-            "use one file of users for both, as examples/nginx/auth_basic.conf does",
-        )
-    if user is None:
-        return "a password is asked for", "say who you are: --user NAME"
-    return (
-        f"the password of {user}, or the name, is wrong",
-        "try again; the one that is made up is in Flower's first lines",
-    )
-
-
-def _first_line(answer: Answer) -> str:
-    if not answer.headers.get("content-type", "").startswith("text/plain"):
-        return ""
-    return answer.text.strip().partition("\n")[0][:300]
+        message = f"{running}, checked by {__version__}"
+        return Problem(message, "check with the same version of flower-proxy", Status.WARNING)
+    if len({version.partition(".")[0] for version in (seen.celery, *others)}) > 1:
+        return Problem(running, "run one major version of Celery everywhere", Status.WARNING)
+    return running

@@ -1,11 +1,12 @@
-"""The exact line to add, for the proxies that are known."""
+"""Remedies: configuration lines for the known reverse proxies, and words for the others."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 PROXIES = ("nginx", "apache", "caddy")
-"""Those whose lines are known."""
+"""The reverse proxies for which there are configuration lines."""
 
 _SOFTWARE = {"nginx": "nginx", "openresty": "nginx", "apache": "apache", "caddy": "caddy"}
 
@@ -55,9 +56,9 @@ LINES: Mapping[str, Mapping[str, str]] = {
         "": "let the proxy refuse {prefix}/metrics",
     },
 }
-"""By what is wrong, and by proxy; what stands under the empty name is for any other."""
+"""By the kind of problem, then by proxy; the empty name stands for any other proxy."""
 
-# Of the headers that a proxy sets; it takes away all others
+# A proxy sets these headers; it must remove every other forwarded one
 _VALUES: dict[str, Mapping[str, str]] = {
     "nginx": {
         "X-Forwarded-For": "$remote_addr",
@@ -87,31 +88,42 @@ _VALUES: dict[str, Mapping[str, str]] = {
 
 
 def recognise(server: str) -> str:
-    """Return which proxy says this in its ``Server`` header; empty if it is not known."""
+    """Return which of `PROXIES` sends this ``Server`` header; empty if it is none of them."""
     return _SOFTWARE.get(server.partition("/")[0].strip().lower(), "")
 
 
-def line(key: str, proxy: str, prefix: str) -> str:
-    """Return what to add or to do.
+@dataclass(frozen=True)
+class Advice:
+    """Remedies for one deployment.
 
-    :param key: one of `LINES`.
-    :param proxy: one of `PROXIES`, or empty.
+    :ivar proxy: one of `PROXIES`, or empty.
+    :ivar prefix: the public prefix, without a final slash.
     """
-    lines = LINES[key]
-    return lines.get(proxy, lines[""]).format(prefix=prefix)
 
+    proxy: str
+    prefix: str
 
-def set_headers(names: Iterable[str], proxy: str, prefix: str) -> str:
-    """Return the lines that set these headers, or take them away where no proxy needs to send them."""
-    return "\n".join(_set_header(name, proxy, prefix) for name in names)
+    def line(self, key: str) -> str:
+        """Return the line to add, or the step to take.
 
+        :param key: one of `LINES`.
+        """
+        lines = LINES[key]
+        return lines.get(self.proxy, lines[""]).format(prefix=self.prefix)
 
-def _set_header(name: str, proxy: str, prefix: str) -> str:
-    value = _VALUES[proxy].get(name, "").format(prefix=prefix or "/")
-    if proxy == "nginx":
-        return f"proxy_set_header {name} {value or chr(34) * 2};"
-    if proxy == "apache":
-        return f'RequestHeader set {name} "{value}"' if value else f"RequestHeader unset {name}"
-    if proxy == "caddy":
-        return f"header_up {name} {value}" if value else f"header_up -{name}"
-    return f"let the proxy set {name} to {value}" if value else f"let the proxy take {name} out of what clients send"
+    def set_headers(self, *names: str) -> str:
+        """Return the lines that set these headers, or remove those that no proxy needs to send."""
+        return "\n".join(map(self._set_header, names))
+
+    def _set_header(self, name: str) -> str:
+        value = _VALUES[self.proxy].get(name, "").format(prefix=self.prefix or "/")
+        match self.proxy:
+            case "nginx":
+                return f"proxy_set_header {name} {value or chr(34) * 2};"
+            case "apache":
+                return f'RequestHeader set {name} "{value}"' if value else f"RequestHeader unset {name}"
+            case "caddy":
+                return f"header_up {name} {value}" if value else f"header_up -{name}"
+        return (
+            f"let the proxy set {name} to {value}" if value else f"let the proxy take {name} out of what clients send"
+        )

@@ -1,4 +1,4 @@
-"""What the launcher sees of a request, and of its cluster: what ``flower-proxy check`` asks for."""
+"""The launcher's report on a request and on its cluster, requested by ``flower-proxy check``."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 PATH = "/-/check"
-"""Below the prefix. No page of Flower's begins like this. What is added behind it comes back in `Seen.path`."""
-
+"""Path of the report, below the prefix and apart from all pages of Flower; `Seen.path` returns what follows it."""
 
 MAX_DEPTH = 64
-"""Levels of arrays and objects in a document that `parse_json` takes."""
+"""Levels of arrays and objects that `parse_json` accepts."""
 
-# Larger numbers are neither ports nor times, and no longer exact as floats
+# Larger numbers are neither ports nor times, and not exact as floats
 _MAX_NUMBER = 2.0**53
 _JSON_TOKEN = re.compile(rb'\\.|["\[\]{}]', re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeenWorker:
-    """A worker that has been heard of.
+    """A worker whose events have been received.
 
-    :ivar alive: whether its heartbeats come in time.
-    :ivar ahead: seconds by which its clock is ahead of Flower's, as Celery reckons; None if that is not known.
-    :ivar task_events: whether its tasks are heard of; None as long as it has not run any.
-    :ivar celery: its version.
+    :ivar alive: whether its heartbeats arrive in time.
+    :ivar ahead: seconds by which its clock is ahead of Flower's, as Celery computes it; None if unknown.
+    :ivar task_events: whether its task events are received; None until it has run a task.
+    :ivar celery: its version of Celery.
     """
 
     name: str
@@ -40,16 +39,16 @@ class SeenWorker:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What the launcher sees. No secret is among it.
+    """The launcher's report. It contains no secrets.
 
-    :ivar peer_port: of the connection; None on a unix socket. Who connects without a proxy finds its own here.
-    :ivar headers: the forwarded ones, as they came.
-    :ivar path: below the prefix.
+    :ivar peer_port: of the connection, the client's own port without a proxy; None on a unix socket.
+    :ivar headers: the forwarded ones, as received.
+    :ivar path: of the request, below the prefix.
     :ivar trusted_proxies: the option.
-    :ivar asks: whether anybody is asked who they are.
-    :ivar user_header: in which a trusted proxy names the user.
-    :ivar broker: what is wrong with it; None if it answers.
-    :ivar connected: whether events can arrive.
+    :ivar asks: whether authentication is enabled.
+    :ivar user_header: the header in which a trusted proxy names the user; None without ``--auth_header``.
+    :ivar broker: the problem with the broker; None if it answers.
+    :ivar connected: whether the receiver of events is connected to the broker.
     :ivar time: seconds since the epoch.
     """
 
@@ -78,7 +77,7 @@ class Seen:
 def parse_json(body: bytes) -> Any:
     """Parse a document of unknown origin.
 
-    :raises ValueError: it is no JSON in UTF-8, or has more than `MAX_DEPTH` levels.
+    :raises ValueError: it is not JSON in UTF-8, or has more than `MAX_DEPTH` levels.
     """
     depth, in_string = 0, False
     # Python's parser recurses, and its limit depends on the version
@@ -94,9 +93,9 @@ def parse_json(body: bytes) -> Any:
 
 
 def read_seen(document: Any) -> Seen:
-    """Turn what was sent as JSON back; every field has the type that it is declared with, and finite numbers.
+    """Validate a report from parsed JSON: every field has its declared type, and numbers are finite.
 
-    :raises TypeError: it is something else, or of another version.
+    :raises TypeError: the document is not a report, or one of another version.
     """
     seen: Seen = _accept(document, Seen)
     return seen

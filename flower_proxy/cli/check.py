@@ -1,4 +1,4 @@
-"""``flower-proxy check``: looks at a deployment from where its users sit, and says what is wrong."""
+"""``flower-proxy check``: check a deployment from a user's machine."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pathlib import Path
 import click
 
 from flower_proxy.auth.passwords import CredentialsError, check_user
-from flower_proxy.check.checks import Finding, Status, examine, not_reached, timed_out
-from flower_proxy.check.client import CheckTimeoutError, Client, parse_target
+from flower_proxy.check.checks import CHECKS
+from flower_proxy.check.client import CheckTimeoutError, Client
+from flower_proxy.check.evidence import ask_launcher, gather, parse_target
+from flower_proxy.check.findings import Finding, Status
 from flower_proxy.check.remedies import PROXIES
+from flower_proxy.check.unreached import not_reached, timed_out
+from flower_proxy.cli.errors import InputError
 from flower_proxy.cli.hash_password import read_password
 
 _COLOURS = {Status.PASSED: "green", Status.WARNING: "yellow", Status.FAILED: "red", Status.SKIPPED: "bright_black"}
 
-# Characters; what a server names may be longer than what anybody reads
+# Characters; a server chooses the length of its names
 _MAX_LINE = 2000
-
-
-class _InputError(click.ClickException):
-    exit_code = 2
 
 
 @click.command("check")
@@ -55,8 +55,8 @@ def check(
         context = _tls(Path(ca) if ca else None, insecure)
         credentials = _credentials(user) if user is not None else ""
     except (ValueError, CredentialsError) as error:
-        raise _InputError(str(error)) from None
-    findings = look(Client(target, credentials, context), user=user, proxy=proxy or "")
+        raise InputError(str(error)) from None
+    findings = run_checks(Client(target, credentials, context), user=user, proxy=proxy or "")
     if as_json:
         click.echo(json.dumps([{**vars(finding), "status": finding.status.value} for finding in findings], indent=2))
     else:
@@ -64,28 +64,26 @@ def check(
     ctx.exit(int(any(finding.status is Status.FAILED for finding in findings)))
 
 
-def look(client: Client, *, user: str | None = None, proxy: str = "") -> list[Finding]:
-    """Ask everything there is to ask, and judge the answers.
+def run_checks(client: Client, *, user: str | None = None, proxy: str = "") -> list[Finding]:
+    """Make all requests, and examine the answers.
 
-    :param user: who is asking.
-    :param proxy: as for `examine`.
+    :param user: whose credentials the client sends; None if it sends none.
+    :param proxy: as for `Checklist.examine`.
+    :returns: one finding per check, or a single one if the launcher does not answer.
     """
     try:
-        answer, now = client.look()
+        answer, now = ask_launcher(client)
         if (seen := answer.seen) is not None:
-            return examine(client.gather(answer, seen, now), proxy)
-        health = (
-            client.ask(f"{client.target.prefix}/healthcheck", known=False)
-            if answer.status and not answer.problem
-            else answer
-        )
+            return CHECKS.examine(gather(client, answer, seen, now), proxy)
+        healthcheck = f"{client.target.prefix}/healthcheck"
+        health = answer if answer.problem else client.ask(healthcheck, authenticated=False)
         return [not_reached(answer, health, client.target, user)]
     except CheckTimeoutError as error:
         return [timed_out(str(error))]
 
 
 def show(findings: Iterable[Finding]) -> None:
-    """Print findings for people."""
+    """Print findings as text."""
     for finding in findings:
         status = click.style(f"{finding.status.value:<8}", fg=_COLOURS[finding.status])
         click.echo(f"{status}{finding.name:<15} {_printable(finding.message)}")
@@ -94,7 +92,7 @@ def show(findings: Iterable[Finding]) -> None:
 
 
 def _printable(text: str) -> str:
-    # Somebody else's server may have sent a part of it: it must not steer the terminal
+    # Parts of it come from a server that is not trusted: they must not steer the terminal
     shown = text if len(text) <= _MAX_LINE else f"{text[:_MAX_LINE]}..."
     return "".join(letter if letter.isprintable() else "?" for letter in shown)
 
