@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, fields, replace
@@ -52,6 +53,30 @@ def test_endless_answers_end_at_the_deadline(name: str) -> None:
     pieces, pause = ENDLESS[name]
     (finding,) = looked_at(lambda _: pieces, timeout=0.5, pause=pause)
     assert finding.message.endswith("does not answer everything within 0.5 seconds")
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("http://[fe80::abcd]/flower/", "[fe80::abcd]"),
+        ("http://[::1]/", "[::1]"),
+        ("http://example.com:80/", "example.com"),
+    ],
+)
+def test_a_target_without_a_port_of_its_own(url: str, host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """http.client takes the last group of an IPv6 address for a port."""
+    requests = []
+
+    def record(request: bytes) -> Iterable[bytes]:
+        requests.append(request.decode())
+        return [b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"]
+
+    with answering(record) as address:
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", address.port))]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        answer = Client(parse_target(url), "", ssl.create_default_context()).ask("/")
+    assert (answer.status, answer.problem) == (200, "")
+    assert f"\r\nHost: {host}\r\n" in requests[0]
 
 
 def test_an_endless_handshake_ends_at_the_deadline() -> None:

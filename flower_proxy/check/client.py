@@ -144,8 +144,7 @@ class Client:
     def _look_up(self) -> None:
         """Look the hostname up, once; the deadline starts afterwards, since a lookup cannot be interrupted."""
         if not self._addresses:
-            port = self.target.port or (443 if self.target.scheme == "https" else 80)
-            self._addresses = socket.getaddrinfo(self.target.hostname, port, type=socket.SOCK_STREAM)
+            self._addresses = socket.getaddrinfo(self.target.hostname, self.target.port, type=socket.SOCK_STREAM)
             self._deadline = monotonic() + self._timeout
 
     def _connect(self, deadline: float) -> socket.socket:

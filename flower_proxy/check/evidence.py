@@ -47,20 +47,20 @@ _MAX_LINKS = 100
 # Without < in a tag the search takes linear time, also in a page of unclosed tags
 _LINK = re.compile(r"<(?:script|link)\b[^<>]*?\b(?:src|href)=\"([^\"]+)\"")
 _CONTENT_TYPES = {".css": "text/css", ".js": "javascript"}
+_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True)
 class Target:
     """The public address of Flower.
 
-    :ivar port: None for the scheme's default.
     :ivar netloc: host and port as the user wrote them.
     :ivar prefix: the path, as `parse_mount` returns it.
     """
 
     scheme: str
     hostname: str
-    port: int | None
+    port: int
     netloc: str
     prefix: str
 
@@ -85,7 +85,7 @@ def parse_target(url: str) -> Target:
         raise ValueError("URL holds a password, which others can see: leave it out, and name the user by --user")
     try:
         parts = urlsplit(url)
-        port, prefix = parts.port, parse_mount(parts.path)
+        port, prefix = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0), parse_mount(parts.path)
     except ValueError as error:
         raise ValueError(f"URL {url!r}: {error}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
