@@ -20,24 +20,13 @@ from tornado.options import OptionParser
 from flower_proxy._flower import CHECKED_ON, flower_version
 from flower_proxy.app import FlowerProxy
 from flower_proxy.cli.banner import banner
+from flower_proxy.cli.errors import InputError, MachineError
 from flower_proxy.web.audit import OneLineFormatter
 from flower_proxy.web.sockets import handed_over
 
 logger = logging.getLogger("flower_proxy")
 
 _SECONDS_TO_LEAVE = 2.0
-
-
-class InputError(click.ClickException):
-    """What was asked for cannot be done; the message is one line."""
-
-    exit_code = 2
-
-
-class MachineError(click.ClickException):
-    """What was asked for is fine, but the machine is not: a port in use, a socket that cannot be made."""
-
-    exit_code = 1
 
 
 def find_app(name: str | None) -> celery.Celery:
