@@ -15,30 +15,24 @@ from celery.utils.imports import symbol_by_name
 from flower import __version__ as flower_version
 from flower.api.tasks import TaskApply, TaskAsyncApply, TaskSend
 from flower.app import Flower
-from flower.options import DEFAULT_CONFIG_FILE, default_options
+from flower.options import default_options
 from flower.urls import settings as flower_settings
-from flower.utils import strtobool, template
-from flower.utils.authentication import authenticate, validate_auth_option
-from flower.utils.broker import validate_broker_api
+from flower.utils import template
 from flower.views import BaseHandler
 from flower.views.auth import LoginHandler
 from flower.views.error import NotFoundErrorHandler
 from flower.views.monitor import Healthcheck, Metrics
-from flower.views.tasks import TASK_COLUMNS, TasksDataTable
+from flower.views.tasks import TasksDataTable
 from tornado.ioloop import IOLoop
 from tornado.options import OptionParser
 from tornado.web import RequestHandler
 
 __all__ = [
     "CHECKED_ON",
-    "DEFAULT_CONFIG_FILE",
     "FLOWER_JS",
-    "FLOWER_VARIABLES",
     "STOCK_FAMILIES",
     "TASK_BODIES",
-    "TASK_COLUMNS",
     "TEMPLATE_FUNCTIONS",
-    "UNAUTHENTICATED_API",
     "BaseHandler",
     "Flower",
     "FlowersLoop",
@@ -49,15 +43,11 @@ __all__ = [
     "NotFoundErrorHandler",
     "TasksDataTable",
     "UnproxiedOptions",
-    "authenticate",
     "concrete_handler",
     "default_options",
     "definitions",
     "flower_settings",
     "flower_version",
-    "strtobool",
-    "validate_auth_option",
-    "validate_broker_api",
 ]
 
 CHECKED_ON = "2.2.0"
@@ -81,19 +71,6 @@ TASK_BODIES = (TaskApply, TaskAsyncApply, TaskSend)
 
 TEMPLATE_FUNCTIONS = dict(inspect.getmembers(template, inspect.isfunction))
 """What Flower's templates may call."""
-
-UNAUTHENTICATED_API = "FLOWER_UNAUTHENTICATED_API"
-"""The environment variable by which stock Flower opens its API to everybody, and to every web site (P8)."""
-
-FLOWER_VARIABLES = {
-    UNAUTHENTICATED_API,
-    "FLOWER_GITHUB_OAUTH_DOMAIN",
-    "FLOWER_GITLAB_AUTH_ALLOWED_GROUPS",
-    "FLOWER_GITLAB_MIN_ACCESS_LEVEL",
-    "FLOWER_GITLAB_OAUTH_DOMAIN",
-    "FLOWER_OAUTH2_OKTA_BASE_URL",
-}
-"""What Flower reads from the environment beside its options."""
 
 
 class Lean(BaseHandler):

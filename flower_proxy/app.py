@@ -30,7 +30,6 @@ from flower_proxy._flower import (
     FlowersLoop,
     NotFoundErrorHandler,
     UnproxiedOptions,
-    default_options,
     flower_settings,
 )
 from flower_proxy.auth.factory import build_entrance
@@ -42,14 +41,15 @@ from flower_proxy.proxy.addresses import UNIX, TrustedProxies, normalize_peer
 from flower_proxy.proxy.headers import HEADERS, ForwardedHeaderError
 from flower_proxy.proxy.location import Locator
 from flower_proxy.proxy.paths import parse_mount
-from flower_proxy.settings.validators import parse_mode
+from flower_proxy.settings.loader import make_options
+from flower_proxy.settings.validators import parse_frame_ancestors, parse_mode
 from flower_proxy.web import audit
 from flower_proxy.web.connections import BoundedServer, ConnectionLimit, max_connections
 from flower_proxy.web.flower_handlers import LargeBody, proxied
 from flower_proxy.web.handlers import BodyTooLarge, Check, PlainText, Ready, Redirect
 from flower_proxy.web.limits import MAX_BODY, MAX_DISCARDED_BODY, MAX_TASK_BODY, oversized_body, oversized_head
 from flower_proxy.web.mixins import BROWSER, Bare, Proxied, set_location
-from flower_proxy.web.security_headers import content_security_policy, parse_frame_ancestors
+from flower_proxy.web.security_headers import content_security_policy
 from flower_proxy.web.sockets import refuse_live_socket, remove_socket
 from flower_proxy.web.static import OverlaidStaticFiles, SpliceError, packaged_overrides, prepend, splice
 from flower_proxy.web.templates import corrected_templates
@@ -66,7 +66,7 @@ class FlowerProxy(Flower):
     """Flower, right at any URL and behind any reverse proxy.
 
     :param capp: the Celery application to watch.
-    :param options: Flower's options and those of `flower_proxy.settings.options`; Tornado's global ones by default.
+    :param options: Flower's options and those of `flower_proxy.settings.options`; by default those of `make_options()`.
     :param settings: further settings of `tornado.web.Application`, in place of those that follow from the options.
     :raises ValueError: an option is malformed, or contradicts another one; the message is one line.
     :ivar port: where it listens once it is open; None on a unix socket.
@@ -84,7 +84,8 @@ class FlowerProxy(Flower):
     program's own. `start` is for a program that does nothing else: it runs the event loop.
     """
 
-    def __init__(self, *, capp: Celery, options: OptionParser = default_options, **settings: Any) -> None:
+    def __init__(self, *, capp: Celery, options: OptionParser | None = None, **settings: Any) -> None:
+        options = make_options() if options is None else options
         self.loop = cast(BaseAsyncIOLoop, IOLoop.current())
         self.port: int | None = None
         self.metrics_port: int | None = None
@@ -408,7 +409,7 @@ def _monitor(capp: Celery, options: OptionParser, receiver: Receiver, connection
         connections,
         groups=options.metrics,
         buckets=options.task_runtime_metric_buckets,
-        most_task_names=options.metrics_task_names,
+        most_task_names=options.metrics_max_task_names,
         most_tasks=options.max_tasks,
         queues=options.queues,
     )

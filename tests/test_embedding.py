@@ -29,7 +29,7 @@ from tornado.options import options as tornado_options
 import flower_proxy
 from flower_proxy import FlowerProxy, make_options
 from flower_proxy._flower import STOCK_FAMILIES, FlowersLoop
-from flower_proxy.cli.main import OPTIONS
+from flower_proxy.settings.options import OPTIONS
 from tests.support.processes import PROJECT, Address, Answer, basic, free_port, request, running, wait_until
 from tests.support.programs import CREDENTIALS, Broker, Flower
 

@@ -11,12 +11,13 @@ from typing import Any
 import click
 
 from flower_proxy.auth.factory import refuse_contradictions
-from flower_proxy.cli.main import OPTIONS, SettingsCommand, celery_options, setting_options
-from flower_proxy.cli.serve import InputError
+from flower_proxy.cli.errors import InputError
+from flower_proxy.cli.parameters import SettingsCommand, celery_options, setting_options
 from flower_proxy.deploy.plan import TARGETS as PROXIES
 from flower_proxy.deploy.plan import DeploymentError, plan, render
 from flower_proxy.deploy.targets import SERVICES
 from flower_proxy.settings.loader import OptionError, nearest, read
+from flower_proxy.settings.options import OPTIONS
 
 TARGETS = {**PROXIES, **SERVICES}
 # A path is one of the machine that flower-proxy will run on, which need not be this one
