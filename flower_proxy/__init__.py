@@ -1,8 +1,9 @@
 """Flower, Celery's monitor, right at any URL and behind any reverse proxy.
 
-`FlowerProxy` and `make_options` are what a program needs that has it inside.
+`FlowerProxy` and `make_options` embed it in a program that has an event loop of its own.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,17 +13,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["FlowerProxy", "__version__", "make_options"]
 
+_MODULES = {"FlowerProxy": "flower_proxy.app", "make_options": "flower_proxy.settings.loader"}
+
 
 def __getattr__(name: str) -> Any:
-    # When they are asked for: they bring Flower with them, which takes a third of a second
-    if name == "FlowerProxy":
-        from flower_proxy.app import FlowerProxy
-
-        return FlowerProxy
-    if name == "make_options":
-        from flower_proxy.settings.loader import make_options
-
-        return make_options
+    # Importing Flower takes a third of a second, which the commands that do not start it save
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

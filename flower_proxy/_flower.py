@@ -19,16 +19,14 @@ from celery.utils.imports import symbol_by_name
 from flower import __version__ as flower_version
 from flower.api.tasks import TaskApply, TaskAsyncApply, TaskSend
 from flower.app import Flower
-from flower.options import DEFAULT_CONFIG_FILE, default_options
+from flower.options import default_options
 from flower.urls import settings as flower_settings
-from flower.utils import strtobool, template
-from flower.utils.authentication import authenticate, validate_auth_option
-from flower.utils.broker import validate_broker_api
+from flower.utils import template
 from flower.views import BaseHandler
 from flower.views.auth import LoginHandler
 from flower.views.error import NotFoundErrorHandler
 from flower.views.monitor import Healthcheck, Metrics
-from flower.views.tasks import TASK_COLUMNS, TasksDataTable
+from flower.views.tasks import TasksDataTable
 from tornado.ioloop import IOLoop
 from tornado.options import OptionParser
 from tornado.web import HTTPError, RequestHandler
@@ -38,15 +36,11 @@ logger = logging.getLogger(__name__)
 __all__ = [
     "CHECKED_ON",
     "CONTROL_NAME",
-    "DEFAULT_CONFIG_FILE",
     "FLOWER_JS",
-    "FLOWER_VARIABLES",
     "PAGE_HEAD",
     "STOCK_FAMILIES",
     "TASK_BODIES",
-    "TASK_COLUMNS",
     "TEMPLATE_FUNCTIONS",
-    "UNAUTHENTICATED_API",
     "USER_MENU",
     "Amended",
     "BaseHandler",
@@ -60,16 +54,12 @@ __all__ = [
     "NotFoundErrorHandler",
     "TasksDataTable",
     "UnproxiedOptions",
-    "authenticate",
     "concrete_handler",
     "default_options",
     "definitions",
     "flower_settings",
     "flower_version",
     "seconds_ahead",
-    "strtobool",
-    "validate_auth_option",
-    "validate_broker_api",
 ]
 
 CHECKED_ON = "2.2.0"
@@ -102,19 +92,6 @@ USER_MENU = ("navbar.html", re.compile(r'<ul class="[^"]*\bapp-nav-secondary\b[^
 
 CONTROL_NAME = re.compile(r"(url_prefix\(\) \+ '/api/[\w/-]+/' \+ )(\w+)(?=,)")
 """In Flower's script: the address of a control action, and the name behind it, which is not encoded (P48)."""
-
-UNAUTHENTICATED_API = "FLOWER_UNAUTHENTICATED_API"
-"""The environment variable by which stock Flower opens its API to everybody, and to every web site (P8)."""
-
-FLOWER_VARIABLES = {
-    UNAUTHENTICATED_API,
-    "FLOWER_GITHUB_OAUTH_DOMAIN",
-    "FLOWER_GITLAB_AUTH_ALLOWED_GROUPS",
-    "FLOWER_GITLAB_MIN_ACCESS_LEVEL",
-    "FLOWER_GITLAB_OAUTH_DOMAIN",
-    "FLOWER_OAUTH2_OKTA_BASE_URL",
-}
-"""What Flower reads from the environment beside its options."""
 
 
 class Amended(BaseHandler):

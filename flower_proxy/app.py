@@ -22,7 +22,7 @@ from tornado.platform.asyncio import BaseAsyncIOLoop
 from tornado.routing import PathMatches, Router, Rule
 from tornado.web import RequestHandler, decode_signed_value
 
-from flower_proxy._flower import EmbeddedFlower, FlowersLoop, default_options, flower_settings
+from flower_proxy._flower import EmbeddedFlower, FlowersLoop, flower_settings
 from flower_proxy.auth.factory import build_entrance
 from flower_proxy.check.report import PATH
 from flower_proxy.events.receiver import Receiver
@@ -30,14 +30,15 @@ from flower_proxy.metrics.collector import Monitor
 from flower_proxy.proxy.addresses import TrustedProxies
 from flower_proxy.proxy.location import Locator
 from flower_proxy.proxy.paths import parse_mount
-from flower_proxy.settings.validators import parse_mode
+from flower_proxy.settings.loader import make_options
+from flower_proxy.settings.validators import parse_frame_ancestors, parse_mode
 from flower_proxy.web import audit
 from flower_proxy.web.connections import BoundedServer, ConnectionLimit, max_connections
 from flower_proxy.web.flower_handlers import Routes
 from flower_proxy.web.handlers import Check, Ready
 from flower_proxy.web.mixins import BROWSER, Bare, Proxied
 from flower_proxy.web.routing import PublicRouter, limit_body
-from flower_proxy.web.security_headers import content_security_policy, parse_frame_ancestors
+from flower_proxy.web.security_headers import content_security_policy
 from flower_proxy.web.sockets import SocketFile, bind, bind_unix
 from flower_proxy.web.static import static_handler
 from flower_proxy.web.templates import corrected_templates
@@ -69,7 +70,8 @@ class FlowerProxy(EmbeddedFlower):
     program's own.
     """
 
-    def __init__(self, *, capp: Celery, options: OptionParser = default_options, **settings: Any) -> None:
+    def __init__(self, *, capp: Celery, options: OptionParser | None = None, **settings: Any) -> None:
+        options = make_options() if options is None else options
         self.loop = cast(BaseAsyncIOLoop, IOLoop.current())
         self.port: int | None = None
         self.metrics_port: int | None = None
@@ -316,7 +318,7 @@ def _monitor(capp: Celery, options: OptionParser, receiver: Receiver, connection
         connections,
         groups=options.metrics,
         buckets=options.task_runtime_metric_buckets,
-        most_task_names=options.metrics_task_names,
+        most_task_names=options.metrics_max_task_names,
         most_tasks=options.max_tasks,
         queues=options.queues,
     )

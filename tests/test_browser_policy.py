@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from flower_proxy.web.security_headers import content_security_policy, parse_frame_ancestor, parse_frame_ancestors
+from flower_proxy.settings.validators import parse_frame_ancestor, parse_frame_ancestors
+from flower_proxy.web.security_headers import content_security_policy
 
 
 def directives(policy: str) -> dict[str, str]:

@@ -19,7 +19,7 @@ import tornado
 
 import flower_proxy
 from flower_proxy._flower import FLOWER_JS, flower_settings, flower_version
-from flower_proxy.cli.main import OPTIONS
+from flower_proxy.settings.options import OPTIONS
 from tests.support.processes import Address, answers, free_port, request, running
 
 APPLICATION = """\
@@ -49,13 +49,19 @@ def run(
     arguments: Sequence[str], project: Path, *, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end: for input that must not start anything."""
+    return _run(["-m", "flower_proxy", *arguments], project, env)
+
+
+def run_program(
+    program: str, arguments: Sequence[str], project: Path, *, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a Python program to the end."""
+    return _run(["-c", program, *arguments], project, env)
+
+
+def _run(words: Sequence[str], project: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "flower_proxy", *arguments],
-        cwd=project,
-        env=environment(env),
-        capture_output=True,
-        text=True,
-        timeout=60,
+        [sys.executable, *words], cwd=project, env=environment(env), capture_output=True, text=True, timeout=60
     )
 
 
@@ -171,8 +177,7 @@ def test_a_mistake_is_one_line_and_starts_nothing(
 
 @pytest.mark.parametrize("option", ["--basic_auht=a:b", "--port=abc", "--db --basic_auth=a:b", "-basic_auth=a"])
 def test_a_mistake_is_one_line_as_a_command_of_celery_too(project: Path, option: str) -> None:
-    command = [sys.executable, "-m", "celery", "-A", "shop", "flower-proxy", *option.split()]
-    result = subprocess.run(command, cwd=project, env=environment(), capture_output=True, text=True, timeout=60)
+    result = _run(["-m", "celery", "-A", "shop", "flower-proxy", *option.split()], project)
     assert result.returncode == 2
     assert result.stderr.startswith("Error: ")
     assert result.stderr.count("\n") == 1, result.stderr
@@ -324,9 +329,73 @@ def test_help_shows_every_option_with_its_default_and_variable(project: Path) ->
     assert "--workdir" in text
 
 
+LOADED = """\
+import sys
+from tornado.options import options
+
+before = options.as_dict()
+from flower_proxy.cli.main import main
+
+try:
+    main()
+except SystemExit:
+    print(sorted({"flower", "tornado.web"} & set(sys.modules)), options.as_dict() == before)
+"""
+
+
+@pytest.mark.parametrize(
+    "command", ["--help", "--version", "config nginx --url_prefix=flower", "config --help", "check http://127.0.0.1:1/"]
+)
+def test_what_does_not_start_flower_does_not_load_it(project: Path, command: str) -> None:
+    result = run_program(LOADED, command.split(), project)
+    assert result.stdout.splitlines()[-1] == "[] True", result.stderr
+
+
+LATER_FLOWER = """\
+from flower.options import define, options
+
+define("brand_new", type=int, default=7)
+define("switch", type=bool, default=False)
+before = options.as_dict()
+
+from flower_proxy.cli import serve
+from flower_proxy.cli.main import main
+
+serve.serve = lambda capp, ours, notes, **_: print(ours.brand_new, ours.switch, options.as_dict() == before)
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "env", "file", "printed"),
+    [
+        pytest.param([], {}, "", "7 False", id="default"),
+        pytest.param(["--switch", "--brand-new", "8"], {}, "", "8 True", id="command-line"),
+        pytest.param([], {"FLOWER_BRAND_NEW": "8", "FLOWER_SWITCH": "yes"}, "", "8 True", id="environment"),
+        pytest.param([], {}, "brand_new = 8", "8 False", id="file"),
+    ],
+)
+def test_an_option_of_a_later_flower_works(
+    project: Path, arguments: list[str], env: dict[str, str], file: str, printed: str
+) -> None:
+    (project / "flowerconfig.py").write_text(file)
+    result = run_program(LATER_FLOWER, ["-A", "shop", *arguments], project, env=env)
+    assert result.stdout == f"{printed} True\n", result.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("--brand_new=x", "--brand_new: 'x' is not a whole number"),
+        ("--brand_nwe=8", "there is no option --brand_nwe; did you mean --brand_new?"),
+    ],
+)
+def test_a_mistake_in_an_option_of_a_later_flower_is_one_line(project: Path, word: str, message: str) -> None:
+    assert run_program(LATER_FLOWER, ["-A", "shop", word], project).stderr == f"flower-proxy: {message}\n"
+
+
 def test_help_of_celerys_command(project: Path) -> None:
-    command = [sys.executable, "-m", "celery", "-A", "shop", "flower-proxy", "--help"]
-    result = subprocess.run(command, cwd=project, env=environment(), capture_output=True, text=True, timeout=60)
+    result = _run(["-m", "celery", "-A", "shop", "flower-proxy", "--help"], project)
     assert result.returncode == 0
     assert "--url_prefix" in result.stdout
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,8 +15,14 @@ import pytest
 from celery import Celery
 from celery.events.state import State
 from flower.inspector import Inspector
+from flower.utils import strtobool
+from flower.utils.authentication import authenticate, validate_auth_option
+from flower.utils.broker import validate_broker_api
 from flower.views.auth import LoginHandler, get_next_url
 from flower.views.error import NotFoundErrorHandler
+from flower.views.tasks import TASK_COLUMNS
+from hypothesis import given
+from hypothesis import strategies as st
 from tornado.httpserver import _HTTPRequestContext
 from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
@@ -27,7 +34,6 @@ from flower_proxy._flower import (
     CHECKED_ON,
     CONTROL_NAME,
     FLOWER_JS,
-    FLOWER_VARIABLES,
     PAGE_HEAD,
     USER_MENU,
     BaseHandler,
@@ -40,6 +46,10 @@ from flower_proxy._flower import (
     flower_version,
     seconds_ahead,
 )
+from flower_proxy.auth.factory import matches_address
+from flower_proxy.settings import validators
+from flower_proxy.settings.loader import FLOWER_VARIABLES, make_options
+from flower_proxy.settings.options import OPTIONS
 
 FLOWER = Path(flower.command.__file__).parent
 SCRIPT = (FLOWER / "static" / FLOWER_JS).read_text()
@@ -131,10 +141,87 @@ def test_only_what_is_known_reads_the_prefix() -> None:
     assert readers == {"__init__.py", "app.py", "auth.py", "command.py", "options.py", "urls.py"}
 
 
-def test_definitions_of_options() -> None:
-    port = definitions(default_options)["port"]
-    assert (port.name, port.type, port.default, port.multiple) == ("port", int, 5555, False)
-    assert port.help
+def test_the_table_of_options_is_that_of_flower_and_tornado() -> None:
+    """Where this fails, put the new option, type or default into the table."""
+    declared = definitions(default_options)
+    assert declared.keys() == {option.name for option in OPTIONS.values() if not option.own}
+    # Ours tell apart tasks that take minutes; the other is random
+    other_default = {"task_runtime_metric_buckets", "cookie_secret"}
+    for name, theirs in declared.items():
+        ours = OPTIONS[name]
+        assert (ours.type, ours.multiple) == (theirs.type, theirs.multiple), name
+        assert (ours.default == theirs.default) == (name not in other_default), name
+    assert len(OPTIONS["cookie_secret"].default) == len(declared["cookie_secret"].default)
+
+
+def test_flower_reads_three_options_of_tornados_global_parser() -> None:
+    """FlowerProxy has its own parser; `concrete_handler`, `_forget_workers` and the recorder stand in for these."""
+    reads = {}
+    for path in {*FLOWER.rglob("*.py")} - {FLOWER / "command.py", FLOWER / "options.py"}:
+        source = path.read_text()
+        if re.search(r"^from .*\boptions import .*\boptions\b", source, re.MULTILINE):
+            reads[path.name] = set(re.findall(r"(?<![.\w])options\.(\w+)", source))
+    assert reads == {
+        "auth.py": {"auth_provider"},
+        "workers.py": {"purge_offline_workers"},
+        "events.py": {"task_runtime_metric_buckets"},
+    }
+
+
+def accepts(check: Callable[[str], object], text: str) -> bool:
+    try:
+        check(text)
+    except ValueError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    "text", ["", *["y", "Yes", "t", "TRUE", "on", "1", "n", "no", "F", "false", "Off", "0", "2", "ja"]]
+)
+def test_words_for_true_and_false(text: str) -> None:
+    assert accepts(validators.parse_bool, text) == accepts(strtobool, text)
+    if accepts(strtobool, text):
+        assert validators.parse_bool(text) == bool(strtobool(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("http://u:p@host:15672/api/", "https://host", "HTTP://host", "http://[::1]:1/", "host:15672", "ftp://host"),
+        *("http://", "http:///api", "//host/api", "", " http://host", "http://[::1", "http:host"),
+    ],
+)
+def test_urls_of_the_broker_api(text: str) -> None:
+    assert accepts(validators.broker_api, text) == accepts(validate_broker_api, text)
+
+
+def test_columns_of_the_tasks_page() -> None:
+    assert tuple(TASK_COLUMNS) == validators.TASK_COLUMNS
+
+
+PATTERNS = [
+    *("a@x.org", "a@x.org|b@x.org", ".*@x.org", "a.*@x.org", "a.*z@x.org", "*@x.org", "a*@x.org", "a", "|", "a|"),
+    *(".*", "a@.*", "a@x.*", "*", ".*@x|b", ".*.*@x", ".**@x", "a@b@.*", "a@.*@x", "(a+)@x", "\\.*@x", "A.*@X"),
+]
+ADDRESSES = ["", "a", "a@x.org", "b@x.org", "ab@x.org", "aé@x.org", "a b@x.org", "a\n@x.org", "a@x.org\n", "az@x.org"]
+ADDRESSES += ["a@y@x.org", "a@xxorg", "a+b@x", "*@x.org", "a*@x.org", "A@X", "AB@X", "\\@x", "a|b", "aa@x"]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_addresses_that_auth_lets_in(pattern: str) -> None:
+    assert validators.is_auth_pattern(pattern) == bool(validate_auth_option(pattern))
+    for address in ADDRESSES:
+        assert matches_address(pattern, address) == bool(authenticate(pattern, address)), address
+
+
+SHORT = st.text("ab.*|@+\\(^é ", max_size=8)
+
+
+@given(pattern=SHORT, address=SHORT)
+def test_addresses_that_auth_lets_in_of_any_form(pattern: str, address: str) -> None:
+    assert validators.is_auth_pattern(pattern) == bool(pattern and validate_auth_option(pattern))
+    assert matches_address(pattern, address) == bool(authenticate(pattern, address))
 
 
 def test_environment() -> None:
@@ -168,7 +255,7 @@ def test_the_login_asks_for_next_by_get_argument() -> None:
 
 
 def test_an_unknown_transport_is_a_404_of_get_broker() -> None:
-    app = SimpleNamespace(transport="memory", broker_uri_with_password="memory://", options=default_options)
+    app = SimpleNamespace(transport="memory", broker_uri_with_password="memory://", options=make_options())
     handler = SimpleNamespace(application=app, capp=Celery(broker="memory://"))
     with pytest.raises(HTTPError) as raised:
         BaseHandler.get_broker(handler)

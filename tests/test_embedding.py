@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from celery import Celery
@@ -29,7 +30,7 @@ from tornado.options import options as tornado_options
 import flower_proxy
 from flower_proxy import FlowerProxy, make_options
 from flower_proxy._flower import STOCK_FAMILIES, FlowersLoop
-from flower_proxy.cli.main import OPTIONS
+from flower_proxy.settings.options import OPTIONS
 from tests.support.processes import PROJECT, Address, Answer, basic, free_port, request, running, wait_until
 from tests.support.programs import CREDENTIALS, Broker, Flower
 
@@ -282,6 +283,16 @@ def test_options_are_those_of_the_command_line(monkeypatch: pytest.MonkeyPatch) 
     for name, option in OPTIONS.items():
         if name not in ("viewers", "metrics", "auth_file"):
             assert getattr(made, name) == option.default, name
+
+
+def test_without_options_it_has_the_defaults(io_loop: IOLoop, capp: Celery) -> None:
+    """Tornado's global options belong to the program around it."""
+    with mock.patch.object(tornado_options.mockable(), "port", 1234):
+        flower = FlowerProxy(capp=capp)
+    assert flower.options.port == OPTIONS["port"].default
+    assert flower.entrance.made_up
+    flower.stop()
+    flower.executor.shutdown()
 
 
 def test_importing_the_package_brings_nothing_with_it() -> None:

@@ -6,16 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tornado.options import OptionParser
 
-from flower_proxy._flower import default_options, definitions
-from flower_proxy.settings.loader import OptionError, read
-from flower_proxy.settings.options import Option, declare
-
-
-@pytest.fixture
-def options() -> dict[str, Option]:
-    return declare(default_options)
+from flower_proxy.settings.loader import OptionError, make_parser, read
+from flower_proxy.settings.options import OPTIONS
 
 
 @pytest.fixture
@@ -25,34 +18,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def values(options: dict[str, Option], *, environ: dict[str, str] | None = None, **given: list[str]) -> dict[str, Any]:
-    return read(options, environ=environ or {}, given=given)[0]
+def values(*, environ: dict[str, str] | None = None, **given: list[str]) -> dict[str, Any]:
+    return read(OPTIONS, environ=environ or {}, given=given)[0]
 
 
-def test_all_of_flowers_options_are_there(options: dict[str, Option]) -> None:
-    assert set(options) == set(definitions(default_options))
-    assert {"port", "max_tasks", "url_prefix", "log_file_prefix", "trusted_proxies"} <= set(options)
-
-
-def test_a_new_option_of_flowers_is_there_at_once() -> None:
-    parser = OptionParser()
-    parser.define("brand_new", type=int, default=7, help="something new")
-    options = declare(parser)
-    assert options["brand_new"].default == 7
-    assert parser.trusted_proxies == ["127.0.0.0/8", "::1", "unix"]
-
-
-def test_the_command_line_wins_over_the_file_and_the_file_over_the_environment(
-    options: dict[str, Option], folder: Path
-) -> None:
+def test_the_command_line_wins_over_the_file_and_the_file_over_the_environment(folder: Path) -> None:
     environ = {"FLOWER_PORT": "1", "FLOWER_ADDRESS": "a", "FLOWER_DB": "x"}
     (folder / "flowerconfig.py").write_text("port = 2\naddress = 'b'\n")
-    assert values(options, environ=environ, port=["3"]) == {"port": 3, "address": "b", "db": "x"}
+    assert values(environ=environ, port=["3"]) == {"port": 3, "address": "b", "db": "x"}
 
 
-def test_the_file_may_be_named_by_the_environment(options: dict[str, Option], folder: Path) -> None:
+def test_the_file_may_be_named_by_the_environment(folder: Path) -> None:
     (folder / "mine.py").write_text("import os\nport = 10 * 10\n_helper = 1\nshelves = ['a']\n")
-    assert values(options, environ={"FLOWER_CONF": "mine.py"}) == {"conf": "mine.py", "port": 100}
+    assert values(environ={"FLOWER_CONF": "mine.py"}) == {"conf": "mine.py", "port": 100}
 
 
 @pytest.mark.parametrize(
@@ -68,26 +46,32 @@ def test_the_file_may_be_named_by_the_environment(options: dict[str, Option], fo
         ("No", False),
     ],
 )
-def test_true_and_false_in_every_spelling(options: dict[str, Option], folder: Path, text: str, expected: bool) -> None:
-    assert values(options, read_only=[text]) == {"read_only": expected}
-    assert values(options, environ={"FLOWER_READ_ONLY": text}) == {"read_only": expected}
+def test_true_and_false_in_every_spelling(folder: Path, text: str, expected: bool) -> None:
+    assert values(read_only=[text]) == {"read_only": expected}
+    assert values(environ={"FLOWER_READ_ONLY": text}) == {"read_only": expected}
 
 
-def test_lists_are_written_with_commas_or_by_repeating(options: dict[str, Option], folder: Path) -> None:
+def test_lists_are_written_with_commas_or_by_repeating(folder: Path) -> None:
     expected = {"basic_auth": ["a:1", "b:2", "c:3"]}
-    assert values(options, basic_auth=["a:1,b:2", "c:3"]) == expected
-    assert values(options, environ={"FLOWER_BASIC_AUTH": "a:1,b:2,c:3"}) == expected
+    assert values(basic_auth=["a:1,b:2", "c:3"]) == expected
+    assert values(environ={"FLOWER_BASIC_AUTH": "a:1,b:2,c:3"}) == expected
     (folder / "flowerconfig.py").write_text("basic_auth = ['a:1', 'b:2', 'c:3']\n")
-    assert values(options) == expected
+    assert values() == expected
     (folder / "flowerconfig.py").write_text("basic_auth = 'a:1,b:2,c:3'\n")
-    assert values(options) == expected
+    assert values() == expected
 
 
-def test_a_function_comes_from_the_file_only(options: dict[str, Option], folder: Path) -> None:
+def test_a_whole_number_is_a_number_in_the_file(folder: Path) -> None:
+    (folder / "flowerconfig.py").write_text("inspect_timeout = 500\ntask_runtime_metric_buckets = [1, 2.5]\n")
+    parser = make_parser(OPTIONS, values())
+    assert (parser.inspect_timeout, parser.task_runtime_metric_buckets) == (500.0, [1.0, 2.5])
+
+
+def test_a_function_comes_from_the_file_only(folder: Path) -> None:
     (folder / "flowerconfig.py").write_text("def format_task(task):\n    return task\n")
-    assert callable(values(options)["format_task"])
+    assert callable(values()["format_task"])
     with pytest.raises(OptionError, match="--format_task: 'f' is not a function, which only the configuration file"):
-        values(options, format_task=["f"])
+        values(format_task=["f"])
 
 
 @pytest.mark.parametrize(
@@ -135,11 +119,9 @@ def test_a_function_comes_from_the_file_only(options: dict[str, Option], folder:
         ({"trusted_proxies": ["fe80::1%eth0"]}, "--trusted_proxies: 'fe80::1%eth0': write it without the interface"),
     ],
 )
-def test_a_bad_value_on_the_command_line_is_named(
-    options: dict[str, Option], folder: Path, given: dict[str, list[str]], message: str
-) -> None:
+def test_a_bad_value_on_the_command_line_is_named(folder: Path, given: dict[str, list[str]], message: str) -> None:
     with pytest.raises(OptionError) as raised:
-        read(options, environ={}, given=given)
+        read(OPTIONS, environ={}, given=given)
     assert str(raised.value).startswith(message)
     assert "\n" not in str(raised.value)
 
@@ -153,11 +135,9 @@ def test_a_bad_value_on_the_command_line_is_named(
         ({"FLOWER_BASIC_AUHT": "a:b"}, "FLOWER_BASIC_AUHT: there is no such option; did you mean FLOWER_BASIC_AUTH?"),
     ],
 )
-def test_a_bad_variable_is_named(
-    options: dict[str, Option], folder: Path, environ: dict[str, str], message: str
-) -> None:
+def test_a_bad_variable_is_named(folder: Path, environ: dict[str, str], message: str) -> None:
     with pytest.raises(OptionError) as raised:
-        values(options, environ=environ)
+        values(environ=environ)
     assert str(raised.value).startswith(message)
 
 
@@ -180,22 +160,22 @@ def test_a_bad_variable_is_named(
         ("x = 1\n\nport = y\n", "line 3: NameError: "),
     ],
 )
-def test_a_bad_line_of_the_file_is_named(options: dict[str, Option], folder: Path, source: str, message: str) -> None:
+def test_a_bad_line_of_the_file_is_named(folder: Path, source: str, message: str) -> None:
     (folder / "flowerconfig.py").write_text(source)
     with pytest.raises(OptionError) as raised:
-        values(options)
+        values()
     assert str(raised.value).startswith(f"{folder / 'flowerconfig.py'}, {message}")
 
 
-def test_no_secret_is_repeated(options: dict[str, Option], folder: Path) -> None:
+def test_no_secret_is_repeated(folder: Path) -> None:
     for given in ({"basic_auth": ["hush"]}, {"broker_api": ["hush://x:hush@host"]}):
         with pytest.raises(OptionError) as raised:
-            read(options, environ={}, given=given)
+            read(OPTIONS, environ={}, given=given)
         assert "hush@" not in str(raised.value)
         assert "'hush'" not in str(raised.value).replace("scheme 'hush'", "")
 
 
-def test_what_kubernetes_sets_is_left_alone_with_a_note(options: dict[str, Option], folder: Path) -> None:
+def test_what_kubernetes_sets_is_left_alone_with_a_note(folder: Path) -> None:
     """P5."""
     environ = {
         "FLOWER_PORT": "tcp://10.0.0.1:5555",
@@ -209,36 +189,34 @@ def test_what_kubernetes_sets_is_left_alone_with_a_note(options: dict[str, Optio
         "FLOWER_MAX_TASKS": "10",
         "FLOWER_IMAGE_TAG": "latest",
     }
-    found, notes = read(options, environ=environ, given={})
+    found, notes = read(OPTIONS, environ=environ, given={})
     assert found == {"max_tasks": 10}
     assert len(notes) == 1
     for name in set(environ) - {"FLOWER_MAX_TASKS", "FLOWER_IMAGE_TAG"}:
         assert name in notes[0]
 
 
-def test_an_empty_folder_of_overrides_is_none(options: dict[str, Option], folder: Path) -> None:
-    assert values(options, environ={"FLOWER_STATIC_OVERRIDES": ""}) == {"static_overrides": ""}
+def test_an_empty_folder_of_overrides_is_none(folder: Path) -> None:
+    assert values(environ={"FLOWER_STATIC_OVERRIDES": ""}) == {"static_overrides": ""}
 
 
 @pytest.mark.parametrize("level", ["INFO", "Debug", "warning"])
-def test_levels_in_any_case(options: dict[str, Option], folder: Path, level: str) -> None:
-    assert values(options, logging=[level]) == {"logging": level}
+def test_levels_in_any_case(folder: Path, level: str) -> None:
+    assert values(logging=[level]) == {"logging": level}
 
 
-def test_tls_needs_both_files(options: dict[str, Option], folder: Path) -> None:
+def test_tls_needs_both_files(folder: Path) -> None:
     (folder / "cert.pem").touch()
     with pytest.raises(OptionError, match="--certfile and --keyfile: one without the other"):
-        values(options, certfile=["cert.pem"])
+        values(certfile=["cert.pem"])
     with pytest.raises(OptionError, match="--ca_certs: without --certfile and --keyfile there is no TLS"):
-        values(options, ca_certs=["cert.pem"])
+        values(ca_certs=["cert.pem"])
 
 
 @pytest.mark.parametrize("value", ["true", "enabled"])
-def test_the_variable_that_opens_flowers_api_has_no_effect(
-    options: dict[str, Option], folder: Path, value: str
-) -> None:
+def test_the_variable_that_opens_flowers_api_has_no_effect(folder: Path, value: str) -> None:
     """P8: stock Flower drops every connection for a value that it cannot read, and opens itself for the others."""
-    values_, notes = read(options, environ={"FLOWER_UNAUTHENTICATED_API": value}, given={})
+    values_, notes = read(OPTIONS, environ={"FLOWER_UNAUTHENTICATED_API": value}, given={})
     assert values_ == {}
     assert notes == [
         "FLOWER_UNAUTHENTICATED_API has no effect: --no_auth says that somebody in front asks who is asking"

@@ -11,12 +11,13 @@ from typing import Any
 import click
 
 from flower_proxy.auth.factory import refuse_contradictions
-from flower_proxy.cli.main import OPTIONS, SettingsCommand, celery_options, setting_options
-from flower_proxy.cli.serve import InputError
+from flower_proxy.cli.errors import InputError
+from flower_proxy.cli.parameters import SettingsCommand, celery_options, setting_options
 from flower_proxy.deploy.plan import EXAMPLE_HOST, DeploymentError, DeploymentSpec, plan
 from flower_proxy.deploy.render import render
 from flower_proxy.deploy.targets import TARGETS
 from flower_proxy.settings.loader import OptionError, nearest, read
+from flower_proxy.settings.options import OPTIONS
 
 # A path is one of the machine that flower-proxy will run on, which need not be this one
 _OPTIONS = {name: replace(option, check=None) if option.is_path else option for name, option in OPTIONS.items()}

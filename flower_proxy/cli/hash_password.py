@@ -9,10 +9,7 @@ import click
 
 from flower_proxy.auth.passwords import COSTS, CredentialsError, check_user
 from flower_proxy.auth.passwords import hash_password as make_hash
-
-
-class _InputError(click.ClickException):
-    exit_code = 2
+from flower_proxy.cli.errors import InputError
 
 
 @click.command("hash-password")
@@ -34,7 +31,7 @@ def hash_password(user: str | None, cost: int) -> None:
             check_user(user)
         hashed = make_hash(_ask() if sys.stdin.isatty() else read_password(), cost)
     except CredentialsError as error:
-        raise _InputError(str(error)) from None
+        raise InputError(str(error)) from None
     click.echo(hashed if user is None else f"{user}:{hashed}")
 
 

@@ -3,113 +3,20 @@
 from __future__ import annotations
 
 import os
-import platform
 import signal
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from importlib import import_module
 
-import celery
 import click
-import tornado
-from celery.utils.imports import symbol_by_name
 from click.core import ParameterSource
-from tornado.options import options as parser
+from tornado.options import OptionParser
 
-from flower_proxy import __version__
-from flower_proxy._flower import flower_version
-from flower_proxy.cli.serve import InputError, find_app, serve
-from flower_proxy.settings.loader import OptionError, nearest, read
-from flower_proxy.settings.options import Option, declare, parse_bool
+from flower_proxy.cli.errors import InputError
+from flower_proxy.cli.parameters import SettingsCommand, celery_options, setting_options
+from flower_proxy.settings.loader import OptionError, installed_options, make_parser, nearest, read
 
-OPTIONS = declare(parser)
-_COMMANDS = {
-    "demo": "flower_proxy.cli.demo:demo",
-    "hash-password": "flower_proxy.cli.hash_password:hash_password",
-    "config": "flower_proxy.cli.config:config",
-    "check": "flower_proxy.cli.check:check",
-}
-_METAVARS = {int: "NUMBER", float: "NUMBER", bool: "[BOOL]"}
-
-
-class SettingOption(click.Option):
-    """An option of Flower's or ours; click leaves its text as it is."""
-
-    def __init__(self, setting: Option) -> None:
-        self.setting = setting
-        super().__init__(
-            [f"--{setting.name}"],
-            multiple=True,
-            type=click.Path() if setting.is_path else click.STRING,
-            metavar="LIST" if setting.multiple else _METAVARS.get(setting.type, "TEXT"),
-            help=setting.help,
-        )
-
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
-        default = self.setting.shown_default
-        notes = [f"default: {default}"] if default else []
-        return f"--{self.setting.name} {self.metavar}", f"{self.help}  [{'; '.join([*notes, self.setting.variable])}]"
-
-
-class SettingsCommand(click.Command):
-    """Takes options in any order and spelling, and shows them under their headings."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs["context_settings"] = {
-            "token_normalize_func": lambda name: name.replace("-", "_"),
-            "max_content_width": 120,
-            "help_option_names": ["-h", "--help"],
-        }
-        super().__init__(*args, **kwargs)
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        try:
-            return super().parse_args(ctx, self._spelled_out(args))
-        except click.NoSuchOption as error:
-            names = [name for param in self.params for name in param.opts if name.startswith("--")]
-            meant = nearest("--" + error.option_name.lstrip("-"), names, likeness=0.6)
-            hint = f"did you mean {meant}?" if meant else "see --help"
-            raise InputError(f"there is no option {error.option_name}; {hint}") from None
-        except click.UsageError as error:
-            raise InputError(error.format_message()) from None
-
-    def _spelled_out(self, args: Sequence[str]) -> list[str]:
-        """Turn ``--debug`` into ``--debug=true``, ``--debug no`` into ``--debug=no``, ``-port=1`` into ``--port=1``.
-
-        :raises click.UsageError: a value is missing, or a word would be taken for something else than was meant.
-        """
-        with_value = [name for param in self.params if not getattr(param, "is_flag", True) for name in param.opts]
-        with_value += [name[:2] + name[2:].replace("_", "-") for name in with_value]
-        spelled: list[str] = []
-        words = list(args)
-        while words:
-            word = words.pop(0)
-            name, equals, _ = word.lstrip("-").replace("-", "_").partition("=")
-            option = OPTIONS.get(name)
-            if word.startswith("-") and not word.startswith("--") and len(name) > 1:
-                # Flower takes one dash for two; click would read -basic_auth as -b with a value
-                if option is None and nearest(name, OPTIONS):
-                    raise click.NoSuchOption(f"-{name}")
-                word = f"-{word}" if option else word
-            if word.startswith("--") and not equals and option and option.type is bool:
-                word += "=true" if not words or not _is_bool(words[0]) else f"={words.pop(0)}"
-            elif word in with_value and words and words[0].startswith("--"):
-                raise click.UsageError(f"{word}: its value is missing; if it begins with dashes, write {word}=VALUE")
-            spelled.append(word)
-        return spelled
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        if isinstance(self, click.Group):
-            self.format_commands(ctx, formatter)
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is not None:
-                group = param.setting.group if isinstance(param, SettingOption) else "Celery's own, and general"
-                groups.setdefault(group, []).append(record)
-        for group, records in groups.items():
-            with formatter.section(group):
-                formatter.write_dl(records)
+_COMMANDS = ("demo", "hash-password", "config", "check")
 
 
 class SettingsGroup(SettingsCommand, click.Group):
@@ -123,55 +30,9 @@ class SettingsGroup(SettingsCommand, click.Group):
             meant = nearest(cmd_name, _COMMANDS, likeness=0.6)
             hint = f"did you mean {meant}?" if meant else "lists are written with commas, without spaces"
             raise InputError(f"{cmd_name!r} is neither a command nor an option's value; {hint}")
-        command: click.Command = symbol_by_name(_COMMANDS[cmd_name])
+        name = cmd_name.replace("-", "_")
+        command: click.Command = getattr(import_module(f"flower_proxy.cli.{name}"), name)
         return command
-
-
-def _is_bool(text: str) -> bool:
-    try:
-        parse_bool(text)
-    except ValueError:
-        return False
-    return True
-
-
-def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted and not ctx.resilient_parsing:
-        click.echo(
-            f"flower-proxy {__version__} (Flower {flower_version}, Celery {celery.__version__},"
-            f" Tornado {tornado.version}, Python {platform.python_version()})"
-        )
-        ctx.exit()
-
-
-def _celery_option(*names: str, envvar: str, help: str) -> click.Option:
-    # Celery's front reads both, its group being called with auto_envvar_prefix="CELERY"
-    return click.Option(names, envvar=[envvar, f"CELERY_{envvar}"], show_envvar=True, help=help)
-
-
-def celery_options() -> list[click.Parameter]:
-    return [
-        _celery_option("-A", "--app", envvar="APP", help="the Celery application, as for celery -A"),
-        _celery_option("-b", "--broker", envvar="BROKER_URL", help="the broker's URL"),
-        _celery_option("--result-backend", envvar="RESULT_BACKEND", help="the result backend's URL"),
-        _celery_option("--loader", envvar="LOADER", help="the loader of the application"),
-        _celery_option("--config", envvar="CONFIG_MODULE", help="Celery's configuration module"),
-        click.Option(["--workdir"], type=click.Path(), help="the folder to change to first"),
-        click.Option(
-            ["-C", "--no-color"], is_flag=True, envvar="NO_COLOR", show_envvar=True, help="log without colours"
-        ),
-        click.Option(["-q", "--quiet"], is_flag=True, help="do not say what is served where"),
-        click.Option(
-            ["--skip-checks"], is_flag=True, envvar="SKIP_CHECKS", show_envvar=True, help="skip Django's system checks"
-        ),
-        click.Option(
-            ["--version"], is_flag=True, is_eager=True, expose_value=False, callback=_version, help="show versions"
-        ),
-    ]
-
-
-def setting_options() -> list[click.Parameter]:
-    return [SettingOption(option) for option in OPTIONS.values()]
 
 
 def _run(
@@ -208,19 +69,21 @@ def _run(
     ):
         if value:
             os.environ[name] = value
-    notes = _apply(given)
-    serve(find_app(app), parser, notes, no_color=no_color, quiet=quiet)
+    options, notes = _read(given)
+    # It imports Flower
+    from flower_proxy.cli.serve import find_app, serve
+
+    serve(find_app(app), options, notes, no_color=no_color, quiet=quiet)
 
 
-def _apply(given: dict[str, tuple[str, ...]]) -> list[str]:
-    """Set Tornado's options, which Flower reads; return what is to be said in the log."""
+def _read(given: Mapping[str, Sequence[str]]) -> tuple[OptionParser, list[str]]:
+    """Return the settings, and notes for the log."""
+    options = installed_options()
     try:
-        values, notes = read(OPTIONS, environ=os.environ, given={name: texts for name, texts in given.items() if texts})
+        values, notes = read(options, environ=os.environ, given={name: texts for name, texts in given.items() if texts})
     except OptionError as error:
         raise InputError(str(error)) from None
-    for name, value in values.items():
-        setattr(parser, name, value)
-    return notes
+    return make_parser(options, values), notes
 
 
 command = SettingsGroup(
@@ -229,16 +92,21 @@ command = SettingsGroup(
     params=[*celery_options(), *setting_options()],
     help=_run.__doc__,
     invoke_without_command=True,
+    starts_flower=True,
 )
 
 
 def _run_in_celery(**given: tuple[str, ...]) -> None:
     front = click.get_current_context().obj
-    notes = _apply(given)
-    serve(front.app, parser, notes, no_color=front.no_color, quiet=front.quiet)
+    options, notes = _read(given)
+    from flower_proxy.cli.serve import serve
+
+    serve(front.app, options, notes, no_color=front.no_color, quiet=front.quiet)
 
 
-celery_command = SettingsCommand("flower-proxy", callback=_run_in_celery, params=setting_options(), help=_run.__doc__)
+celery_command = SettingsCommand(
+    "flower-proxy", callback=_run_in_celery, params=setting_options(), help=_run.__doc__, starts_flower=True
+)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -246,12 +114,8 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         status = command.main(args, prog_name="flower-proxy", standalone_mode=False)
     except click.ClickException as error:
-        _fail(" ".join(error.format_message().split()), error.exit_code)
+        click.echo(f"flower-proxy: {' '.join(error.format_message().split())}", err=True)
+        status = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        sys.exit(128 + signal.SIGINT)
+        status = 128 + signal.SIGINT
     sys.exit(status or 0)
-
-
-def _fail(message: str, status: int) -> None:
-    click.echo(f"flower-proxy: {message}", err=True)
-    sys.exit(status)

@@ -20,6 +20,7 @@ from celery.app.utils import find_app as import_app
 from tornado.options import OptionParser
 
 from flower_proxy.app import FlowerProxy
+from flower_proxy.cli.errors import InputError, MachineError
 from flower_proxy.proxy.addresses import host_and_port, is_loopback
 from flower_proxy.web.audit import OneLineFormatter
 from flower_proxy.web.sockets import AddressError, ListenError, handed_over
@@ -27,18 +28,6 @@ from flower_proxy.web.sockets import AddressError, ListenError, handed_over
 logger = logging.getLogger("flower_proxy")
 
 _SECONDS_TO_END = 2.0
-
-
-class InputError(click.ClickException):
-    """What was asked for cannot be done; the message is one line."""
-
-    exit_code = 2
-
-
-class MachineError(click.ClickException):
-    """What was asked for is fine, but the machine is not: a port in use, a socket that cannot be made."""
-
-    exit_code = 1
 
 
 def find_app(name: str | None) -> celery.Celery:

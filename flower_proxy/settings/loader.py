@@ -1,4 +1,4 @@
-"""Settings: the options as the environment, the configuration file and the command line set them."""
+"""Settings from environment, configuration file, command line, and from a program that embeds flower-proxy."""
 
 from __future__ import annotations
 
@@ -6,20 +6,27 @@ import ast
 import difflib
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tornado.log import define_logging_options
 from tornado.options import OptionParser
 
-from flower_proxy._flower import (
-    DEFAULT_CONFIG_FILE,
-    FLOWER_VARIABLES,
+from flower_proxy.settings.options import ENV_PREFIX, OPTIONS, WHO, Option
+
+UNAUTHENTICATED_API = "FLOWER_UNAUTHENTICATED_API"
+"""The environment variable by which stock Flower opens its API to everybody, and to every web site (P8)."""
+
+FLOWER_VARIABLES = {
     UNAUTHENTICATED_API,
-    default_options,
-    definitions,
-)
-from flower_proxy.settings.options import ENV_PREFIX, WHO, Option, declare
+    "FLOWER_GITHUB_OAUTH_DOMAIN",
+    "FLOWER_GITLAB_AUTH_ALLOWED_GROUPS",
+    "FLOWER_GITLAB_MIN_ACCESS_LEVEL",
+    "FLOWER_GITLAB_OAUTH_DOMAIN",
+    "FLOWER_OAUTH2_OKTA_BASE_URL",
+}
+"""The environment variables that Flower reads beside those of its options."""
 
 # Kubernetes and Docker's links set these in every container for a service that is called "flower" or "flower-..." (P5)
 _INJECTED_NAME = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
@@ -30,21 +37,54 @@ class OptionError(ValueError):
     """A value that cannot be used; the message is one line that names where it stands, and what to do."""
 
 
+def installed_options() -> dict[str, Option]:
+    """Return the table of options, and behind it those that only the installed Flower declares.
+
+    A later release may have options that the table lacks. They work on the command line, in the configuration file and
+    in the environment, though ``--help`` and ``config`` do not list them. This imports Flower, so it is for what starts
+    Flower or has met an option that the table lacks.
+    """
+    from flower_proxy._flower import default_options, definitions
+
+    later = {
+        name: Option(name, defined.type, defined.default, defined.help or "", multiple=defined.multiple)
+        for name, defined in definitions(default_options).items()
+        if name not in OPTIONS
+    }
+    return {**OPTIONS, **later}
+
+
+def make_parser(options: Mapping[str, Option], values: Mapping[str, Any]) -> OptionParser:
+    """Return a new parser, from which Flower and Tornado take the settings; Tornado's global one is left alone.
+
+    Logging is set up by its parse callback, for which the caller calls `run_parse_callbacks`.
+
+    :param options: all there are, by name.
+    :param values: those that are set, by name.
+    """
+    parser = OptionParser()
+    define_logging_options(parser)
+    for name, option in options.items():
+        if name not in parser:
+            parser.define(name, option.default, option.type, multiple=option.multiple)
+    for name, value in values.items():
+        setattr(parser, name, value)
+    return parser
+
+
 def read(
     options: Mapping[str, Option], *, environ: Mapping[str, str], given: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Read what is set: the environment first, over it the configuration file, over it the command line.
+    """Read the settings; precedence: command line, configuration file, environment.
 
-    :param options: what `declare` returned.
+    :param options: all there are, by name.
     :param environ: the environment.
-    :param given: what stands on the command line, by option name; several texts if it was repeated.
+    :param given: the command line's values, by option name; several texts if an option was repeated.
     :returns: the values that are set, by name, and notes for the log, a line each.
-    :raises OptionError: something cannot be used.
+    :raises OptionError: a value cannot be used, or an option was mistyped.
     """
     values, notes = _read_environment(options, environ)
-    from_command_line = {}
-    for name, texts in given.items():
-        from_command_line[name] = _parse(options[name], texts, f"--{name}")
+    from_command_line = {name: _named(f"--{name}", options[name].parse, texts) for name, texts in given.items()}
     where = "--conf" if "conf" in from_command_line else "FLOWER_CONF"
     values |= _read_file(options, from_command_line.get("conf", values.get("conf")), where)
     values |= from_command_line
@@ -53,28 +93,24 @@ def read(
 
 
 def make_options(**settings: Any) -> OptionParser:
-    """Return options of their own, for a `FlowerProxy` in a program of one's own.
-
-    Neither the environment nor a configuration file has a say in them, and Tornado's global options stay as they are.
+    """Return the options for an embedded `FlowerProxy`; environment and configuration file are not read.
 
     :param settings: the options that are not to have their default, by name with underscores.
     :raises ValueError: one does not exist or cannot be used; the message is one line, as on the command line.
     """
-    parser = OptionParser()
-    for name, defined in definitions(default_options).items():
-        parser.define(name, default=defined.default, type=defined.type, multiple=defined.multiple)
-    options = {name: option for name, option in declare(parser).items() if not _is_of_command_line(name)}
+    options = installed_options()
+    values = {}
     for name, value in settings.items():
+        if _is_of_command_line(name):
+            raise OptionError(f"--{name}: it is for the command line; here the program sees to that itself")
         if name not in options:
-            if _is_of_command_line(name):
-                raise OptionError(f"--{name}: it is for the command line; here the program sees to that itself")
-            meant = nearest(name, options, likeness=0.6)
+            meant = nearest(name, (known for known in options if not _is_of_command_line(known)), likeness=0.6)
             hint = f"did you mean {meant}?" if meant else "flower-proxy --help has them all"
             raise OptionError(f"--{name}: there is no such option; {hint}")
         if (accepted := _accept(options[name], value, f"--{name}")) is not None:
-            setattr(parser, name, accepted)
+            values[name] = accepted
     _refuse_half_of_tls(settings)
-    return parser
+    return make_parser(options, values)
 
 
 def _is_of_command_line(name: str) -> bool:
@@ -87,10 +123,15 @@ def _accept(option: Option, value: Any, where: str) -> Any:
         if option.group == WHO:
             raise OptionError(f"{where}: it is None, which would let everybody in: leave it out, or set it")
         return None
-    value = os.fspath(value) if option.is_path and isinstance(value, os.PathLike) else value
+    if option.is_path and isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    return _named(where, option.parse, [value]) if isinstance(value, str) else _named(where, option.accept, value)
+
+
+def _named(where: str, take: Callable[[Any], Any], value: Any) -> Any:
+    """Have an option take a value; an error names where that stands."""
     try:
-        text = isinstance(value, str) and (option.multiple or option.type is not str)
-        return option.parse([value]) if text else option.accept(value)
+        return take(value)
     except ValueError as error:
         raise OptionError(f"{where}: {error}") from None
 
@@ -100,13 +141,6 @@ def _refuse_half_of_tls(values: Mapping[str, Any]) -> None:
         raise OptionError("--certfile and --keyfile: one without the other; TLS needs both")
     if values.get("ca_certs") and not values.get("certfile"):
         raise OptionError("--ca_certs: without --certfile and --keyfile there is no TLS")
-
-
-def _parse(option: Option, texts: Sequence[str], where: str) -> Any:
-    try:
-        return option.parse(texts)
-    except ValueError as error:
-        raise OptionError(f"{where}: {error}") from None
 
 
 def nearest(name: str, names: Iterable[str], *, likeness: float = 0.85) -> str | None:
@@ -126,7 +160,7 @@ def _read_environment(options: Mapping[str, Option], environ: Mapping[str, str])
         if _INJECTED_NAME.fullmatch(name.upper()) or (name.endswith("port") and _INJECTED_VALUE.match(text)):
             injected.append(variable)
         elif name in options:
-            values[name] = _parse(options[name], [text], variable)
+            values[name] = _named(variable, options[name].parse, [text])
         elif meant := nearest(name, options):
             raise OptionError(f"{variable}: there is no such option; did you mean {options[meant].variable}?")
     notes = [f"Ignored, since Kubernetes or Docker set them: {', '.join(sorted(injected))}"] if injected else []
@@ -136,11 +170,12 @@ def _read_environment(options: Mapping[str, Option], environ: Mapping[str, str])
 
 
 def _read_file(options: Mapping[str, Option], conf: str | None, where: str) -> dict[str, Any]:
-    path = Path(conf or DEFAULT_CONFIG_FILE).expanduser().absolute()
+    default = options["conf"].default
+    path = Path(conf or default).expanduser().absolute()
     try:
         source = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        if not conf or conf == DEFAULT_CONFIG_FILE:
+        if not conf or conf == default:
             return {}
         raise OptionError(f"{where}: there is no file {conf!r}") from None
     except (OSError, UnicodeError) as error:

@@ -19,11 +19,10 @@ from collections.abc import Iterator
 
 from celery import Celery
 from flower.app import Flower
-from tornado.options import options
 
-from flower_proxy._flower import default_options, flower_settings
+from flower_proxy._flower import flower_settings
 from flower_proxy.app import FlowerProxy
-from flower_proxy.settings.options import declare
+from flower_proxy.settings.loader import make_options
 from tests.bench.cost import Server
 from tests.bench.figures import OURS, STOCK
 from tests.bench.metrics import ROUNDS, Cluster
@@ -38,12 +37,11 @@ def serve(kind: str, port: int) -> None:
     """Serve the cluster until standard input ends."""
 
     async def run() -> None:
-        declare(default_options)
-        options.port, options.address, options.no_auth = port, "127.0.0.1", True
+        options = make_options(port=port, address="127.0.0.1", no_auth=True)
         capp = Celery(broker="memory://")
-        flower = Flower(capp=capp, options=default_options, **flower_settings)
+        flower = Flower(capp=capp, options=options, **flower_settings)
         if kind == OURS:
-            flower = FlowerProxy(capp=capp)
+            flower = FlowerProxy(capp=capp, options=options)
         cluster = Cluster(kind, flower.events.state)
         for _ in range(ROUNDS):
             cluster.run_tasks()

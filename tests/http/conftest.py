@@ -13,9 +13,9 @@ from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 from tornado.ioloop import IOLoop
 from tornado.options import OptionParser
 
-from flower_proxy._flower import default_options, definitions
 from flower_proxy.app import FlowerProxy
-from flower_proxy.settings.options import declare
+from flower_proxy.settings.loader import make_parser
+from flower_proxy.settings.options import OPTIONS
 
 T = TypeVar("T")
 
@@ -91,13 +91,7 @@ def settings() -> dict[str, Any]:
 
 @pytest.fixture
 def options(settings: dict[str, Any], kind: str) -> OptionParser:
-    declare(default_options)
-    parser = OptionParser()
-    for name, option in definitions(default_options).items():
-        parser.define(name, default=option.default, type=option.type, multiple=option.multiple)
-    for name, value in {"url_prefix": PREFIX if kind == "kept" else "", **settings}.items():
-        setattr(parser, name, value)
-    return parser
+    return make_parser(OPTIONS, {"url_prefix": PREFIX if kind == "kept" else "", **settings})
 
 
 @pytest.fixture(params=["kept", "stripped"])

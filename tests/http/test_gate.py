@@ -20,11 +20,10 @@ from tornado.options import OptionParser
 from tornado.routing import PathMatches
 from tornado.web import RequestHandler
 
-from flower_proxy._flower import default_options
 from flower_proxy.app import FlowerProxy
 from flower_proxy.auth.authenticator import LoginFailure
 from flower_proxy.auth.policy import Permission
-from flower_proxy.settings.options import declare
+from flower_proxy.settings.options import OPTIONS
 from flower_proxy.web.flower_handlers import proxied
 from tests.http.conftest import OPEN, PREFIX, Site
 from tests.http.test_login import PROVIDER, Jar, Provider
@@ -290,7 +289,7 @@ def test_a_comma_in_a_password_makes_no_other_password(site: Site, path: str) ->
 def test_credentials_that_nobody_wrote_stop_the_start(text: str, entry: int) -> None:
     """P11: with an empty entry stock Flower lets ``Authorization: Basic =`` in. The message holds no password."""
     with pytest.raises(ValueError, match=f"entry {entry} ") as error:
-        declare(default_options)["basic_auth"].parse([text])
+        OPTIONS["basic_auth"].parse([text])
     assert not re.search("ss|:p", str(error.value).replace("user:password", "").replace("password", ""))
 
 

@@ -1,0 +1,160 @@
+"""The parameters that the commands share: Celery's, and one for each option of the table."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import click
+
+from flower_proxy import __version__
+from flower_proxy.cli.errors import InputError
+from flower_proxy.settings.loader import installed_options, nearest
+from flower_proxy.settings.options import OPTIONS, Option
+from flower_proxy.settings.validators import parse_bool
+
+_METAVARS = {int: "NUMBER", float: "NUMBER", bool: "[BOOL]"}
+_VERSIONS = (
+    f"flower-proxy %(version)s (Flower {version('flower')}, Celery {version('celery')},"
+    f" Tornado {version('tornado')}, Python {platform.python_version()})"
+)
+
+
+class SettingOption(click.Option):
+    """The parameter for an option of the table; click leaves its text as it is."""
+
+    def __init__(self, setting: Option) -> None:
+        self.setting = setting
+        super().__init__(
+            [f"--{setting.name}"],
+            multiple=True,
+            type=click.Path() if setting.is_path else click.STRING,
+            metavar="LIST" if setting.multiple else _METAVARS.get(setting.type, "TEXT"),
+            help=setting.help,
+        )
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
+        default = self.setting.shown_default
+        notes = [f"default: {default}"] if default else []
+        return f"--{self.setting.name} {self.metavar}", f"{self.help}  [{'; '.join([*notes, self.setting.variable])}]"
+
+
+class SettingsCommand(click.Command):
+    """A command that takes options in any order and spelling, and shows them under their headings.
+
+    :param starts_flower: whether it takes options that only the installed Flower declares, too.
+    """
+
+    def __init__(self, *args: Any, starts_flower: bool = False, **kwargs: Any) -> None:
+        kwargs["context_settings"] = {
+            "token_normalize_func": lambda name: name.replace("-", "_"),
+            "max_content_width": 120,
+            "help_option_names": ["-h", "--help"],
+        }
+        super().__init__(*args, **kwargs)
+        self._starts_flower = starts_flower
+
+    @property
+    def _settings(self) -> dict[str, Option]:
+        return {param.setting.name: param.setting for param in self.params if isinstance(param, SettingOption)}
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, self._spelled_out(args))
+        except click.NoSuchOption as error:
+            known = installed_options() if self._starts_flower else {}
+            if later := [option for name, option in known.items() if name not in self._settings]:
+                self.params += setting_options(later)
+                return self.parse_args(ctx, args)
+            names = [name for param in self.params for name in param.opts if name.startswith("--")]
+            meant = nearest("--" + error.option_name.lstrip("-"), names, likeness=0.6)
+            hint = f"did you mean {meant}?" if meant else "see --help"
+            raise InputError(f"there is no option {error.option_name}; {hint}") from None
+        except click.UsageError as error:
+            raise InputError(error.format_message()) from None
+
+    def _spelled_out(self, args: Sequence[str]) -> list[str]:
+        """Turn ``--debug`` into ``--debug=true``, ``--debug no`` into ``--debug=no``, ``-port=1`` into ``--port=1``.
+
+        :raises click.UsageError: a value is missing, or a word would be taken for something else than was meant.
+        """
+        settings = self._settings
+        with_value = [name for param in self.params if not getattr(param, "is_flag", True) for name in param.opts]
+        with_value += [name[:2] + name[2:].replace("_", "-") for name in with_value]
+        spelled: list[str] = []
+        words = list(args)
+        while words:
+            word = words.pop(0)
+            name, equals, _ = word.lstrip("-").replace("-", "_").partition("=")
+            option = settings.get(name)
+            if word.startswith("-") and not word.startswith("--") and len(name) > 1:
+                # Flower takes one dash for two; click would read -basic_auth as -b with a value
+                if option is None and nearest(name, settings):
+                    raise click.NoSuchOption(f"-{name}")
+                word = f"-{word}" if option else word
+            if word.startswith("--") and not equals and option and option.type is bool:
+                word += "=true" if not words or not _is_bool(words[0]) else f"={words.pop(0)}"
+            elif word in with_value and words and words[0].startswith("--"):
+                raise click.UsageError(f"{word}: its value is missing; if it begins with dashes, write {word}=VALUE")
+            spelled.append(word)
+        return spelled
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if isinstance(self, click.Group):
+            self.format_commands(ctx, formatter)
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                group = param.setting.group if isinstance(param, SettingOption) else "Celery's own, and general"
+                groups.setdefault(group, []).append(record)
+        for group, records in groups.items():
+            with formatter.section(group):
+                formatter.write_dl(records)
+
+
+def _is_bool(text: str) -> bool:
+    try:
+        parse_bool(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _celery_option(*names: str, envvar: str, help: str) -> click.Option:
+    # Celery's front reads both, its group being called with auto_envvar_prefix="CELERY"
+    return click.Option(names, envvar=[envvar, f"CELERY_{envvar}"], show_envvar=True, help=help)
+
+
+def celery_options() -> list[click.Parameter]:
+    """Return the parameters that ``celery`` has too, and ``--version``."""
+    general = click.Command(
+        None,
+        params=[
+            _celery_option("-A", "--app", envvar="APP", help="the Celery application, as for celery -A"),
+            _celery_option("-b", "--broker", envvar="BROKER_URL", help="the broker's URL"),
+            _celery_option("--result-backend", envvar="RESULT_BACKEND", help="the result backend's URL"),
+            _celery_option("--loader", envvar="LOADER", help="the loader of the application"),
+            _celery_option("--config", envvar="CONFIG_MODULE", help="Celery's configuration module"),
+            click.Option(["--workdir"], type=click.Path(), help="the folder to change to first"),
+            click.Option(
+                ["-C", "--no-color"], is_flag=True, envvar="NO_COLOR", show_envvar=True, help="log without colours"
+            ),
+            click.Option(["-q", "--quiet"], is_flag=True, help="do not say what is served where"),
+            click.Option(
+                ["--skip-checks"],
+                is_flag=True,
+                envvar="SKIP_CHECKS",
+                show_envvar=True,
+                help="skip Django's system checks",
+            ),
+        ],
+    )
+    return click.version_option(__version__, message=_VERSIONS, help="show versions")(general).params
+
+
+def setting_options(options: Iterable[Option] = OPTIONS.values()) -> list[click.Parameter]:
+    """Return a parameter for each option, by default for all of the table."""
+    return [SettingOption(option) for option in options]
