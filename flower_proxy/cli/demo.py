@@ -15,11 +15,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from flower_proxy import FlowerProxy, make_options
 from flower_proxy.cli.demo_app import CONTROL, FOLDER_BROKER, MESSAGES, QUEUE, UNFINISHED, app, use_folder
+
+if TYPE_CHECKING:
+    from flower_proxy import FlowerProxy
 
 _ADDRESS, _USER, _WORKER = "127.0.0.1", "demo", "demo"
 # What several programs bind queues to: kombu loses a binding where two of them make such a file at once
@@ -45,6 +48,9 @@ def demo(broker: str, port: int) -> None:
 
 
 async def _demo(folder: Path, broker: str, port: int) -> None:
+    # They import Flower
+    from flower_proxy import FlowerProxy, make_options
+
     signalled = _signalled()
     _make_folders(folder)
     app.conf.update(broker_url=broker, result_backend=_results(folder))
