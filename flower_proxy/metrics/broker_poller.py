@@ -14,19 +14,27 @@ from typing import Any
 from celery import Celery
 from kombu import Connection
 
-from flower_proxy.events.broker import NO_ANSWER, SECONDS_TO_ANSWER, back_off, connected, mailbox_of, problem_of
-from flower_proxy.events.queues import Counted, count
+from flower_proxy.events.broker import (
+    ANSWER_TIMEOUT,
+    NO_ANSWER,
+    Counted,
+    back_off,
+    connected,
+    count,
+    mailbox_of,
+    problem_of,
+)
 
 logger = logging.getLogger(__name__)
 
-MOST_QUEUES = 1000
+MAX_QUEUES = 1000
 """How many queues are asked for at most, each by itself."""
 
-_LONGEST_PAUSE = 10.0  # seconds
+_MAX_PAUSE = 10.0  # seconds
 _NOT_YET = "the broker has not answered yet"
 _SECONDS_FOR_WORKERS = 1.0
 # Beyond what a question may take where it is given up in time, the workers' seconds included
-_PATIENCE = 2 * SECONDS_TO_ANSWER
+_PATIENCE = 2 * ANSWER_TIMEOUT
 # A task moves from left to right, so that whoever asks in this order misses none
 _HOLDS = ("scheduled", "reserved", "active")
 
@@ -56,7 +64,7 @@ class _Worker:
     processes: int
 
 
-class BrokerWatch(threading.Thread):
+class BrokerPoller(threading.Thread):
     """Keeps figures about the queues, and tells whether the broker answers. A broker that hangs holds up nothing else.
 
     The queues are those given, those configured, and those that workers consume.
@@ -82,7 +90,7 @@ class BrokerWatch(threading.Thread):
         interval: float = 5.0,
         inspect_every: float = 15.0,
     ) -> None:
-        super().__init__(name="broker-watch", daemon=True)
+        super().__init__(name="broker-poller", daemon=True)
         self.figures = QueueFigures()
         self.answered_at: float | None = None
         self._capp = capp
@@ -116,7 +124,7 @@ class BrokerWatch(threading.Thread):
         self._stopping.set()
 
     def run(self) -> None:
-        pauses = back_off(_LONGEST_PAUSE)
+        pauses = back_off(_MAX_PAUSE)
         while not self._stopping.is_set():
             self._asking_since = time.monotonic()
             try:
@@ -124,7 +132,7 @@ class BrokerWatch(threading.Thread):
                     try:
                         self._watch(connection)
                     except Exception as error:
-                        pauses = back_off(_LONGEST_PAUSE)
+                        pauses = back_off(_MAX_PAUSE)
                         # Now, as to close the connection may take as long again
                         self._fail(error)
                         raise
@@ -161,7 +169,7 @@ class BrokerWatch(threading.Thread):
     def _count(self, connection: Connection, workers: Mapping[str, _Worker]) -> dict[str, Counted]:
         found = chain(self._given, list(self._capp.amqp.queues), *(worker.queues for worker in workers.values()))
         # Also those that nobody consumes any more: there it is that messages pile up
-        self._queues = dict.fromkeys(islice(dict.fromkeys(chain(found, self._queues)), MOST_QUEUES))
+        self._queues = dict.fromkeys(islice(dict.fromkeys(chain(found, self._queues)), MAX_QUEUES))
         counted = {name: count(connection, name) for name in self._queues}
         return {name: counted for name, counted in counted.items() if counted is not None}
 

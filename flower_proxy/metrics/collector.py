@@ -13,7 +13,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from flower_proxy.events.receiver import Receiver
-from flower_proxy.metrics.broker_poller import BrokerWatch
+from flower_proxy.metrics.broker_poller import BrokerPoller
 from flower_proxy.metrics.exposition import Family, render
 from flower_proxy.metrics.process import Filtered, SelfMetrics
 from flower_proxy.metrics.recorder import Recorder, is_producer
@@ -57,7 +57,7 @@ class Monitor:
             most_in_flight=most_tasks,
             queues_of=lambda worker: self.watch.figures.queues_of.get(worker, ()),
         )
-        self.watch = BrokerWatch(capp, queues=queues, workers=self._alive_workers, on_held=self._reconcile)
+        self.watch = BrokerPoller(capp, queues=queues, workers=self._alive_workers, on_held=self._reconcile)
         self.own = SelfMetrics(receiver, self.recorder, connections)
         receiver.state.metrics = self.recorder
         receiver.on_reconnect = self.watch.ask_workers

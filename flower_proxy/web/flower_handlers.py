@@ -22,7 +22,7 @@ from flower_proxy._flower import (
     concrete_handler,
 )
 from flower_proxy.auth.policy import Permission
-from flower_proxy.events.queues import KombuQueues
+from flower_proxy.events.broker import KombuQueues
 from flower_proxy.proxy.paths import parse_next
 from flower_proxy.web.handlers import TrustedMetrics
 from flower_proxy.web.mixins import Proxied
