@@ -128,7 +128,7 @@ class SelfMetrics(Collector):
                 self._connections.replaced,
             ),
             "event_reconnects": ("Times that the connection for events was lost.", receiver.reconnects),
-            "other_task_names": ("Events of tasks whose name was counted as other.", self._recorder.other_task_names),
+            "task_names_overflow": ("Events of tasks whose name was counted as other.", self._recorder.other_task_names),
         }
         for name, (help_, count) in counters.items():
             yield CounterMetricFamily(f"flower_proxy_{name}", help_, value=count)
