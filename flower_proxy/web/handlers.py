@@ -107,15 +107,15 @@ class Check(BaseHandler):
         self.get()
 
     def _workers(self) -> Iterable[SeenWorker]:
-        events = self.application.events
-        for name, worker in events.state.workers.items():
+        app = self.application
+        for name, worker in app.events.state.workers.items():
             # Celery keeps the fields of the latest event with the worker
             sent, received = (getattr(worker, field, None) for field in ("timestamp", "local_received"))
             yield SeenWorker(
                 name=name,
                 alive=worker.alive,
                 ahead=sent - received if sent and received else None,
-                task_events=events.unheard.sends_task_events(name),
+                task_events=app.task_events.sends_task_events(name),
                 celery=worker.sw_ver,
             )
 

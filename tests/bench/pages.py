@@ -42,9 +42,11 @@ def serve(kind: str, port: int) -> None:
         options.port, options.address, options.no_auth = port, "127.0.0.1", True
         capp = Celery(broker="memory://")
         flower = Flower(capp=capp, options=default_options, **flower_settings)
+        process = flower.events.state.event
         if kind == OURS:
             flower = FlowerProxy(capp=capp)
-        cluster = Cluster(kind, flower.events.state)
+            process = flower.events.process
+        cluster = Cluster(kind, process)
         for _ in range(ROUNDS):
             cluster.run_tasks()
         flower.start_http_server()

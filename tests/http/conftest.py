@@ -127,6 +127,6 @@ def event(app: FlowerProxy) -> Callable[..., None]:
 
     def send(type_: str, **fields: Any) -> None:
         base = {"hostname": "w1@host", "timestamp": 1, "local_received": 1, "utcoffset": 0, "pid": 1, "clock": 1}
-        app.events.state.event({"type": type_, **base, **fields})
+        app.events.process({"type": type_, **base, **fields})
 
     return send
