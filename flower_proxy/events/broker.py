@@ -14,7 +14,7 @@ from kombu import Connection, Producer
 from kombu.pidbox import Mailbox
 
 ANSWER_TIMEOUT = 5.0
-"""How long a broker may take for one answer."""
+"""Seconds that a broker may take for one answer."""
 
 # So that a host which is gone without a word is noticed within half a minute, where the system has these
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}

@@ -12,5 +12,5 @@ class Listener(Protocol):
     def on_events(self, batch: Sequence[Mapping[str, Any]]) -> None:
         """Process events.
 
-        :param batch: events in the order of their arrival, each accepted by Flower's state.
+        :param batch: events in the order of their arrival; Flower's state has accepted these and no later one.
         """

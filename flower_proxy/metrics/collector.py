@@ -1,4 +1,4 @@
-"""All that is known for monitoring, and its text."""
+"""The metrics that are scraped, and the readiness that follows from them."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ _MAX_SCRAPES = 2
 
 
 class MetricsCollector:
-    """All that is known for monitoring.
+    """Owns everything that metrics are made of, and renders them.
 
-    :param capp: the Celery application that is watched.
-    :param receiver: of its events; `recorder` and `delay` are among its listeners.
-    :param recorder: begins with the receiver's state.
-    :param delay: of the events.
-    :param connections: of the clients.
-    :param groups: of metrics, out of ``flower``, ``celery`` and ``self``.
-    :param queues: that are counted besides those that are found.
-    :ivar watch: of the broker.
-    :ivar own: everything that is not about tasks and workers.
+    :param capp: the Celery application to monitor.
+    :param receiver: receives its events; `recorder` and `delay` must be among the listeners.
+    :param recorder: the metrics of tasks and workers; begins with the receiver's state.
+    :param delay: the delay of events.
+    :param connections: the open connections of clients.
+    :param groups: the groups of metrics, out of ``flower``, ``celery`` and ``self``.
+    :param queues: names of queues in addition to those that are found.
+    :ivar watch: polls the broker.
+    :ivar own: the metrics of group ``self``.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class MetricsCollector:
         self._rendering = asyncio.Semaphore(_MAX_SCRAPES)
 
     def start(self) -> None:
-        """Begin to watch broker and event loop."""
+        """Start to poll the broker and to measure the event loop."""
         self.watch.start()
         self.own.start()
 
@@ -67,20 +67,20 @@ class MetricsCollector:
         self.own.stop()
 
     def _alive_workers(self) -> list[str]:
-        # In the watch's thread: of a list, since events go on meanwhile
+        # Called in the poller's thread: events may change the mapping meanwhile
         return [name for name, worker in list(self.receiver.state.workers.items()) if worker.alive]
 
     def _reconcile(self, worker: str, ids: set[str], asked_at: float) -> None:
         self.receiver.io_loop.add_callback(self.recorder.reconcile, worker, ids, asked_at)
 
-    # What is forgotten
+    # Purging
 
     def forget_producers(self) -> None:
-        """Let go of what Flower counts for each process that sends tasks, and never shows (P16)."""
+        """Forget the event counts of clients that send tasks, which Flower keeps and never shows (P16)."""
         forget_counts(self.receiver.state, is_producer)
 
     def forget_workers(self, silent_for: float) -> list[str]:
-        """Forget the workers that have been silent for so many seconds, and return their names."""
+        """Forget the workers that have been offline for so many seconds, and return their names."""
         state, heard_before = self.receiver.state, time.time() - silent_for
         offline = [(name, worker) for name, worker in state.workers.items() if not worker.alive]
         gone = [name for name, worker in offline if last_heard(worker) <= heard_before]
@@ -90,17 +90,17 @@ class MetricsCollector:
         forget_counts(state, gone.__contains__)
         return gone
 
-    # What is told
+    # Scrapes and readiness
 
     def families(self) -> list[Family]:
-        """Return those of tasks, workers and queues, as they are now."""
+        """Return the metrics of tasks, workers and queues, as they are now."""
         return self.recorder.families(self.watch.figures, groups=self.groups)
 
     async def scrape(self, *, accept: str, names: Collection[str], gzip: bool) -> tuple[str, list[bytes]]:
         """Return the content type and the text in parts; requests for the same form share a scrape in progress.
 
-        :param accept: the header of that name.
-        :param names: of samples; empty for all.
+        :param accept: the ``Accept`` header.
+        :param names: of the samples to return; empty for all.
         :param gzip: whether to compress it.
         """
         encoder, content_type = negotiate(accept)
@@ -129,7 +129,7 @@ class MetricsCollector:
         return parts
 
     def unready(self) -> list[str]:
-        """Return why it is not ready; an empty list if it is."""
+        """Return the reasons for which the application is not ready; an empty list if it is."""
         reasons = [] if self.receiver.connected else ["not connected to the broker for events"]
         if problem := self.watch.problem:
             reasons.append(problem)

@@ -7,13 +7,10 @@ go on working.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
+from flower_proxy.metrics.broker_poller import QueueFigures
 from flower_proxy.metrics.exposition import Counter, Family, Gauge, Histogram
 from flower_proxy.metrics.in_flight import InFlight
-
-if TYPE_CHECKING:
-    from flower_proxy.metrics.broker_poller import QueueFigures
 
 _WAITS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)  # seconds
 
@@ -87,17 +84,16 @@ class TaskFamilies:
         # In the order in which they were first seen together
         self._known: dict[tuple[str, str, str], None] = {}
 
-    def meet(self, name: str, worker: str, queue: str) -> None:
-        """Begin the series of a task name at a worker and queue, if they are new."""
-        key = (name, worker, queue)
-        if key not in self._known:
-            self._known[key] = None
+    def meet(self, series: tuple[str, str, str]) -> None:
+        """Create the ``celery_*`` counters of a task name, worker and queue, unless they exist."""
+        if series not in self._known:
+            self._known[series] = None
             # All counters at once, with 0: Prometheus sees no increase in one that appears with 1
             for kind, counter in self.celery.items():
-                counter.touch(*key, *([""] if kind == "task-failed" else []))
+                counter.touch(*series, *([""] if kind == "task-failed" else []))
 
     def pairs(self) -> Iterable[tuple[str, str]]:
-        """Return each worker and task name that were seen together."""
+        """Return the pairs of worker and task name that have series."""
         return dict.fromkeys((worker, name) for name, worker, _ in self._known)
 
     def remove_workers(self, names: Collection[str]) -> None:
@@ -116,7 +112,7 @@ def flower_gauges(
 
     :param active: the number of running tasks by worker; None for one that is offline.
     :param in_flight: the tasks that workers have.
-    :param pairs: workers and task names that were seen together.
+    :param pairs: the workers and task names that have series.
     """
     time_waited = Gauge(
         "flower_task_prefetch_time_seconds",
@@ -145,7 +141,7 @@ def celery_gauges(active: Mapping[str, float | None], queues: QueueFigures | Non
     """Return the gauges of celery-exporter.
 
     :param active: the number of running tasks by worker; None for one that is offline.
-    :param queues: None while nothing is known of them.
+    :param queues: None if unknown.
     """
     up = Gauge("celery_worker_up", "1 if the worker is heard of in time, else 0.", ("hostname",))
     running = Gauge("celery_worker_tasks_active", "Tasks that a worker runs now.", ("hostname",))

@@ -1,4 +1,4 @@
-"""What flower-proxy tells of itself: ``flower_proxy_*``, by prometheus_client, since it is little."""
+"""Metrics of flower-proxy itself: ``flower_proxy_*``, by prometheus_client, since they are few."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ class EventDelay:
 
 
 class ProcessMetrics(Collector):
-    """Everything that is not about tasks and workers: flower-proxy, the process, and what the application adds.
+    """The metrics of flower-proxy and its process, and those that the application registers.
 
-    :param receiver: of the events.
-    :param recorder: what counts them.
-    :param delay: of the events.
-    :param connections: of the clients.
+    :param receiver: receives the events.
+    :param recorder: counts the events of tasks.
+    :param delay: measures the delay of events.
+    :param connections: the open connections of clients.
     """
 
     def __init__(self, receiver: Receiver, recorder: Recorder, delay: EventDelay, connections: Connections) -> None:

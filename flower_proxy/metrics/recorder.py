@@ -1,7 +1,7 @@
-"""From the events of Celery to metrics.
+"""Metrics of tasks and workers, from their events.
 
-What happened is counted as it is told; what there is (tasks that wait, workers that live) is never counted up and down
-but taken from what is known at the moment of a scrape, and so cannot drift (P3, P17).
+Counters and histograms follow the events. Gauges (waiting tasks, workers online) are computed at each scrape from what
+is known then, so they cannot drift (P3, P17).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from flower_proxy._bounded import BoundedDict
 from flower_proxy._flower import EventsState, task_of
+from flower_proxy.metrics.broker_poller import QueueFigures
 from flower_proxy.metrics.exposition import Family
 from flower_proxy.metrics.families import LabelLimit, TaskFamilies, celery_gauges, flower_gauges
 from flower_proxy.metrics.in_flight import InFlight, InFlightTask
@@ -23,32 +24,30 @@ from flower_proxy.metrics.in_flight import InFlight, InFlightTask
 if TYPE_CHECKING:
     from celery.events.state import Task
 
-    from flower_proxy.metrics.broker_poller import QueueFigures
-
 _MAX_EXCEPTIONS = 100
 _MAX_QUEUES = 1000
 _MAX_PRODUCERS = 1000
 _MAX_TYPES = 100
-# Runs whose sending is not known yet; where producers do not tell of it at all, it never will be
+# Runs without a task-sent event so far; clients without task_send_sent_event never send one
 _MAX_UNSENT = 5000
 
 _UNKNOWN_EXCEPTION = "UnknownException"
 _DEFAULT_QUEUE = "celery"
 _ENDS = frozenset({"task-succeeded", "task-failed", "task-retried", "task-revoked", "task-rejected"})
 
-# A producer calls itself gen<process id>@<host>: of each process there would be a series for ever (P16)
+# A client is named gen<process id>@<host>: each process would add series for ever (P16)
 _PROCESS = re.compile(r"^gen\d+(?=@)")
 _CALLED = re.compile(r"\w+(?=\()")
 
 
 def is_producer(name: str) -> bool:
-    """Tell whether this is what a process that sends tasks calls itself, not a worker."""
+    """Return whether this is the name of a client that sends tasks, not of a worker."""
     return _PROCESS.match(name) is not None
 
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """When a run was started, and when it was due if that was later than its sending; 0 if it was due at once."""
+    """The start of a run, and its eta in seconds since the epoch; 0 for none."""
 
     worker: str
     name: str
@@ -59,7 +58,7 @@ class _Start:
 class Recorder:
     """Turns events into metrics, as `flower_proxy.events.listener.Listener`.
 
-    `begin` comes before the first event.
+    `begin` must be called before the first event.
 
     :param buckets: of run times, upper bounds in seconds, ascending.
     :param max_task_names: maximum number of task names in the metrics; the rest are aggregated as ``other``.
@@ -87,13 +86,13 @@ class Recorder:
         self._tasks = TaskFamilies(buckets)
         self._workers: set[str] = set()
         self._in_flight = InFlight(max_in_flight)
-        # By task and retries, when a run was sent, or started, where the other is not known yet: either may come first
+        # By task and retries: runs sent but not started, and started but not sent, since either event may come first
         self._sent: BoundedDict[tuple[str, int], float] = BoundedDict(max_in_flight)
         self._unsent: BoundedDict[tuple[str, int], _Start] = BoundedDict(_MAX_UNSENT)
 
     @property
     def task_names_overflow(self) -> int:
-        """How many events were counted under the task name ``other``."""
+        """Number of events whose task name was aggregated under ``other``."""
         return self._task_names.overflow
 
     def on_events(self, batch: Sequence[Mapping[str, Any]]) -> None:
@@ -105,10 +104,10 @@ class Recorder:
                 self._on_worker(event)
 
     def _on_task(self, event: Mapping[str, Any], task: Task) -> None:
-        # The state has merged events that came late into the task; the event itself counts
+        # The state merges late events into the task, so the type is read from the event
         kind, worker = event["type"], event["hostname"]
         held = self._in_flight.get(event["uuid"])
-        # A name is told only when a task is sent and received, and the state may have forgotten the task since
+        # Only task-sent and task-received have the name, and the state may have dropped the task since
         name = self._task_names(event.get("name") or task.name or (held.name if held else ""))
         queue = self._queue(worker, task)
         if kind == "task-sent":
@@ -119,26 +118,26 @@ class Recorder:
             return
         self._workers.add(worker)
         self._tasks.events.inc(worker, self._types(kind), name)
-        self._tasks.meet(name, worker, queue)
+        series = (name, worker, queue)
+        self._tasks.meet(series)
         if kind == "task-failed":
-            exception = self._exceptions(_exception_class(event.get("exception")))
-            self._tasks.celery[kind].inc(name, worker, queue, exception)
+            self._tasks.celery[kind].inc(*series, self._exceptions(_exception_class(event.get("exception"))))
         elif kind in self._tasks.celery:
-            self._tasks.celery[kind].inc(name, worker, queue)
-        # What another worker has is another's to start and to end
+            self._tasks.celery[kind].inc(*series)
+        # A task that was redelivered to another worker is no longer this one's
         self._follow(event, name, worker, queue, held if held and held.worker == worker else None, task)
 
     def _on_worker(self, event: Mapping[str, Any]) -> None:
         worker = event["hostname"]
         self._workers.add(worker)
-        # One that comes has nothing yet; of one that goes, what it had is delivered again
+        # A new worker has no tasks yet; the broker redelivers those of a stopped one
         if event["type"] in ("worker-online", "worker-offline"):
             self._in_flight.drop_where(lambda uuid, held: held.worker == worker)
 
     def remove_workers(self, names: Collection[str]) -> int:
-        """Forget workers until they are heard of again. Who sends tasks is not forgotten (P16).
+        """Forget workers until their next event; clients that send tasks are kept (P16).
 
-        :returns: how many of them were known.
+        :returns: the number of workers that were known.
         """
         gone = self._workers.intersection(names)
         if gone:
@@ -200,20 +199,20 @@ class Recorder:
         self._tasks.celery_wait.observe(max(0.0, start.at - max(sent, start.due)), start.name, start.worker, queue)
 
     def _queue(self, worker: str, task: Task) -> str:
-        # Only the event of its sending tells
+        # Only task-sent has the queue
         queue = getattr(task, "queue", None)
         if not isinstance(queue, str):
             queues = self._queues_of(worker)
             queue = queues[0] if len(queues) == 1 else _DEFAULT_QUEUE
         return self._queues(queue)
 
-    # What is known otherwise than by events
+    # Other sources than events
 
     def begin(self, state: EventsState, queues_of: Callable[[str], Sequence[str]] = lambda worker: ()) -> None:
-        """Begin with the workers and tasks that a state has kept over a restart, if any (P17).
+        """Start with the workers and tasks of a state, which ``--persistent`` keeps over a restart (P17).
 
-        :param state: is read again with each event and each scrape.
-        :param queues_of: returns the queues that a worker consumes from, as far as they are known.
+        :param state: is read at each event and each scrape.
+        :param queues_of: returns the queues that a worker consumes, as far as they are known.
         """
         self._state, self._queues_of = state, queues_of
         self._workers.update(state.workers)
@@ -231,24 +230,24 @@ class Recorder:
                     started=task.started if task.state == "STARTED" else None,
                 )
                 self._in_flight.put(uuid, held)
-                self._tasks.meet(held.name, held.worker, self._queue(held.worker, task))
+                self._tasks.meet((held.name, held.worker, self._queue(held.worker, task)))
 
     def reconcile(self, worker: str, ids: Collection[str], asked_at: float) -> None:
-        """Drop what a worker does not have although no event has told so (P30).
+        """Drop the tasks that a worker no longer has, whose events were missed (P30).
 
-        :param ids: the tasks that it says it has: running, reserved and scheduled.
-        :param asked_at: when it was asked, by `clock`; what was heard of since then stays.
+        :param ids: its tasks: active, reserved and scheduled.
+        :param asked_at: when it was asked, by `clock`; newer tasks are kept.
         """
         self._in_flight.drop_where(
             lambda uuid, held: held.worker == worker and held.seen < asked_at and uuid not in ids
         )
 
-    # What is scraped
+    # Scrapes
 
     def families(self, queues: QueueFigures | None, *, groups: Collection[str]) -> list[Family]:
         """Return the families as they are at this moment.
 
-        :param queues: None while nothing is known of them.
+        :param queues: None if unknown.
         :param groups: which of ``flower`` and ``celery``.
         """
         active = self._active()
@@ -260,7 +259,7 @@ class Recorder:
         return families
 
     def _active(self) -> dict[str, float | None]:
-        """Return how many tasks each worker says it runs; None for one that is dead, whatever it said last (P3)."""
+        """Return the number of active tasks by worker; None for one that is offline (P3)."""
         active: dict[str, float | None] = {}
         for name in sorted(self._workers):
             worker = self._state.workers.get(name)
@@ -269,7 +268,7 @@ class Recorder:
 
 
 def _retries(event: Mapping[str, Any]) -> int:
-    """Return which run of its task a message is about, counted from 0."""
+    """Return the number of retries before this run."""
     return int(event.get("retries") or 0)
 
 
@@ -279,7 +278,7 @@ def _exception_class(representation: object) -> str:
 
 
 def _measured(value: Any) -> float | None:
-    """Return the number that an event gives, not below 0; None if it is none."""
+    """Return a number of an event, at least 0; None if it is not a finite number."""
     try:
         number = float(value)
     except (TypeError, ValueError):
@@ -288,7 +287,7 @@ def _measured(value: Any) -> float | None:
 
 
 def _timestamp(eta: str | None) -> float:
-    """Return the seconds since the epoch; 0.0 for none."""
+    """Return an eta in seconds since the epoch; 0.0 for none or a malformed one."""
     try:
         return datetime.fromisoformat(eta).timestamp() if eta else 0.0
     except ValueError:
