@@ -9,16 +9,18 @@ import inspect
 import logging
 import re
 from asyncio import Future, wait
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Executor
 from http import HTTPStatus
 from typing import Any
 
 from celery import Celery
+from celery.events.state import Task, Worker
 from celery.utils.imports import symbol_by_name
 from flower import __version__ as flower_version
 from flower.api.tasks import TaskApply, TaskAsyncApply, TaskSend
 from flower.app import Flower
+from flower.events import Events, EventsState
 from flower.options import default_options
 from flower.urls import settings as flower_settings
 from flower.utils import template
@@ -45,12 +47,15 @@ __all__ = [
     "Amended",
     "BaseHandler",
     "EmbeddedFlower",
+    "Events",
+    "EventsState",
     "Flower",
     "FlowersLoop",
     "Healthcheck",
     "Lean",
     "LoginHandler",
     "Metrics",
+    "NoMetrics",
     "NotFoundErrorHandler",
     "TasksDataTable",
     "UnproxiedOptions",
@@ -59,7 +64,10 @@ __all__ = [
     "definitions",
     "flower_settings",
     "flower_version",
+    "forget_counts",
+    "last_heard",
     "seconds_ahead",
+    "task_of",
 ]
 
 CHECKED_ON = "2.2.0"
@@ -253,3 +261,36 @@ def definitions(options: OptionParser) -> dict[str, Any]:
     Each definition has ``type``, ``default``, ``multiple`` and ``help``. Tornado has no public way to ask.
     """
     return {option.name.replace("-", "_"): option for option in options._options.values() if option.name != "help"}
+
+
+class NoMetrics:
+    """Takes the place of the Prometheus metrics that Flower's state fills, so that they stay empty."""
+
+    def observe_task(self, worker: str, event: Mapping[str, Any], task: Task) -> None:
+        """Count nothing."""
+
+    def observe_worker(self, worker: str, event: Mapping[str, Any]) -> None:
+        """Count nothing."""
+
+    def remove_workers(self, worker_names: Collection[str]) -> int:
+        """Remove nothing."""
+        return 0
+
+
+def task_of(state: EventsState, uuid: str) -> Task:
+    """Return a task of the state without marking it as used.
+
+    :raises KeyError: the state does not have it.
+    """
+    return state.tasks.data[uuid]
+
+
+def last_heard(worker: Worker) -> float:
+    """Return when a worker of the state was last heard of, in seconds since the epoch; 0.0 for never."""
+    return float(max(worker.heartbeats[-1:] or [getattr(worker, "timestamp", None) or 0]))
+
+
+def forget_counts(state: EventsState, is_gone: Callable[[str], bool]) -> None:
+    """Drop the state's event counts of workers and clients, which it would keep for ever."""
+    for name in [name for name in state.counter if is_gone(name)]:
+        del state.counter[name]

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
@@ -25,8 +25,12 @@ from tornado.web import RequestHandler, decode_signed_value
 from flower_proxy._flower import EmbeddedFlower, FlowersLoop, flower_settings
 from flower_proxy.auth.factory import build_entrance
 from flower_proxy.check.report import PATH
+from flower_proxy.events.listener import Listener
 from flower_proxy.events.receiver import Receiver
-from flower_proxy.metrics.collector import Monitor
+from flower_proxy.events.task_events import TaskEvents
+from flower_proxy.metrics.collector import MetricsCollector
+from flower_proxy.metrics.process import EventDelay
+from flower_proxy.metrics.recorder import Recorder
 from flower_proxy.proxy.addresses import TrustedProxies
 from flower_proxy.proxy.location import Locator
 from flower_proxy.proxy.paths import parse_mount
@@ -80,13 +84,13 @@ class FlowerProxy(EmbeddedFlower):
         self._access_log = options.access_log
         self.frame_ancestors = parse_frame_ancestors(options.frame_ancestors)
         self.policy = content_security_policy("", self.frame_ancestors)
-        receiver = _receiver(capp, options, flowers_loop)
         self.connections = ConnectionLimit(max_connections(options.max_connections))
-        self.monitor = _monitor(capp, options, receiver, self.connections)
+        self.task_events = TaskEvents(options.max_workers)
+        self.monitor = _monitor(capp, options, flowers_loop, self.connections, self.task_events)
         super().__init__(
             capp=capp,
             options=options,
-            events=receiver,
+            events=self.monitor.receiver,
             loop=flowers_loop,
             settings={**_tornado_settings(options), **settings},
         )
@@ -298,7 +302,13 @@ def _tornado_settings(options: OptionParser) -> dict[str, Any]:
     return settings
 
 
-def _receiver(capp: Celery, options: OptionParser, io_loop: FlowersLoop) -> Receiver:
+def _receiver(
+    capp: Celery,
+    options: OptionParser,
+    io_loop: FlowersLoop,
+    listeners: Sequence[Listener],
+    on_reconnect: Callable[[], None],
+) -> Receiver:
     return Receiver(
         capp,
         io_loop=io_loop,
@@ -308,17 +318,28 @@ def _receiver(capp: Celery, options: OptionParser, io_loop: FlowersLoop) -> Rece
         enable_events=options.enable_events,
         max_workers_in_memory=options.max_workers,
         max_tasks_in_memory=options.max_tasks,
+        listeners=listeners,
+        on_reconnect=on_reconnect,
     )
 
 
-def _monitor(capp: Celery, options: OptionParser, receiver: Receiver, connections: ConnectionLimit) -> Monitor:
-    return Monitor(
-        capp,
-        receiver,
-        connections,
-        groups=options.metrics,
-        buckets=options.task_runtime_metric_buckets,
-        most_task_names=options.metrics_max_task_names,
-        most_tasks=options.max_tasks,
-        queues=options.queues,
+def _monitor(
+    capp: Celery,
+    options: OptionParser,
+    io_loop: FlowersLoop,
+    connections: ConnectionLimit,
+    task_events: TaskEvents,
+) -> MetricsCollector:
+    recorder = Recorder(
+        options.task_runtime_metric_buckets,
+        max_task_names=options.metrics_max_task_names,
+        max_in_flight=options.max_tasks,
     )
+    delay = EventDelay()
+    receiver = _receiver(
+        capp, options, io_loop, [recorder, delay, task_events], on_reconnect=lambda: monitor.watch.ask_workers()
+    )
+    monitor = MetricsCollector(
+        capp, receiver, recorder, delay, connections, groups=options.metrics, queues=options.queues
+    )
+    return monitor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 import re
 import socket
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import flower.urls
 import pytest
 from celery import Celery
 from celery.events.state import State
+from flower.events import PrometheusMetrics
 from flower.inspector import Inspector
 from flower.utils import strtobool
 from flower.utils.authentication import authenticate, validate_auth_option
@@ -37,14 +39,20 @@ from flower_proxy._flower import (
     PAGE_HEAD,
     USER_MENU,
     BaseHandler,
+    Events,
+    EventsState,
     Flower,
+    NoMetrics,
     UnproxiedOptions,
     concrete_handler,
     default_options,
     definitions,
     flower_settings,
     flower_version,
+    forget_counts,
+    last_heard,
     seconds_ahead,
+    task_of,
 )
 from flower_proxy.auth.factory import matches_address
 from flower_proxy.settings import validators
@@ -293,3 +301,86 @@ def test_a_unix_sockets_peer_is_the_address_that_no_peer_has(io_loop: IOLoop) ->
         stream = IOStream(ours)
         assert _HTTPRequestContext(stream, (), "http").remote_ip == "0.0.0.0"
         stream.close()
+
+
+# Events
+
+
+WORKER = "w1@host"
+
+
+def event(kind: str, clock: int = 1, **fields: object) -> dict[str, object]:
+    common = {"type": kind, "clock": clock, "hostname": WORKER, "timestamp": 1000.0 + clock, "local_received": 2000.0}
+    return {**common, **fields}
+
+
+@pytest.fixture
+def state() -> EventsState:
+    state = EventsState(max_tasks_in_memory=2)
+    state.metrics = NoMetrics()
+    return state
+
+
+def test_how_events_are_received() -> None:
+    """`flower_proxy.events.receiver.Receiver` overrides `run` and `on_event`, and leaves the rest to it."""
+    parameters = inspect.signature(Events.__init__).parameters
+    assert list(parameters)[1:3] == ["capp", "io_loop"]
+    source = inspect.getsource(Events)
+    assert 'handlers={"*": self.on_event}' in source
+    assert "self.io_loop.add_callback(partial(self.state.event, event))" in source
+    assert "self.timer = PeriodicCallback(self.on_enable_events" in source
+    assert inspect.iscoroutinefunction(Events.on_enable_events)
+    assert "threading.Thread.start(self)" in inspect.getsource(Events.start)
+    assert "self.save_state()" in inspect.getsource(Events.stop)
+
+
+def test_nothing_else_is_asked_of_the_metrics_of_the_state() -> None:
+    """`NoMetrics` stands in their place."""
+    asked = {name: set(parameters(method)) for name, method in vars(NoMetrics).items() if inspect.isfunction(method)}
+    assert set(re.findall(r"\.metrics\.(\w+)\(", sources())) == set(asked)
+    assert all(set(parameters(getattr(PrometheusMetrics, name))) == names for name, names in asked.items())
+    assert "state.metrics.remove_workers(offline_workers)" in inspect.getsource(Flower.purge_offline_worker_metrics)
+
+
+def parameters(method: Callable[..., object]) -> list[str]:
+    return list(inspect.signature(method).parameters)
+
+
+def test_metrics_are_not_kept_with_the_state(state: EventsState) -> None:
+    state.event(event("task-received", uuid="1", name="add"))
+    after = pickle.loads(pickle.dumps(state))
+    assert not isinstance(after.metrics, NoMetrics)
+    assert [(task.state, task.worker.hostname) for _, task in after.itertasks()] == [("RECEIVED", WORKER)]
+
+
+def test_a_task_is_in_the_state_after_its_event(state: EventsState) -> None:
+    for number in "123":
+        state.event(event("task-received", int(number), uuid=number, name="add"))
+        task = task_of(state, number)
+        assert (task.uuid, task.name, task.state) == (number, "add", "RECEIVED")
+        assert task.worker.hostname == WORKER
+    # To look at one does not keep it from being the next to go
+    task_of(state, "2")
+    state.event(event("task-received", 4, uuid="4", name="add"))
+    assert list(state.tasks) == ["3", "4"]
+
+
+def test_when_a_worker_was_last_heard(state: EventsState) -> None:
+    state.event(event("worker-heartbeat", local_received=2000.0))
+    worker = state.workers[WORKER]
+    assert last_heard(worker) == 2000.0
+    state.event(event("worker-heartbeat", 2, local_received=2001.0))
+    assert last_heard(worker) == 2001.0
+    state.event(event("worker-offline", 3))
+    # By the worker's clock, as Flower does
+    assert last_heard(worker) == 1003.0
+    assert "max(worker.heartbeats)" in inspect.getsource(Flower.purge_offline_worker_metrics)
+    assert last_heard(pickle.loads(pickle.dumps(worker))) == 0.0
+
+
+def test_events_are_counted_by_sender_and_type(state: EventsState) -> None:
+    state.event(event("worker-heartbeat"))
+    state.event(event("task-sent", uuid="1", name="add", hostname="gen1@host"))
+    assert state.counter == {WORKER: {"worker-heartbeat": 1}, "gen1@host": {"task-sent": 1}}
+    forget_counts(state, "gen1@host".__eq__)
+    assert list(state.counter) == [WORKER]

@@ -27,7 +27,7 @@ from flower_proxy.check.remedies import LINES, PROXIES, Advice, recognise
 from flower_proxy.check.report import Seen, SeenWorker
 from flower_proxy.check.unreached import not_reached
 from flower_proxy.cli.check import show
-from flower_proxy.events.task_events import Unheard
+from flower_proxy.events.task_events import TaskEvents
 from tests.support.processes import program
 
 TARGET = parse_target("https://Example.com:443/flower/")
@@ -243,10 +243,9 @@ TASK = {"type": "task-started", "hostname": "w1@host"}
     ],
 )
 def test_whether_a_worker_sends_events_of_tasks(events: Sequence[Mapping[str, Any]], sends: bool | None) -> None:
-    unheard = Unheard(most_workers=2)
-    for event in events:
-        unheard.note(event)
-    assert unheard.sends_task_events("w1@host") is sends
+    task_events = TaskEvents(max_workers=2)
+    task_events.on_events(events)
+    assert task_events.sends_task_events("w1@host") is sends
 
 
 # Remedies

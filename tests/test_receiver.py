@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.events import EventReceiver
-from flower.events import Events, EventsState
 from kombu.mixins import ConsumerMixin
 from kombu.pidbox import Mailbox
 from tornado.ioloop import IOLoop
 from tornado.platform.asyncio import AsyncIOLoop
 
+from flower_proxy._flower import Events, EventsState
 from flower_proxy.events.receiver import Receiver
+from flower_proxy.metrics.process import EventDelay
 from tests.support import programs
 from tests.support.outage import Interruptible, interruptible, leaves_a_deaf_broker
 from tests.support.processes import wait_until
@@ -75,8 +76,8 @@ def new_receiver(
 
 
 @contextmanager
-def receiving(loop: IOLoop, capp: Celery, kind: type[Receiver] = Receiver) -> Iterator[Receiver]:
-    receiver = new_receiver(loop, capp, kind)
+def receiving(loop: IOLoop, capp: Celery, kind: type[Receiver] = Receiver, **settings: Any) -> Iterator[Receiver]:
+    receiver = new_receiver(loop, capp, kind, **settings)
     receiver.start()
     try:
         wait_until(lambda: receiver.connected, what="events can arrive")
@@ -112,7 +113,7 @@ def send_from_a_thread(receiver: Receiver, events: list[dict[str, Any]]) -> None
 
 def test_what_exceeds_the_bound_is_dropped_and_counted(idle_loop: CountingLoop) -> None:
     """P31: a loop that is held up must not fill the memory."""
-    receiver = new_receiver(idle_loop, most_waiting=10)
+    receiver = new_receiver(idle_loop, max_waiting=10)
     send_from_a_thread(receiver, [task_received(number) for number in range(15)])
     assert (receiver.received, receiver.dropped) == (15, 5)
     with turning(idle_loop):
@@ -154,13 +155,62 @@ def test_events_that_come_while_others_are_taken_in_are_not_forgotten(loop: IOLo
     wait_until(lambda: receiver.state.event_count == 5000, what="all are taken in")
 
 
-def test_an_event_that_cannot_be_taken_in_does_not_stop_the_others(
+class Noting:
+    """A listener that notes the types of events, and fails at those of tasks."""
+
+    def __init__(self) -> None:
+        self.types: list[str] = []
+
+    def on_events(self, batch: Sequence[Mapping[str, Any]]) -> None:
+        for event in batch:
+            self.types.append(event["type"])
+            if event["type"].startswith("task-"):
+                raise ValueError(event["type"])
+
+
+def test_an_event_that_the_state_rejects_reaches_no_listener_and_stops_no_other_event(
     loop: IOLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    receiver = new_receiver(loop)
+    listener = Noting()
+    receiver = new_receiver(loop, listeners=[listener])
     send_from_a_thread(receiver, [{"type": "task-received"}, {}, heartbeat()])
-    wait_until(lambda: WORKER in receiver.state.workers, what="the third is taken in")
-    assert [record.message for record in caplog.records] == ["An event that cannot be taken in"] * 2
+    wait_until(lambda: listener.types, what="the third is processed")
+    assert listener.types == ["worker-heartbeat"]
+    assert WORKER in receiver.state.workers
+    assert [record.message for record in caplog.records] == ["Failed to process an event"] * 2
+
+
+def test_a_listener_that_fails_keeps_events_from_no_other(
+    idle_loop: CountingLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    listeners = [Noting(), Noting()]
+    receiver = new_receiver(idle_loop, listeners=listeners)
+    for event in (task_received(1), heartbeat(2)):
+        receiver.process(event)
+    assert [listener.types for listener in listeners] == [["task-received", "worker-heartbeat"]] * 2
+    assert [record.message for record in caplog.records] == ["Failed to process an event"] * 2
+
+
+class Reading:
+    """A listener that notes the state of the task of each event."""
+
+    receiver: Receiver
+
+    def __init__(self) -> None:
+        self.states: list[str] = []
+
+    def on_events(self, batch: Sequence[Mapping[str, Any]]) -> None:
+        self.states += [self.receiver.state.tasks.data[event["uuid"]].state for event in batch]
+
+
+def test_listeners_find_the_state_as_it_is_right_after_the_event(idle_loop: CountingLoop) -> None:
+    listener = Reading()
+    receiver = new_receiver(idle_loop, listeners=[listener])
+    listener.receiver = receiver
+    send_from_a_thread(receiver, [task_received(1), {**task_received(1), "type": "task-started", "clock": 2}])
+    with turning(idle_loop):
+        wait_until(lambda: len(listener.states) == 2, what="both are processed")
+    assert listener.states == ["RECEIVED", "STARTED"]
 
 
 @pytest.mark.parametrize(
@@ -170,13 +220,13 @@ def test_an_event_that_cannot_be_taken_in_does_not_stop_the_others(
         pytest.param(-100.0, 0.0, 0.0, id="from-a-clock-that-is-fast"),
     ],
 )
-def test_the_delay_of_events_is_told(age: float, least: float, most: float, loop: IOLoop) -> None:
-    receiver = new_receiver(loop)
-    delays: list[float] = []
-    receiver.on_delay = delays.append
-    receiver.on_event(heartbeat(age=age))
-    wait_until(lambda: delays, what="the delay is told")
-    assert least <= delays[0] <= most
+def test_the_delay_of_events_is_observed(age: float, least: float, most: float, idle_loop: CountingLoop) -> None:
+    delay = EventDelay()
+    new_receiver(idle_loop, listeners=[delay]).process(heartbeat(age=age))
+    (metric,) = delay.histogram.collect()
+    observed = {sample.name.rpartition("_")[2]: sample.value for sample in metric.samples}
+    assert observed["count"] == 1
+    assert least <= observed["sum"] <= most
 
 
 # What is kept
@@ -220,8 +270,7 @@ def test_events_arrive_and_arrive_again_after_an_outage(
     """P9: soon after the broker is back, however long it was away."""
     capp = Celery(broker=outage.broker.url)
     reconnected: list[bool] = []
-    with receiving(loop, capp) as receiver:
-        receiver.on_reconnect = lambda: reconnected.append(receiver.connected)
+    with receiving(loop, capp, on_reconnect=lambda: reconnected.append(True)) as receiver:
         send_heartbeat(capp, "before@test")
         wait_until(lambda: "before@test" in receiver.state.workers, what="the first event is taken in")
         first = receiver.last_event
@@ -303,17 +352,6 @@ def test_a_broker_that_hangs_does_not_keep_the_process(scheme: str) -> None:
 
 
 # What is leaned on
-
-
-def test_of_flower() -> None:
-    parameters = inspect.signature(Events.__init__).parameters
-    assert list(parameters)[1:3] == ["capp", "io_loop"]
-    source = inspect.getsource(Events)
-    assert 'handlers={"*": self.on_event}' in source
-    assert "self.timer = PeriodicCallback(self.on_enable_events" in source
-    assert inspect.iscoroutinefunction(Events.on_enable_events)
-    assert "threading.Thread.start(self)" in inspect.getsource(Events.start)
-    assert "self.save_state()" in inspect.getsource(Events.stop)
 
 
 def test_of_celery_and_kombu() -> None:

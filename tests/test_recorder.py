@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import pickle
 import re
@@ -19,11 +18,10 @@ import pytest
 from celery.utils.nodenames import anon_nodename
 from celery.utils.saferepr import saferepr
 from celery.worker.heartbeat import Heart
-from flower.app import Flower
-from flower.events import EventsState
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flower_proxy._flower import EventsState, NoMetrics
 from flower_proxy.metrics.broker_poller import QueueFigures
 from flower_proxy.metrics.exposition import render
 from flower_proxy.metrics.recorder import Recorder
@@ -112,24 +110,34 @@ def offline(worker: str = W1) -> Event:
 
 
 class Cluster:
-    """Flower's state with a recorder in it; keywords are the recorder's.
+    """Flower's state and a recorder that reads it; keywords are the recorder's.
 
     :param max_tasks: how many tasks the state keeps.
+    :param queues_of: the queues that a worker consumes from.
     """
 
-    def __init__(self, *events: Event, max_tasks: int = 1000, **options: Any) -> None:
+    def __init__(
+        self,
+        *events: Event,
+        max_tasks: int = 1000,
+        queues_of: Callable[[str], Sequence[str]] = lambda worker: (),
+        **options: Any,
+    ) -> None:
         self.now = BEGIN
         self.state = EventsState(max_tasks_in_memory=max_tasks)
+        self.state.metrics = NoMetrics()
         self.recorder = Recorder(BUCKETS, clock=lambda: self.now, **options)
-        self.state.metrics = self.recorder
+        self.recorder.begin(self.state, queues_of)
         self.feed(*events)
 
     def feed(self, *events: Event) -> None:
         for event in events:
-            self.state.event(dated(event))
+            event = dated(event)
+            self.state.event(event)
+            self.recorder.on_events([event])
 
     def text(self, queues: QueueFigures | None = None, groups: Sequence[str] = GROUPS) -> str:
-        return "".join(render(self.recorder.families(self.state, queues, groups=groups), openmetrics=False))
+        return "".join(render(self.recorder.families(queues, groups=groups), openmetrics=False))
 
     def samples(self, queues: QueueFigures | None = None) -> dict[str, float]:
         """Each number by what stands before it."""
@@ -292,12 +300,12 @@ SCENARIOS = {
     "more tasks than are followed": Scenario(
         [online(), *(received(str(n)) for n in range(6)), started("0")],
         {prefetched(): 3, events(W1, "received"): 6},
-        {"most_in_flight": 4},
+        {"max_in_flight": 4},
     ),
     "what was delivered again is not the oldest": Scenario(
         [online(), received("1", name="mul"), received("2"), received("1", name="mul"), received("3")],
         {prefetched(name="mul"): 1, prefetched(): 1},
-        {"most_in_flight": 2},
+        {"max_in_flight": 2},
     ),
     "a task that waits for its eta is not prefetched": Scenario(
         [online(), received(eta=IN_AN_HOUR)], {prefetched(): 0, events(W1, "received"): 1}
@@ -508,7 +516,7 @@ SCENARIOS = {
             events(W1, "received", "other"): 2,
             celery("received_total", name="other"): 2,
         },
-        {"most_task_names": 3},
+        {"max_task_names": 3},
     ),
     "events that an application has thought of": Scenario(
         [received(), task("progress", "1", W1, 3, percent=50)],
@@ -574,8 +582,7 @@ def restored(cluster: Cluster) -> Cluster:
     """The same after a restart with --persistent."""
     after = Cluster()
     after.state = pickle.loads(pickle.dumps(cluster.state))
-    after.state.metrics = after.recorder
-    after.recorder.rebuild(after.state)
+    after.recorder.begin(after.state)
     return after
 
 
@@ -678,8 +685,8 @@ def test_the_families_of_a_group(groups: tuple[str, ...]) -> None:
 
 
 def test_events_counted_as_other_are_counted() -> None:
-    cluster = Cluster(*(received(str(n), name=f"task{n}") for n in range(5)), started("4"), most_task_names=2)
-    assert cluster.recorder.other_task_names == 4
+    cluster = Cluster(*(received(str(n), name=f"task{n}") for n in range(5)), started("4"), max_task_names=2)
+    assert cluster.recorder.task_names_overflow == 4
     assert cluster.samples()[events(W1, "started", "other")] == 1
 
 
@@ -757,24 +764,6 @@ def test_whatever_comes_in_whatever_order_and_twice(said: list[Event], data: st.
         assert found == (expected[worker] if samples.get(is_online(worker)) else 0)
 
 
-# What of Flower and Celery this leans on
-
-
-class Told:
-    """What stands in the place of the metrics, and notes what it is told."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[Any, ...]] = []
-
-    def observe_task(self, worker: str, event: Event, task: Any) -> None:
-        self.calls.append(
-            (worker, event["type"], task.uuid, task.name, task.state, task.received, task.worker.hostname)
-        )
-
-    def observe_worker(self, worker: str, event: Event) -> None:
-        self.calls.append((worker, event["type"]))
-
-
 def test_the_next_run_may_be_received_before_it_is_told_that_the_last_one_is_to_be_tried_again() -> None:
     """P28."""
     again = {**received(at=4), "retries": 1}
@@ -786,28 +775,7 @@ def test_the_next_run_may_be_received_before_it_is_told_that_the_last_one_is_to_
     assert cluster.samples()[prefetched()] == 0
 
 
-def test_the_state_tells_its_metrics_of_each_event_after_it_has_taken_it() -> None:
-    state = EventsState()
-    state.metrics = told = Told()
-    event = received()
-    for one in (event, started(), heartbeat()):
-        state.event(one)
-    assert told.calls == [
-        (W1, "task-received", "1", "add", "RECEIVED", event["timestamp"], W1),
-        (W1, "task-started", "1", "add", "STARTED", event["timestamp"], W1),
-        (W1, "worker-heartbeat"),
-    ]
-
-
-def test_flower_asks_the_metrics_of_the_state_to_forget_workers() -> None:
-    assert "state.metrics.remove_workers(offline_workers)" in inspect.getsource(Flower.purge_offline_worker_metrics)
-
-
-def test_metrics_are_not_kept_with_the_state() -> None:
-    cluster = Cluster(received())
-    state = pickle.loads(pickle.dumps(cluster.state))
-    assert not isinstance(state.metrics, Recorder)
-    assert [(task.state, task.worker.hostname) for _, task in state.itertasks()] == [("RECEIVED", W1)]
+# What of Flower and Celery this leans on
 
 
 def test_what_is_read_of_a_task() -> None:

@@ -8,56 +8,64 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from celery.events import EventReceiver
-from flower.events import Events
 from kombu import Connection
 
+from flower_proxy._flower import Events, NoMetrics
 from flower_proxy.events.broker import back_off, connected, mailbox_of, problem_of
-from flower_proxy.events.task_events import Unheard
+from flower_proxy.events.listener import Listener
 
 logger = logging.getLogger(__name__)
 
-MOST_WAITING = 50_000
-"""How many events may wait for the event loop; what comes beyond is dropped."""
+MAX_WAITING = 50_000
+"""How many events may wait for the event loop; further ones are dropped."""
 
-# Seconds; what workers tell between their reconnecting and ours is lost (P30)
-_LONGEST_PAUSE = 2.0
+# Seconds; events that workers send between their reconnecting and ours are lost (P30)
+_MAX_PAUSE = 2.0
 _SLICE = 0.005  # seconds that the event loop gives to events before it turns to the rest
 
 
 class Receiver(Events):
-    """Receives events for as long as the process lives, and lets the event loop take them in by slices (P9, P31).
+    """Receives events as long as the process lives; the event loop processes them in slices (P9, P31).
 
-    :param args: as for `flower.events.Events`, like `kwargs`.
-    :param most_waiting: how many events may wait for the event loop.
+    Each event goes to Flower's state first, then to the listeners in their order.
+
+    :param args: as for Flower's `Events`, like `kwargs`.
+    :param listeners: process the events that the state has accepted.
+    :param on_reconnect: called in this thread when events can arrive again; some may have been missed.
+    :param max_waiting: how many events may wait for the event loop.
     :ivar connected: whether events can arrive at this moment.
-    :ivar received: how many events have arrived, with those that were dropped.
+    :ivar received: how many events have arrived, including those that were dropped.
     :ivar dropped: how many were dropped because too many were waiting.
     :ivar reconnects: how often events could arrive again after they could not.
     :ivar last_event: when the last one arrived, by `time.monotonic`; None before the first.
-    :ivar on_reconnect: called in this thread when events can arrive again; some may have been missed.
-    :ivar unheard: tells which workers run tasks and send no events about them.
-    :ivar on_delay: called in the event loop with the seconds from an event's timestamp to its handling, never below 0.
     """
 
-    def __init__(self, *args: Any, most_waiting: int = MOST_WAITING, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        listeners: Sequence[Listener] = (),
+        on_reconnect: Callable[[], None] = lambda: None,
+        max_waiting: int = MAX_WAITING,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.state.metrics = NoMetrics()
         self.name = "events"
         self.connected = False
         self.received = 0
         self.dropped = 0
         self.reconnects = 0
         self.last_event: float | None = None
-        self.on_reconnect: Callable[[], None] | None = None
-        self.on_delay: Callable[[float], None] | None = None
-        self.unheard = Unheard(self.state.workers.limit)
+        self._listeners = tuple(listeners)
+        self._on_reconnect = on_reconnect
         self._has_received = False
         self._stopping = threading.Event()
         self._waiting: deque[dict[str, Any]] = deque()
-        self._most_waiting = most_waiting
+        self._max_waiting = max_waiting
         self._called = False
 
     def stop(self) -> None:
@@ -68,7 +76,7 @@ class Receiver(Events):
     # In the thread
 
     def run(self) -> None:
-        pauses, missed = back_off(_LONGEST_PAUSE), False
+        pauses, missed = back_off(_MAX_PAUSE), False
         while not self._stopping.is_set():
             try:
                 with connected(self.capp) as connection:
@@ -76,7 +84,7 @@ class Receiver(Events):
                         self._receive(connection)
                     finally:
                         if self.connected:
-                            self.connected, pauses, missed = False, back_off(_LONGEST_PAUSE), False
+                            self.connected, pauses, missed = False, back_off(_MAX_PAUSE), False
             except Exception as error:
                 if not missed:
                     logger.warning("No events arrive: %s; trying again and again", problem_of(error))
@@ -94,8 +102,7 @@ class Receiver(Events):
         if self._has_received:
             self.reconnects += 1
             logger.info("Events arrive again")
-            if self.on_reconnect is not None:
-                self.on_reconnect()
+            self._on_reconnect()
         self.connected = self._has_received = True
 
     @property
@@ -105,7 +112,7 @@ class Receiver(Events):
     def on_event(self, event: dict[str, Any]) -> None:
         self.received += 1
         self.last_event = time.monotonic()
-        if len(self._waiting) >= self._most_waiting:
+        if len(self._waiting) >= self._max_waiting:
             self.dropped += 1
             return
         self._waiting.append(event)
@@ -115,29 +122,37 @@ class Receiver(Events):
         # One callback for all that wait. Two threads may both find none under way: then one of two finds nothing left
         if not self._called:
             self._called = True
-            self.io_loop.add_callback(self._take_in)
+            self.io_loop.add_callback(self._process_waiting)
 
     # In the event loop
 
-    def _take_in(self) -> None:
-        # Before the first look, so that what comes after the last one calls again
+    def _process_waiting(self) -> None:
+        # Reset before the queue is read, so that an event which arrives after the last read schedules another call
         self._called = False
         end = time.perf_counter() + _SLICE
         while self._waiting:
-            self._take(self._waiting.popleft())
+            self.process(self._waiting.popleft())
             if time.perf_counter() >= end:
                 self._call()
                 return
 
-    def _take(self, event: dict[str, Any]) -> None:
+    def process(self, event: dict[str, Any]) -> None:
+        """Hand an event to the state, and then to the listeners.
+
+        One at a time, since the state is to be read as it is right after the event. Exceptions are logged. An event
+        that the state rejects is malformed and reaches no listener; a listener that fails keeps it from no other.
+        """
         try:
             self.state.event(event)
-            self.unheard.note(event)
-            if self.on_delay is not None and "timestamp" in event:
-                self.on_delay(max(0.0, time.time() - event["timestamp"]))
         except Exception:
-            # What comes after it counts all the same
-            logger.exception("An event that cannot be taken in")
+            logger.exception("Failed to process an event")
+            return
+        batch = (event,)
+        for listener in self._listeners:
+            try:
+                listener.on_events(batch)
+            except Exception:
+                logger.exception("Failed to process an event")
 
     async def on_enable_events(self) -> None:
         # Without a broker it would keep a thread, and the end of the process, waiting (P10)

@@ -1,4 +1,4 @@
-"""The thread that asks the broker about its queues, and the workers about themselves (P4)."""
+"""The thread that polls the broker for its queues, and the workers for what they have (P4)."""
 
 from __future__ import annotations
 
@@ -14,19 +14,27 @@ from typing import Any
 from celery import Celery
 from kombu import Connection
 
-from flower_proxy.events.broker import NO_ANSWER, SECONDS_TO_ANSWER, back_off, connected, mailbox_of, problem_of
-from flower_proxy.events.queues import Counted, count
+from flower_proxy.events.broker import (
+    ANSWER_TIMEOUT,
+    NO_ANSWER,
+    Counted,
+    back_off,
+    connected,
+    count,
+    mailbox_of,
+    problem_of,
+)
 
 logger = logging.getLogger(__name__)
 
-MOST_QUEUES = 1000
-"""How many queues are asked for at most, each by itself."""
+MAX_QUEUES = 1000
+"""Maximum number of queues; each takes a request to the broker."""
 
-_LONGEST_PAUSE = 10.0  # seconds
+_MAX_PAUSE = 10.0  # seconds
 _NOT_YET = "the broker has not answered yet"
-_SECONDS_FOR_WORKERS = 1.0
+_WORKERS_TIMEOUT = 1.0  # seconds
 # Beyond what a question may take where it is given up in time, the workers' seconds included
-_PATIENCE = 2 * SECONDS_TO_ANSWER
+_PATIENCE = 2 * ANSWER_TIMEOUT
 # A task moves from left to right, so that whoever asks in this order misses none
 _HOLDS = ("scheduled", "reserved", "active")
 
@@ -56,18 +64,18 @@ class _Worker:
     processes: int
 
 
-class BrokerWatch(threading.Thread):
-    """Keeps figures about the queues, and tells whether the broker answers. A broker that hangs holds up nothing else.
+class BrokerPoller(threading.Thread):
+    """Polls the lengths and consumers of queues. A broker that hangs blocks only this thread.
 
     The queues are those given, those configured, and those that workers consume.
 
-    :param capp: the Celery application whose broker is asked.
-    :param queues: names of queues beside those that are found.
-    :param workers: called in this thread, returns the names of the workers that are alive.
+    :param capp: the Celery application whose broker is polled.
+    :param queues: names of queues in addition to those that are found.
+    :param workers: called in this thread, returns the names of the workers that are online.
     :param on_held: called in this thread with a worker, the ids of all the tasks it has been given and not finished,
         and when it was asked, by `time.time`.
-    :param interval: seconds between two looks at the broker.
-    :param inspect_every: seconds between two questions to the workers; one that is new is asked at the next look.
+    :param interval: seconds between two polls of the broker.
+    :param inspect_every: seconds between two inspections of the workers; a new one is inspected at the next poll.
     :ivar figures: the latest; replaced as a whole, never changed.
     :ivar answered_at: when the broker last answered, by `time.monotonic`; None before the first time.
     """
@@ -82,7 +90,7 @@ class BrokerWatch(threading.Thread):
         interval: float = 5.0,
         inspect_every: float = 15.0,
     ) -> None:
-        super().__init__(name="broker-watch", daemon=True)
+        super().__init__(name="broker-poller", daemon=True)
         self.figures = QueueFigures()
         self.answered_at: float | None = None
         self._capp = capp
@@ -108,7 +116,7 @@ class BrokerWatch(threading.Thread):
         return self._problem
 
     def ask_workers(self) -> None:
-        """Ask all workers at the next look, however short a time ago they were asked."""
+        """Inspect all workers at the next poll, even if `inspect_every` is not over."""
         self._inspect_at = 0.0
 
     def stop(self) -> None:
@@ -116,7 +124,7 @@ class BrokerWatch(threading.Thread):
         self._stopping.set()
 
     def run(self) -> None:
-        pauses = back_off(_LONGEST_PAUSE)
+        pauses = back_off(_MAX_PAUSE)
         while not self._stopping.is_set():
             self._asking_since = time.monotonic()
             try:
@@ -124,7 +132,7 @@ class BrokerWatch(threading.Thread):
                     try:
                         self._watch(connection)
                     except Exception as error:
-                        pauses = back_off(_LONGEST_PAUSE)
+                        pauses = back_off(_MAX_PAUSE)
                         # Now, as to close the connection may take as long again
                         self._fail(error)
                         raise
@@ -161,7 +169,7 @@ class BrokerWatch(threading.Thread):
     def _count(self, connection: Connection, workers: Mapping[str, _Worker]) -> dict[str, Counted]:
         found = chain(self._given, list(self._capp.amqp.queues), *(worker.queues for worker in workers.values()))
         # Also those that nobody consumes any more: there it is that messages pile up
-        self._queues = dict.fromkeys(islice(dict.fromkeys(chain(found, self._queues)), MOST_QUEUES))
+        self._queues = dict.fromkeys(islice(dict.fromkeys(chain(found, self._queues)), MAX_QUEUES))
         counted = {name: count(connection, name) for name in self._queues}
         return {name: counted for name, counted in counted.items() if counted is not None}
 
@@ -197,7 +205,7 @@ def _ask(capp: Celery, connection: Connection, command: str, workers: Collection
     if not workers:
         # A question to nobody goes to everybody, and waits
         return {}
-    answers = mailbox_of(capp, connection).call(list(workers), command, timeout=_SECONDS_FOR_WORKERS)
+    answers = mailbox_of(capp, connection).call(list(workers), command, timeout=_WORKERS_TIMEOUT)
     said = chain.from_iterable(answer.items() for answer in answers)
     return {name: told for name, told in said if name in workers and "error" not in told}
 

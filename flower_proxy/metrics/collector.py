@@ -1,23 +1,22 @@
-"""All that is known for monitoring, and its text."""
+"""The metrics that are scraped, and the readiness that follows from them."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
 
 from celery import Celery
-from prometheus_client.exposition import choose_encoder
+from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
+from flower_proxy._flower import forget_counts, last_heard
 from flower_proxy.events.receiver import Receiver
-from flower_proxy.metrics.broker_poller import BrokerWatch
-from flower_proxy.metrics.exposition import Family, render
-from flower_proxy.metrics.process import Filtered, SelfMetrics
+from flower_proxy.metrics.broker_poller import BrokerPoller
+from flower_proxy.metrics.exposition import Family, document, negotiate
+from flower_proxy.metrics.process import Connections, EventDelay, ProcessMetrics
 from flower_proxy.metrics.recorder import Recorder, is_producer
-from flower_proxy.web.connections import ConnectionLimit
 
 _GZIP = 31  # zlib's window bits for a gzip stream
 _LEVEL = 1
@@ -25,50 +24,41 @@ _LEVEL = 1
 _MAX_SCRAPES = 2
 
 
-class Monitor:
-    """All that is known for monitoring.
+class MetricsCollector:
+    """Owns everything that metrics are made of, and renders them.
 
-    :param capp: the Celery application that is watched.
-    :param receiver: of its events; its state gets a recorder.
-    :param connections: of the clients.
-    :param groups: of metrics, out of ``flower``, ``celery`` and ``self``.
-    :param buckets: of the runtime histograms, in seconds.
-    :param most_task_names: beyond so many, all others are counted as ``other``.
-    :param most_tasks: so many are kept in memory.
-    :param queues: that are counted besides those that are found.
+    :param capp: the Celery application to monitor.
+    :param receiver: receives its events; `recorder` and `delay` must be among the listeners.
+    :param recorder: the metrics of tasks and workers; begins with the receiver's state.
+    :param delay: the delay of events.
+    :param connections: the open connections of clients.
+    :param groups: the groups of metrics, out of ``flower``, ``celery`` and ``self``.
+    :param queues: names of queues in addition to those that are found.
+    :ivar watch: polls the broker.
+    :ivar own: the metrics of group ``self``.
     """
 
     def __init__(
         self,
         capp: Celery,
         receiver: Receiver,
-        connections: ConnectionLimit,
+        recorder: Recorder,
+        delay: EventDelay,
+        connections: Connections,
         *,
         groups: Collection[str],
-        buckets: Sequence[float],
-        most_task_names: int,
-        most_tasks: int,
         queues: Sequence[str],
     ) -> None:
-        self.receiver, self.groups = receiver, groups
-        self.recorder = Recorder(
-            buckets,
-            most_task_names=most_task_names,
-            most_in_flight=most_tasks,
-            queues_of=lambda worker: self.watch.figures.queues_of.get(worker, ()),
-        )
-        self.watch = BrokerWatch(capp, queues=queues, workers=self._alive_workers, on_held=self._reconcile)
-        self.own = SelfMetrics(receiver, self.recorder, connections)
-        receiver.state.metrics = self.recorder
-        receiver.on_reconnect = self.watch.ask_workers
-        receiver.on_delay = self.own.event_delay.observe
-        self.recorder.rebuild(receiver.state)
+        self.receiver, self.recorder, self.groups = receiver, recorder, groups
+        self.watch = BrokerPoller(capp, queues=queues, workers=self._alive_workers, on_held=self._reconcile)
+        self.own = ProcessMetrics(receiver, recorder, delay, connections)
+        recorder.begin(receiver.state, lambda worker: self.watch.figures.queues_of.get(worker, ()))
         # Those in progress, by form
         self._scrapes: dict[object, asyncio.Task[list[bytes]]] = {}
         self._rendering = asyncio.Semaphore(_MAX_SCRAPES)
 
     def start(self) -> None:
-        """Begin to watch broker and event loop."""
+        """Start to poll the broker and to measure the event loop."""
         self.watch.start()
         self.own.start()
 
@@ -77,44 +67,43 @@ class Monitor:
         self.own.stop()
 
     def _alive_workers(self) -> list[str]:
-        # In the watch's thread: of a list, since events go on meanwhile
+        # Called in the poller's thread: events may change the mapping meanwhile
         return [name for name, worker in list(self.receiver.state.workers.items()) if worker.alive]
 
     def _reconcile(self, worker: str, ids: set[str], asked_at: float) -> None:
         self.receiver.io_loop.add_callback(self.recorder.reconcile, worker, ids, asked_at)
 
-    # What is forgotten
+    # Purging
 
     def forget_producers(self) -> None:
-        """Let go of what Flower counts for each process that sends tasks, and never shows (P16)."""
-        counter = self.receiver.state.counter
-        for name in [name for name in counter if is_producer(name)]:
-            del counter[name]
+        """Forget the event counts of clients that send tasks, which Flower keeps and never shows (P16)."""
+        forget_counts(self.receiver.state, is_producer)
 
     def forget_workers(self, silent_for: float) -> list[str]:
-        """Forget the workers that have been silent for so many seconds, and return their names."""
+        """Forget the workers that have been offline for so many seconds, and return their names."""
         state, heard_before = self.receiver.state, time.time() - silent_for
-        gone = [name for name, worker in state.workers.items() if not worker.alive and _heard(worker) <= heard_before]
+        offline = [(name, worker) for name, worker in state.workers.items() if not worker.alive]
+        gone = [name for name, worker in offline if last_heard(worker) <= heard_before]
         self.recorder.remove_workers(gone)
         for name in gone:
             state.workers.pop(name, None)
-            state.counter.pop(name, None)
+        forget_counts(state, gone.__contains__)
         return gone
 
-    # What is told
+    # Scrapes and readiness
 
     def families(self) -> list[Family]:
-        """Return those of tasks, workers and queues, as they are now."""
-        return self.recorder.families(self.receiver.state, self.watch.figures, groups=self.groups)
+        """Return the metrics of tasks, workers and queues, as they are now."""
+        return self.recorder.families(self.watch.figures, groups=self.groups)
 
     async def scrape(self, *, accept: str, names: Collection[str], gzip: bool) -> tuple[str, list[bytes]]:
         """Return the content type and the text in parts; requests for the same form share a scrape in progress.
 
-        :param accept: the header of that name.
-        :param names: of samples; empty for all.
+        :param accept: the ``Accept`` header.
+        :param names: of the samples to return; empty for all.
         :param gzip: whether to compress it.
         """
-        encoder, content_type = _negotiate(accept)
+        encoder, content_type = negotiate(accept)
         form = content_type, frozenset(names), gzip
         scrape = self._scrapes.get(form)
         if scrape is None:
@@ -126,12 +115,12 @@ class Monitor:
     async def _render(
         self, encoder: Callable[[Collector], bytes], content_type: str, names: Collection[str], gzip: bool
     ) -> list[bytes]:
-        openmetrics = "openmetrics" in content_type
         compressor = zlib.compressobj(_LEVEL, wbits=_GZIP) if gzip else None
+        rest = self.own if "self" in self.groups else CollectorRegistry()
+        openmetrics = "openmetrics" in content_type
         parts = []
         async with self._rendering:
-            for text in self._slices(encoder, names or None, openmetrics=openmetrics):
-                data = text.encode()
+            for data in document(self.families(), rest, encoder=encoder, openmetrics=openmetrics, names=names or None):
                 parts.append(compressor.compress(data) if compressor else data)
                 # Pages are answered between slices
                 await asyncio.sleep(0)
@@ -139,30 +128,9 @@ class Monitor:
             parts.append(compressor.flush())
         return parts
 
-    def _slices(
-        self, encoder: Callable[[Collector], bytes], names: Collection[str] | None, *, openmetrics: bool
-    ) -> Iterator[str]:
-        yield from render(self.families(), openmetrics=openmetrics, names=names)
-        own = encoder(Filtered(self.own, names)).decode() if "self" in self.groups else ""
-        yield own.removesuffix("# EOF\n")
-        if openmetrics:
-            yield "# EOF\n"
-
     def unready(self) -> list[str]:
-        """Return why it is not ready; an empty list if it is."""
+        """Return the reasons for which the application is not ready; an empty list if it is."""
         reasons = [] if self.receiver.connected else ["not connected to the broker for events"]
         if problem := self.watch.problem:
             reasons.append(problem)
         return reasons
-
-
-def _heard(worker: Any) -> float:
-    return float(max(worker.heartbeats[-1:] or [worker.timestamp or 0]))
-
-
-def _negotiate(accept: str) -> tuple[Callable[[Collector], bytes], str]:
-    try:
-        return choose_encoder(accept)
-    except (TypeError, ValueError):
-        # prometheus_client compares whatever a client calls a version with numbers
-        return choose_encoder("")

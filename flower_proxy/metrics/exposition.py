@@ -15,6 +15,9 @@ from itertools import accumulate, islice, pairwise
 from math import inf
 from typing import ClassVar, Generic, Protocol, TypeVar
 
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 SLICE_LINES = 2000
@@ -27,8 +30,55 @@ _NOTHING = "%.0s"
 _as_go_writes: Callable[[float], str] = floatToGoString
 
 
+def negotiate(accept: str) -> tuple[Callable[[Collector], bytes], str]:
+    """Choose the text format for an ``Accept`` header.
+
+    :returns: prometheus_client's encoder and the content type.
+    """
+    try:
+        return choose_encoder(accept)
+    except (TypeError, ValueError):
+        # prometheus_client compares whatever a client calls a version with numbers
+        return choose_encoder("")
+
+
+def document(
+    families: Iterable[Family],
+    rest: Collector,
+    *,
+    encoder: Callable[[Collector], bytes],
+    openmetrics: bool,
+    names: Collection[str] | None = None,
+) -> Iterator[bytes]:
+    """Yield a whole document in slices, as `render`.
+
+    :param rest: its metrics follow the families. prometheus_client writes them, and with them the ``# EOF`` at the end
+        of OpenMetrics, even if there are none.
+    :param encoder: of prometheus_client, as `negotiate` returns it.
+    """
+    for text in render(families, openmetrics=openmetrics, names=names):
+        yield text.encode()
+    yield encoder(_Wanted(rest, names))
+
+
+class _Wanted(Collector):
+    """The same metrics without ``_created`` samples, and, if names are given, with those samples alone."""
+
+    def __init__(self, collector: Collector, names: Collection[str] | None) -> None:
+        self._collector, self._names = collector, names
+
+    def collect(self) -> Iterable[Metric]:
+        for metric in self._collector.collect():
+            metric.samples = [sample for sample in metric.samples if self._is_wanted(sample.name)]
+            if metric.samples:
+                yield metric
+
+    def _is_wanted(self, name: str) -> bool:
+        return not name.endswith("_created") and (self._names is None or name in self._names)
+
+
 def render(families: Iterable[Family], *, openmetrics: bool, names: Collection[str] | None = None) -> Iterator[str]:
-    """Yield the text of families in slices of about `SLICE_LINES` lines; OpenMetrics' ``# EOF`` is the caller's.
+    """Yield the text of families in slices of about `SLICE_LINES` lines.
 
     Between two slices the families may change; the lines of one series always fit each other.
 

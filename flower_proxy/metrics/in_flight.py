@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Container
 from dataclasses import dataclass
-from typing import TypeVar
 
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-class Newest(OrderedDict[K, V]):
-    """Keeps no more than `most` entries; those that were put first are forgotten first."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self._most = most
-
-    def put(self, key: K, value: V) -> None:
-        self[key] = value
-        self.move_to_end(key)
-        if len(self) > self._most:
-            self.popitem(last=False)
+from flower_proxy._bounded import BoundedDict
 
 
 @dataclass(slots=True)
-class Held:
-    """A task that a worker has; the times are the worker's, but that we heard of it, `seen`, is ours.
+class InFlightTask:
+    """A task that a worker has; the times are the worker's, except `seen`, which is ours.
 
+    :ivar seen: when the first event of it was processed, in seconds since the epoch.
     :ivar eta: as Celery writes it.
     :ivar retries: which run it is, counted from 0.
     :ivar unended: when its runs before this one were started whose end has not been told yet. The next run may be
@@ -57,22 +42,22 @@ class Held:
         return self.unended if self.started is None else (*self.unended, self.started)
 
 
-class InFlight(Newest[str, Held]):
+class InFlight(BoundedDict[str, InFlightTask]):
     """The tasks that workers have, by id. Delivered again, a task is not where it was before."""
 
-    def drop_where(self, is_gone: Callable[[str, Held], bool]) -> None:
-        for uuid in [uuid for uuid, held in self.items() if is_gone(uuid, held)]:
+    def drop_where(self, is_gone: Callable[[str, InFlightTask], bool]) -> None:
+        for uuid in [uuid for uuid, task in self.items() if is_gone(uuid, task)]:
             del self[uuid]
 
     def waiting(self, workers: Container[str]) -> dict[tuple[str, str], int]:
         """Return, by worker and name, how many tasks wait at these workers for nothing but their turn."""
         numbers: dict[tuple[str, str], int] = defaultdict(int)
-        for held in self.values():
-            if held.started is None and not held.eta and held.worker in workers:
-                numbers[held.worker, held.name] += 1
+        for task in self.values():
+            if task.started is None and not task.eta and task.worker in workers:
+                numbers[task.worker, task.name] += 1
         return numbers
 
-    def last_started(self, workers: Container[str]) -> dict[tuple[str, str], Held]:
+    def last_started(self, workers: Container[str]) -> dict[tuple[str, str], InFlightTask]:
         """Return, by worker and name, which of the tasks that these workers run was started last."""
-        running = [held for held in self.values() if held.started is not None and held.worker in workers]
-        return {(held.worker, held.name): held for held in sorted(running, key=lambda held: held.started or 0)}
+        running = [task for task in self.values() if task.started is not None and task.worker in workers]
+        return {(task.worker, task.name): task for task in sorted(running, key=lambda task: task.started or 0)}

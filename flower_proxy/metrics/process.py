@@ -1,12 +1,12 @@
-"""What flower-proxy tells of itself: ``flower_proxy_*``, by prometheus_client, since it is little."""
+"""Metrics of flower-proxy itself: ``flower_proxy_*``, by prometheus_client, since they are few."""
 
 from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import celery
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
@@ -19,26 +19,56 @@ from tornado.web import RequestHandler
 from flower_proxy import __version__
 from flower_proxy._flower import STOCK_FAMILIES, flower_version
 from flower_proxy.auth.authenticator import LoginFailure
-
-if TYPE_CHECKING:
-    from flower_proxy.events.receiver import Receiver
-    from flower_proxy.metrics.recorder import Recorder
-    from flower_proxy.web.connections import ConnectionLimit
+from flower_proxy.events.receiver import Receiver
+from flower_proxy.metrics.recorder import Recorder
 
 _METHODS = RequestHandler.SUPPORTED_METHODS
 _LOOK_AT_LOOP = 0.5  # seconds
 _DELAYS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
-class SelfMetrics(Collector):
-    """Everything that is not about tasks and workers: flower-proxy, the process, and what the application adds.
+class Connections(Protocol):
+    """The open connections of clients.
 
-    :param receiver: of the events.
-    :param recorder: what counts them.
-    :param connections: of the clients.
+    :ivar replaced: how many connections were closed in favour of new ones.
     """
 
-    def __init__(self, receiver: Receiver, recorder: Recorder, connections: ConnectionLimit) -> None:
+    replaced: int
+
+    def __len__(self) -> int: ...
+
+
+class EventDelay:
+    """Observes the delay of events, as `flower_proxy.events.listener.Listener`.
+
+    :ivar histogram: of seconds from an event's timestamp to its handling, never below 0.
+    """
+
+    def __init__(self) -> None:
+        self.histogram = Histogram(
+            "flower_proxy_event_delay_seconds",
+            "From the timestamp of an event to its handling here: network, queues, load, and clocks that differ.",
+            buckets=_DELAYS,
+            registry=None,
+        )
+
+    def on_events(self, batch: Sequence[Mapping[str, Any]]) -> None:
+        """Observe the delay of each event that has a timestamp."""
+        for event in batch:
+            if "timestamp" in event:
+                self.histogram.observe(max(0.0, time.time() - event["timestamp"]))
+
+
+class ProcessMetrics(Collector):
+    """The metrics of flower-proxy and its process, and those that the application registers.
+
+    :param receiver: receives the events.
+    :param recorder: counts the events of tasks.
+    :param delay: measures the delay of events.
+    :param connections: the open connections of clients.
+    """
+
+    def __init__(self, receiver: Receiver, recorder: Recorder, delay: EventDelay, connections: Connections) -> None:
         self._receiver, self._recorder, self._connections = receiver, recorder, connections
         own = CollectorRegistry()
         build = Gauge(
@@ -56,12 +86,7 @@ class SelfMetrics(Collector):
         )
         # prometheus_client looks the labels up under a lock each time; there are only so many
         self._answered = lru_cache(maxsize=None)(requests.labels)
-        self.event_delay = Histogram(
-            "flower_proxy_event_delay_seconds",
-            "From the timestamp of an event to its handling here: network, queues, load, and clocks that differ.",
-            buckets=_DELAYS,
-            registry=own,
-        )
+        own.register(delay.histogram)
         self._loop_delay = Histogram(
             "flower_proxy_event_loop_delay_seconds",
             "How late the event loop comes to what is due; every page waits as long.",
@@ -128,23 +153,10 @@ class SelfMetrics(Collector):
                 self._connections.replaced,
             ),
             "event_reconnects": ("Times that the connection for events was lost.", receiver.reconnects),
-            "other_task_names": ("Events of tasks whose name was counted as other.", self._recorder.other_task_names),
+            "task_names_overflow": (
+                "Events of tasks whose name was counted as other.",
+                self._recorder.task_names_overflow,
+            ),
         }
         for name, (help_, count) in counters.items():
             yield CounterMetricFamily(f"flower_proxy_{name}", help_, value=count)
-
-
-class Filtered(Collector):
-    """The same metrics without ``_created`` samples, and, if names are given, with those samples alone."""
-
-    def __init__(self, collector: Collector, names: Collection[str] | None) -> None:
-        self._collector, self._names = collector, names
-
-    def collect(self) -> Iterable[Metric]:
-        for metric in self._collector.collect():
-            metric.samples = [sample for sample in metric.samples if self._is_wanted(sample.name)]
-            if metric.samples:
-                yield metric
-
-    def _is_wanted(self, name: str) -> bool:
-        return not name.endswith("_created") and (self._names is None or name in self._names)

@@ -24,7 +24,7 @@ from flower_proxy._flower import (
     concrete_handler,
 )
 from flower_proxy.auth.policy import Permission
-from flower_proxy.events.queues import KombuQueues
+from flower_proxy.events.broker import KombuQueues
 from flower_proxy.proxy.paths import parse_next
 from flower_proxy.web.handlers import TrustedMetrics
 from flower_proxy.web.limits import MAX_TASK_BODY

@@ -107,13 +107,13 @@ class Check(BaseHandler):
         self.get()
 
     def _workers(self) -> Iterable[SeenWorker]:
-        events = self.application.events
-        for name, worker in events.state.workers.items():
+        app = self.application
+        for name, worker in app.events.state.workers.items():
             yield SeenWorker(
                 name=name,
                 alive=worker.alive,
                 ahead=seconds_ahead(worker),
-                task_events=events.unheard.sends_task_events(name),
+                task_events=app.task_events.sends_task_events(name),
                 celery=worker.sw_ver,
             )
 

@@ -12,21 +12,35 @@ import contextlib
 import gc
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 from celery import Celery
 from flower.events import Events
+from prometheus_client import Histogram
 from tornado.ioloop import IOLoop
 
-from flower_proxy.events.receiver import MOST_WAITING, Receiver
+from flower_proxy.events.receiver import MAX_WAITING, Receiver
+from flower_proxy.events.task_events import TaskEvents
+from flower_proxy.metrics.process import EventDelay
+from flower_proxy.metrics.recorder import Recorder
 
-KINDS: dict[str, type[Events]] = {"stock": Events, "ours": Receiver}
 WORKERS, NAMES = 10, 50
 PING = 0.010  # seconds
 TASK_EVENTS = ("task-received", "task-started", "task-succeeded")
+
+
+def ours(capp: Celery, **settings: Any) -> Receiver:
+    """Return a receiver with the listeners that `flower_proxy.app` gives it."""
+    recorder = Recorder(Histogram.DEFAULT_BUCKETS)
+    receiver = Receiver(capp, listeners=[recorder, EventDelay(), TaskEvents(5000)], **settings)
+    recorder.begin(receiver.state)
+    return receiver
+
+
+KINDS: dict[str, Callable[..., Events]] = {"stock": Events, "ours": ours}
 
 
 @dataclass
@@ -118,10 +132,10 @@ async def measure(kind: str, count: int, pace: float | None) -> Turn:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--events", type=int, default=30_000, help=f"in each turn, at most {MOST_WAITING}")
+    parser.add_argument("--events", type=int, default=30_000, help=f"in each turn, at most {MAX_WAITING}")
     parser.add_argument("--pace", type=float, default=5000.0, help="events a second when they come steadily")
     arguments = parser.parse_args()
-    count = min(arguments.events, MOST_WAITING)
+    count = min(arguments.events, MAX_WAITING)
     for name, pace in (("as fast as it goes", None), (f"{arguments.pace:.0f} a second", arguments.pace)):
         turns: dict[str, list[Turn]] = {kind: [] for kind in KINDS}
         for number in range(arguments.turns + 1):

@@ -27,8 +27,8 @@ from statistics import median
 from typing import Any
 
 import prometheus_client
-from flower.events import EventsState
 
+from flower_proxy._flower import EventsState, NoMetrics, task_of
 from flower_proxy.metrics.exposition import render
 from flower_proxy.metrics.recorder import Recorder
 from tests.bench.figures import OURS, STOCK, Figure, table
@@ -54,23 +54,27 @@ Event = dict[str, Any]
 
 
 class Cluster:
-    """Workers that have run tasks, and Flower's state that has heard of it.
+    """Workers that run tasks, and the metrics of their events.
 
-    :param kind: out of `KINDS`, who has the metrics.
-    :param state: with its metrics, if there is one already.
+    :param kind: out of `KINDS`, whose metrics.
+    :param process: is called with each event, in place of a state and metrics of its own.
     """
 
-    def __init__(self, kind: str, state: EventsState | None = None) -> None:
-        self.state = state or EventsState()
+    def __init__(self, kind: str, process: Callable[[Event], object] | None = None) -> None:
+        self.state = EventsState()
         self.groups = ("flower", "celery") if kind == WITH_CELERY else ("flower",)
-        if kind != STOCK and state is None:
+        self.process = process or self.state.event
+        self.observe = self._observe_stock if kind == STOCK else self._observe
+        if kind != STOCK and process is None:
+            self.state.metrics = NoMetrics()
             self.recorder = Recorder(prometheus_client.Histogram.DEFAULT_BUCKETS)
-            self.state.metrics = self.recorder
+            self.recorder.begin(self.state)
+            self.process = self._process
         self.scrape: Callable[[], Iterator[bytes]] = self._stock_scrape if kind == STOCK else self._our_scrape
         self._numbers = itertools.count(1)
         self._random = random.Random(1)
         for worker in range(WORKERS):
-            self.state.event(self._event("worker-heartbeat", worker, active=1, processed=1, freq=2.0))
+            self.process(self._event("worker-heartbeat", worker, active=1, processed=1, freq=2.0))
 
     def run_tasks(self) -> int:
         """Let every worker run every task.
@@ -80,16 +84,30 @@ class Cluster:
         pairs = list(itertools.product(range(WORKERS), range(TASKS)))
         events = [event for worker, task in pairs for event in self._events(worker, task)]
         for event in events:
-            self.state.event(event)
+            self.process(event)
         return len(events)
 
-    def observations(self) -> list[tuple[str, Event, Any]]:
-        """What the metrics are told when every worker runs every task, without telling them."""
-        told: list[tuple[str, Event, Any]] = []
-        metrics, self.state.metrics = self.state.metrics, _Listener(told)
+    def observations(self) -> list[Event]:
+        """Return the events of every worker running every task; the state has processed them, the metrics have not."""
+        events: list[Event] = []
+        process, self.process = self.process, events.append
         self.run_tasks()
+        self.process = process
+        metrics, self.state.metrics = self.state.metrics, NoMetrics()
+        for event in events:
+            self.state.event(event)
         self.state.metrics = metrics
-        return told
+        return events
+
+    def _process(self, event: Event) -> None:
+        self.state.event(event)
+        self._observe(event)
+
+    def _observe(self, event: Event) -> None:
+        self.recorder.on_events((event,))
+
+    def _observe_stock(self, event: Event) -> None:
+        self.state.metrics.observe_task(event["hostname"], event, task_of(self.state, event["uuid"]))
 
     def _events(self, worker: int, task: int) -> Iterator[Event]:
         uuid = f"{next(self._numbers):032x}"
@@ -111,17 +129,9 @@ class Cluster:
         return compressed(self.texts(), LEVEL)
 
     def texts(self) -> Iterator[bytes]:
-        families = self.recorder.families(self.state, None, groups=self.groups)
+        families = self.recorder.families(None, groups=self.groups)
         for text in render(families, openmetrics=False):
             yield text.encode()
-
-
-class _Listener:
-    def __init__(self, told: list[tuple[str, Event, Any]]) -> None:
-        self._told = told
-
-    def observe_task(self, worker: str, event: Event, task: Any) -> None:
-        self._told.append((worker, event, task))
 
 
 def compressed(texts: Iterator[bytes], level: int) -> Iterator[bytes]:
@@ -157,7 +167,7 @@ def weigh(kind: str) -> None:
     collections.deque(cluster.scrape(), maxlen=0)
     tracemalloc.start()
     for observation in observations:
-        cluster.state.metrics.observe_task(*observation)
+        cluster.observe(observation)
     collections.deque(cluster.scrape(), maxlen=0)
     grown, _ = tracemalloc.get_traced_memory()
     text = prometheus_client.generate_latest() if kind == STOCK else b"".join(cluster.texts())

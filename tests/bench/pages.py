@@ -40,9 +40,11 @@ def serve(kind: str, port: int) -> None:
         options = make_options(port=port, address="127.0.0.1", no_auth=True)
         capp = Celery(broker="memory://")
         flower = Flower(capp=capp, options=options, **flower_settings)
+        process = flower.events.state.event
         if kind == OURS:
             flower = FlowerProxy(capp=capp, options=options)
-        cluster = Cluster(kind, flower.events.state)
+            process = flower.events.process
+        cluster = Cluster(kind, process)
         for _ in range(ROUNDS):
             cluster.run_tasks()
         flower.start_http_server()

@@ -171,10 +171,7 @@ def rows(app: FlowerProxy) -> Iterator[str]:
     for metric in app.monitor.own.collect():
         if metric.name.startswith("flower_proxy_"):
             names = {name for sample in metric.samples for name in sample.labels if name != "le"}
-            labels = {
-                "flower_proxy_requests": ("route", "method", "status"),
-                "flower_proxy_refused_logins": ("reason",),
-            }
+            labels = {"flower_proxy_requests": ("route", "method", "status")}
             ours.append((metric.name, metric.type, labels.get(metric.name, tuple(sorted(names))), metric.documentation))
     for name, type_, label_names, help_ in ours:
         shown = f"{name}_total" if type_ == "counter" else name

@@ -18,9 +18,9 @@ import pytest
 from celery import Celery
 from kombu import Consumer, Queue
 
-from flower_proxy.events.queues import KombuQueues
-from flower_proxy.metrics import broker_poller as broker_watch
-from flower_proxy.metrics.broker_poller import BrokerWatch, QueueFigures
+from flower_proxy.events.broker import KombuQueues
+from flower_proxy.metrics import broker_poller
+from flower_proxy.metrics.broker_poller import BrokerPoller, QueueFigures
 from tests.support import programs
 from tests.support.outage import Interruptible, deaf_port, interruptible, leaves_a_deaf_broker, network_to
 from tests.support.processes import running, wait_until
@@ -43,8 +43,8 @@ def watching(
     workers: Callable[[], Sequence[str]] = tuple,
     on_held: Callable[[str, set[str], float], None] = lambda *_: None,
     inspect_every: float = INTERVAL,
-) -> Iterator[BrokerWatch]:
-    watch = BrokerWatch(
+) -> Iterator[BrokerPoller]:
+    watch = BrokerPoller(
         capp, queues=queues, workers=workers, on_held=on_held, interval=INTERVAL, inspect_every=inspect_every
     )
     watch.start()
@@ -55,7 +55,7 @@ def watching(
         watch.join()
 
 
-def look(watch: BrokerWatch) -> QueueFigures:
+def look(watch: BrokerPoller) -> QueueFigures:
     """The figures of a look at the broker that begins now."""
     for what in ("the look that is under way", "the next one"):
         asked = time.monotonic()
@@ -160,7 +160,7 @@ def test_configured_queues_are_known_without_workers(memory: Celery) -> None:
 
 
 def test_not_more_queues_than_the_bound_are_asked_for(memory: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(broker_watch, "MOST_QUEUES", 2)
+    monkeypatch.setattr(broker_poller, "MAX_QUEUES", 2)
     with watching(memory, queues=["one", "one", "two", "three"]) as watch:
         assert list(look(watch).lengths) == ["one", "two"]
 
@@ -287,7 +287,7 @@ def test_a_broker_that_hangs_is_given_up(
     standing: Celery, outage: Interruptible, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that a connection whose other end is gone without a word is replaced."""
-    monkeypatch.setattr(broker_watch, "_PATIENCE", 3600)
+    monkeypatch.setattr(broker_poller, "_PATIENCE", 3600)
     with watching(standing) as watch:
         look(watch)
         with outage.frozen():
@@ -303,7 +303,7 @@ def test_a_transport_that_waits_for_ever_is_told(memory: Celery, monkeypatch: py
         released.wait(60)
         return []
 
-    monkeypatch.setattr(broker_watch, "_PATIENCE", 0.0)
+    monkeypatch.setattr(broker_poller, "_PATIENCE", 0.0)
     with watching(memory, workers=hang) as watch:
         wait_until(lambda: watch.problem == "the broker does not answer", what="it is noticed")
         released.set()
@@ -312,7 +312,7 @@ def test_a_transport_that_waits_for_ever_is_told(memory: Celery, monkeypatch: py
 
 def test_before_the_first_answer_there_is_a_problem() -> None:
     with deaf_port() as (port, _):
-        watch = BrokerWatch(Celery(broker=f"redis://127.0.0.1:{port}"), workers=tuple, on_held=lambda *_: None)
+        watch = BrokerPoller(Celery(broker=f"redis://127.0.0.1:{port}"), workers=tuple, on_held=lambda *_: None)
         assert watch.problem == "the broker has not answered yet"
         assert watch.answered_at is None
         assert watch.figures == QueueFigures()
@@ -321,9 +321,9 @@ def test_before_the_first_answer_there_is_a_problem() -> None:
 SCRIPT = """
 import sys
 from celery import Celery
-from flower_proxy.metrics.broker_poller import BrokerWatch
+from flower_proxy.metrics.broker_poller import BrokerPoller
 
-watch = BrokerWatch(Celery(broker=sys.argv[1]), workers=tuple, on_held=print)
+watch = BrokerPoller(Celery(broker=sys.argv[1]), workers=tuple, on_held=print)
 watch.start()
 sys.stdin.readline()
 watch.stop()

@@ -1,0 +1,16 @@
+"""The protocol of everything that processes events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+
+class Listener(Protocol):
+    """Processes events in the event loop."""
+
+    def on_events(self, batch: Sequence[Mapping[str, Any]]) -> None:
+        """Process events.
+
+        :param batch: events in the order of their arrival; Flower's state has accepted these and no later one.
+        """
