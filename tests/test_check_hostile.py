@@ -14,8 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flower_proxy.check.checks import CHECKS
-from flower_proxy.check.client import MAX_ANSWER, Client
-from flower_proxy.check.evidence import parse_target
+from flower_proxy.check.client import MAX_ANSWER, Client, parse_target
 from flower_proxy.check.findings import Finding
 from flower_proxy.check.report import MAX_DEPTH, PATH, Seen, SeenWorker, parse_json, read_seen
 from flower_proxy.cli.check import run_checks, show

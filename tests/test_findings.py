@@ -14,14 +14,8 @@ import pytest
 
 from flower_proxy import __version__
 from flower_proxy.check.checks import CHECKS
-from flower_proxy.check.evidence import (
-    CROSS_SITE_HEADERS,
-    SPOOFED_HEADERS,
-    Answer,
-    Evidence,
-    StaticFile,
-    parse_target,
-)
+from flower_proxy.check.client import Answer, parse_target
+from flower_proxy.check.evidence import CROSS_SITE_HEADERS, SPOOFED_HEADERS, Evidence, StaticFile
 from flower_proxy.check.findings import Finding, Status
 from flower_proxy.check.remedies import LINES, PROXIES, Advice, recognise
 from flower_proxy.check.report import Seen, SeenWorker

@@ -8,16 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from flower_proxy import __version__
-from flower_proxy.check.evidence import (
-    ENCODED_PATH,
-    LARGE_BODY,
-    SPOOFED_HEADERS,
-    Answer,
-    Evidence,
-    StaticFile,
-    Target,
-    resolve,
-)
+from flower_proxy.check.client import Answer, Target
+from flower_proxy.check.evidence import ENCODED_PATH, LARGE_BODY, SPOOFED_HEADERS, Evidence, StaticFile, resolve
 from flower_proxy.check.findings import Check, Checklist, Outcome, Problem, Status
 from flower_proxy.check.remedies import Advice
 from flower_proxy.check.report import PATH

@@ -1,4 +1,4 @@
-"""The target of ``flower-proxy check``, and the answers to its requests."""
+"""The evidence for ``flower-proxy check``: which requests are sent, and the answers to them."""
 
 from __future__ import annotations
 
@@ -6,21 +6,13 @@ import re
 import string
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
 from html import unescape
-from http import HTTPStatus
-from http.client import responses
 from itertools import islice
-from typing import TYPE_CHECKING
 from urllib.parse import quote, urljoin, urlsplit
 
-from flower_proxy.check.report import PATH, Seen, parse_json, read_seen
-from flower_proxy.proxy.addresses import without_default_port
-from flower_proxy.proxy.paths import parse_mount
-
-if TYPE_CHECKING:
-    from flower_proxy.check.client import Client
+from flower_proxy.check.client import Answer, Client, Target
+from flower_proxy.check.report import PATH, Seen
 
 SPOOFED_HEADERS = {
     "X-Forwarded-For": "192.0.2.66",
@@ -47,92 +39,6 @@ _MAX_LINKS = 100
 # Without < in a tag the search takes linear time, also in a page of unclosed tags
 _LINK = re.compile(r"<(?:script|link)\b[^<>]*?\b(?:src|href)=\"([^\"]+)\"")
 _CONTENT_TYPES = {".css": "text/css", ".js": "javascript"}
-_DEFAULT_PORTS = {"http": 80, "https": 443}
-
-
-@dataclass(frozen=True)
-class Target:
-    """The public address of Flower.
-
-    :ivar netloc: host and port as the user wrote them.
-    :ivar prefix: the path, as `parse_mount` returns it.
-    """
-
-    scheme: str
-    hostname: str
-    port: int
-    netloc: str
-    prefix: str
-
-    @property
-    def host(self) -> str:
-        return without_default_port(self.netloc.lower(), self.scheme)
-
-    @property
-    def origin(self) -> str:
-        return f"{self.scheme}://{self.host}"
-
-    def __str__(self) -> str:
-        return f"{self.origin}{self.prefix}/"
-
-
-def parse_target(url: str) -> Target:
-    """Parse the URL argument.
-
-    :raises ValueError: it is not the address of a page; the message says what was expected.
-    """
-    if re.match(r"[^/]*//[^/]*@", url):
-        raise ValueError("URL holds a password, which others can see: leave it out, and name the user by --user")
-    try:
-        parts = urlsplit(url)
-        port, prefix = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0), parse_mount(parts.path)
-    except ValueError as error:
-        raise ValueError(f"URL {url!r}: {error}") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"URL {url!r} is not an address such as https://example.com/flower/")
-    if parts.query or parts.fragment:
-        raise ValueError(f"URL {url!r}: leave out what stands behind the path")
-    return Target(parts.scheme, parts.hostname, port, parts.netloc, prefix)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The answer to one request.
-
-    :ivar status: 0 if there is no answer.
-    :ivar headers: by their names in lower case.
-    :ivar problem: why the answer is missing or incomplete; empty if it is complete.
-    :ivar port: the local port of the connection.
-    """
-
-    status: int = 0
-    headers: Mapping[str, str] = field(default_factory=dict)
-    body: bytes = b""
-    problem: str = ""
-    port: int = 0
-
-    def __str__(self) -> str:
-        return self.problem or f"{self.status} {responses.get(self.status, '')}".rstrip()
-
-    @property
-    def is_ok(self) -> bool:
-        return self.status == HTTPStatus.OK
-
-    @property
-    def is_redirect(self) -> bool:
-        return self.status in range(300, 400)
-
-    @property
-    def text(self) -> str:
-        return self.body.decode(errors="replace")
-
-    @cached_property
-    def seen(self) -> Seen | None:
-        """The launcher's report; None if the answer is not the launcher's."""
-        try:
-            return read_seen(parse_json(self.body)) if self.is_ok else None
-        except (ValueError, TypeError):
-            return None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-from flower_proxy.check.evidence import Answer, Target, path_of, resolve
+from flower_proxy.check.client import Answer, Target
+from flower_proxy.check.evidence import path_of, resolve
 from flower_proxy.check.findings import Finding, Status
 from flower_proxy.check.report import PATH
 

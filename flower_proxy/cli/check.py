@@ -12,8 +12,8 @@ import click
 
 from flower_proxy.auth.passwords import CredentialsError, check_user
 from flower_proxy.check.checks import CHECKS
-from flower_proxy.check.client import CheckTimeoutError, Client
-from flower_proxy.check.evidence import ask_launcher, gather, parse_target
+from flower_proxy.check.client import CheckTimeoutError, Client, parse_target
+from flower_proxy.check.evidence import ask_launcher, gather
 from flower_proxy.check.findings import Finding, Status
 from flower_proxy.check.remedies import PROXIES
 from flower_proxy.check.unreached import not_reached, timed_out
