@@ -11,17 +11,9 @@ from http import HTTPStatus
 import pytest
 from tornado.httputil import HTTPHeaders
 
-from flower_proxy.auth.authenticator import (
-    AccessDenied,
-    Attempt,
-    Authenticator,
-    LoginFailure,
-    PasswordCheck,
-    Principal,
-    Roles,
-    fold,
-)
+from flower_proxy.auth.authenticator import AccessDenied, Attempt, Authenticator, LoginFailure, PasswordCheck, Principal
 from flower_proxy.auth.passwords import hash_password
+from flower_proxy.auth.policy import Roles, fold
 from flower_proxy.auth.throttle import Throttle
 from flower_proxy.auth.user_files import parse_auth_file, parse_entries
 from flower_proxy.auth.verifier import Checks, Verifier
@@ -337,10 +329,10 @@ def test_a_single_empty_user_header_names_nobody() -> None:
 )
 def test_names_that_are_the_same_person(one: str, other: str) -> None:
     assert fold(one) == fold(other)
-    assert not Roles(viewers={fold(one)}).may_act(Principal(other))
+    assert not Roles(viewers={fold(one)}).may_control(Principal(other))
 
 
 @pytest.mark.parametrize(("one", "other"), [("alice", "alicia"), ("alice", "\u0430lice"), ("", "alice")])
 def test_names_that_are_not(one: str, other: str) -> None:
     assert fold(one) != fold(other)
-    assert Roles(viewers={fold(one)}).may_act(Principal(other))
+    assert Roles(viewers={fold(one)}).may_control(Principal(other))

@@ -36,10 +36,10 @@ def corrected() -> DictLoader:
 # What is put in
 
 
-def handler(who: str | None = None, may_act: bool = True) -> SimpleNamespace:
+def handler(who: str | None = None, may_control: bool = True) -> SimpleNamespace:
     application = SimpleNamespace(options=SimpleNamespace(auth=""))
     return SimpleNamespace(
-        page_head='<meta name="mine">', csp_nonce="n0nce", who=who, may_act=may_act, application=application
+        page_head='<meta name="mine">', csp_nonce="n0nce", who=who, may_control=may_control, application=application
     )
 
 
@@ -63,7 +63,7 @@ def test_the_script_of_a_page_carries_the_nonce(corrected: DictLoader) -> None:
 
 
 @pytest.mark.parametrize(
-    ("who", "may_act", "shown"),
+    ("who", "may_control", "shown"),
     [
         pytest.param("bob", True, ["bob"], id="named"),
         pytest.param("bob", False, ["bob (may look only)"], id="may-look-only"),
@@ -74,9 +74,9 @@ def test_the_script_of_a_page_carries_the_nonce(corrected: DictLoader) -> None:
     ],
 )
 def test_every_page_says_who_is_logged_in(
-    corrected: DictLoader, who: str | None, may_act: bool, shown: list[str]
+    corrected: DictLoader, who: str | None, may_control: bool, shown: list[str]
 ) -> None:
-    page = render(corrected, "404.html", handler(who, may_act), message="")
+    page = render(corrected, "404.html", handler(who, may_control), message="")
     assert re.findall(r'<li class="nav-item"><span class="nav-link[^"]*">(.*?)</span></li>', page) == shown
 
 

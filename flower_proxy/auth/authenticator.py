@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import math
-import unicodedata
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -178,17 +177,17 @@ class Authenticator:
             if reason := host_refusal(attempt.headers, attempt.location, self.allowed_hosts):
                 raise AccessDenied(HTTPStatus.FORBIDDEN, reason)
             return Principal(name or "")
-        person = await self.by_password.identify(attempt) if self.by_password else None
+        principal = await self.by_password.identify(attempt) if self.by_password else None
         if self.may_enter is not None:
             address = attempt.session()
             if address is None or not self.may_enter(address):
                 raise AccessDenied(HTTPStatus.FORBIDDEN, "log in first", may_log_in=True)
-            return Principal(address, password_of=person.password_of if person else "")
-        if person is None:
+            return Principal(address, password_of=principal.password_of if principal else "")
+        if principal is None:
             raise AccessDenied(
                 HTTPStatus.FORBIDDEN, f"no proxy that is trusted has said who you are ({self.user_header})"
             )
-        return person
+        return principal
 
     def _named_by_proxy(self, attempt: Attempt) -> str | None:
         if self.user_header is None or not attempt.location.trusted:
@@ -222,23 +221,3 @@ def _decode(line: str) -> str:
         return line.encode("latin-1").decode().strip()
     except UnicodeError:
         return line.strip()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Roles:
-    """Who may act, and who may only look.
-
-    :ivar viewers: the names of those who may only look, as `fold` returns them.
-    :ivar read_only: whether nobody may act.
-    """
-
-    viewers: Collection[str] = ()
-    read_only: bool = False
-
-    def may_act(self, person: Principal) -> bool:
-        return not self.read_only and fold(person.name) not in self.viewers
-
-
-def fold(name: str) -> str:
-    """Return a name in the form in which names are compared: providers do not care for the case of an address."""
-    return unicodedata.normalize("NFKC", name).strip().casefold()

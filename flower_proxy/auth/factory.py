@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from flower_proxy.auth.authenticator import Authenticator, PasswordCheck, Roles, fold
+from flower_proxy.auth.authenticator import Authenticator, PasswordCheck
 from flower_proxy.auth.csrf import parse_origin
 from flower_proxy.auth.hosts import parse_allowed_host
-from flower_proxy.auth.policy import Gate
+from flower_proxy.auth.policy import Gate, Roles, fold
 from flower_proxy.auth.throttle import Throttle
 from flower_proxy.auth.user_files import parse_entries
 from flower_proxy.auth.users import Users

@@ -1,13 +1,17 @@
-"""May they? One gate in front of every handler: what is not declared to be open is closed."""
+"""The access policy: which permission a request needs, who has it, and the gate in front of every handler.
+
+What no handler declares to be open is closed.
+"""
 
 from __future__ import annotations
 
 import enum
+import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from flower_proxy.auth.authenticator import AccessDenied, Attempt, Authenticator, PasswordCheck, Principal, Roles
+from flower_proxy.auth.authenticator import AccessDenied, Attempt, Authenticator, PasswordCheck, Principal
 from flower_proxy.auth.csrf import site_refusal
 from flower_proxy.auth.passwords import CredentialsError, read_authorization
 
@@ -38,6 +42,26 @@ class Permission(enum.Enum):
     def of(cls, method: str) -> Permission:
         """Return what a request needs whose handler declares nothing."""
         return cls.READ if method in SAFE_METHODS else cls.CONTROL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Roles:
+    """Who may act, and who may only look.
+
+    :ivar viewers: the names of those who may only look, as `fold` returns them.
+    :ivar read_only: whether nobody may act.
+    """
+
+    viewers: Collection[str] = ()
+    read_only: bool = False
+
+    def may_control(self, principal: Principal) -> bool:
+        return not self.read_only and fold(principal.name) not in self.viewers
+
+
+def fold(name: str) -> str:
+    """Return a name in the form in which names are compared: providers do not care for the case of an address."""
+    return unicodedata.normalize("NFKC", name).strip().casefold()
 
 
 @dataclass(frozen=True, kw_only=True)

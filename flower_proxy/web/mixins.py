@@ -138,7 +138,7 @@ class Guarded(Bare):
             self.current_user = self.principal.name or _ANYBODY
         if not reads and (reason := refusal(self.request.headers, self.location, self._has_page_token)):
             raise HTTPError(HTTPStatus.FORBIDDEN, f"Refused: {reason}")
-        if self._needed is Permission.CONTROL and not self.may_act:
+        if self._needed is Permission.CONTROL and not self.may_control:
             raise HTTPError(HTTPStatus.FORBIDDEN, "Refused: you may look, not act")
         if (prepared := super().prepare()) is not None:
             await prepared
@@ -178,8 +178,8 @@ class Guarded(Bare):
         return _of_user(self.get_signed_cookie(BROWSER), user)
 
     @property
-    def may_act(self) -> bool:
-        return self.gate.roles.may_act(self.principal)
+    def may_control(self) -> bool:
+        return self.gate.roles.may_control(self.principal)
 
     @property
     def who(self) -> str | None:
@@ -264,7 +264,7 @@ class Proxied(Guarded):
 
     def render_string(self, template_name: str, **kwargs: Any) -> bytes:
         kwargs["url_prefix"] = self.location.base
-        kwargs["read_only"] = not self.may_act
+        kwargs["read_only"] = not self.may_control
         return super().render_string(template_name, **kwargs)
 
     @property

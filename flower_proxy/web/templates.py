@@ -30,7 +30,7 @@ class Page(Protocol):
         """The name of who is logged in, if there is one; asked on error pages too, so it must not raise."""
 
     @property
-    def may_act(self) -> bool:
+    def may_control(self) -> bool:
         """Whether they may do more than look."""
 
 
@@ -38,7 +38,7 @@ _HEAD = "{% raw handler.page_head %}"
 _NONCE = ' nonce="{{ handler.csp_nonce }}"'
 _WHO = (
     '{% if handler.who %}<li class="nav-item"><span class="nav-link pe-none text-break">{{ handler.who }}'
-    "{% if not handler.may_act %} (may look only){% end %}</span></li>{% end %}"
+    "{% if not handler.may_control %} (may look only){% end %}</span></li>{% end %}"
 )
 _INSERTIONS = [
     (*PAGE_HEAD, _HEAD, "its pages are told neither their address nor their token"),

@@ -120,7 +120,7 @@ def test_an_operator_passes_the_gate(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "user", "may_act"),
+    ("settings", "user", "may_control"),
     [
         pytest.param({**SETTINGS, "viewers": ["bob"]}, "Bob", False, id="another-case"),
         pytest.param({**SETTINGS, "viewers": ["BOB "]}, "Bob", False, id="a-space-behind"),
@@ -130,8 +130,8 @@ def test_an_operator_passes_the_gate(site: Site) -> None:
         pytest.param({**SETTINGS, "viewers": []}, "Bob", True, id="no-viewers"),
     ],
 )
-def test_names_are_compared_without_case(site: Site, user: str, may_act: bool) -> None:
-    assert (post(site, "/api/task/revoke/1", basic(f"{user}:pw")).code == 200) is may_act
+def test_names_are_compared_without_case(site: Site, user: str, may_control: bool) -> None:
+    assert (post(site, "/api/task/revoke/1", basic(f"{user}:pw")).code == 200) is may_control
 
 
 @pytest.mark.parametrize("settings", [{**HEADER, "viewers": ["Bob@Host.example"]}])
