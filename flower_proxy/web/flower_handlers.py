@@ -84,10 +84,9 @@ def proxied(target: type[RequestHandler], options: UnproxiedOptions, route: str)
         if issubclass(handler, TASK_BODIES):
             bases = (LargeBody, *bases)
     attributes: dict[str, Any] = {"route": route}
-    declared = [permission for kind, permission in _PERMISSIONS.items() if issubclass(handler, kind)]
-    # Named here, since the mixins come before the handler and declare none
-    if permission := next(iter(declared), getattr(handler, "permission", None)):
-        attributes["permission"] = permission
+    for kind, permission in _PERMISSIONS.items():
+        if issubclass(handler, kind):
+            attributes["permission"] = permission
     if handler.head is RequestHandler.head:
         attributes["head"] = head
     return cast(type[Proxied], type(handler.__name__, bases, attributes))

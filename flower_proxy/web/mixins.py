@@ -70,13 +70,13 @@ class Bare(RequestHandler):
 class Guarded(Bare):
     """Any handler behind the gate, which `set_location` has put into the request with the location.
 
-    :cvar permission: what a request needs; None for what `Permission.of` says of its method.
+    :cvar permission: what a request needs; a handler without it needs what `Permission.of` says of the method.
     :cvar max_body: maximum size of a body, in bytes.
     """
 
     application: Any
     max_body: ClassVar[int] = MAX_BODY
-    permission: ClassVar[Permission | None] = None
+    permission: ClassVar[Permission]
 
     principal = Principal("")
 
@@ -111,9 +111,11 @@ class Guarded(Bare):
     def prepare(self) -> Awaitable[None] | None:
         return super().prepare() if self._needed is Permission.PUBLIC else self._enter()
 
-    @property
+    @cached_property
     def _needed(self) -> Permission:
-        return self.permission or Permission.of(self.request.method or "")
+        declared = getattr(self, "permission", None)
+        # A handler from elsewhere may call something else so, which must open nothing
+        return declared if isinstance(declared, Permission) else Permission.of(self.request.method or "")
 
     async def _enter(self) -> None:
         if self._is_preflight():

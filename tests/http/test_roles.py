@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tornado.httpclient import HTTPResponse
 from tornado.routing import PathMatches
+from tornado.web import RequestHandler
 
 from flower_proxy.app import FlowerProxy
 from tests.http.conftest import OPEN, Site
@@ -166,3 +167,19 @@ def test_read_only_is_for_everybody(site: Site, event: Callable[..., None], head
         assert post(site, path, headers).code == 403
     assert post(site, "/tasks/datatable", headers, TABLE).code == 200
     assert 'id="task-revoke"' not in site.page("/task/received", headers=headers)
+
+
+class Elsewhere(RequestHandler):
+    """A handler that calls something of its own a permission."""
+
+    permission = "everything"
+
+    def post(self) -> None:
+        self.write("done")
+
+
+def test_what_another_handler_calls_a_permission_opens_nothing(app: FlowerProxy, site: Site) -> None:
+    app.add_handlers(r".*", [("/elsewhere", Elsewhere)])
+    assert site.fetch("/elsewhere", method="POST").code == 401
+    assert site.fetch("/elsewhere", method="POST", headers=VIEWER).code == 403
+    assert site.fetch("/elsewhere", method="POST", headers=OPERATOR).code == 200
