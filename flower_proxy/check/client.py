@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from flower_proxy.check.report import Seen, parse_json, read_seen
-from flower_proxy.proxy.addresses import without_default_port
+from flower_proxy.proxy.addresses import DEFAULT_PORTS, without_default_port
 from flower_proxy.proxy.paths import parse_mount
 
 CHECK_TIMEOUT = 30.0
@@ -31,7 +31,6 @@ MAX_ANSWER = 10_000_000
 _REQUEST_TIMEOUT = 15.0
 _CHUNK = 65536
 _TLS_RECORD = 16384
-_DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def parse_target(url: str) -> Target:
         raise ValueError("URL holds a password, which others can see: leave it out, and name the user by --user")
     try:
         parts = urlsplit(url)
-        port, prefix = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0), parse_mount(parts.path)
+        port, prefix = parts.port or DEFAULT_PORTS.get(parts.scheme, 0), parse_mount(parts.path)
     except ValueError as error:
         raise ValueError(f"URL {url!r}: {error}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:

@@ -12,8 +12,10 @@ UNIX = "unix"
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
+DEFAULT_PORTS = {"http": 80, "https": 443}
+"""The port of a URL without one, by scheme (RFC 9110, section 4.2)."""
+
 _ADDRESS_AND_PORT = re.compile(r"(?P<v4>[0-9.]+):\d+|\[(?P<v6>[^\]]*)\](?::\d+)?")
-_DEFAULT_PORTS = {"http": "80", "https": "443"}
 
 
 def parse_address(text: str) -> Address | None:
@@ -69,7 +71,7 @@ def without_default_port(host: str, scheme: str) -> str:
     :param host: in lower case, with a port or without.
     """
     name, _, port = host.rpartition(":")
-    return name if name and port == _DEFAULT_PORTS.get(scheme) else host
+    return name if name and port == str(DEFAULT_PORTS.get(scheme)) else host
 
 
 class TrustedProxies:
