@@ -79,15 +79,16 @@ class MetricsCollector:
         """Forget the event counts of clients that send tasks, which Flower keeps and never shows (P16)."""
         forget_counts(self.receiver.state, is_producer)
 
-    def forget_workers(self, silent_for: float) -> list[str]:
+    def forget_workers(self, silent_for: float) -> set[str]:
         """Forget the workers that have been offline for so many seconds, and return their names."""
         state, heard_before = self.receiver.state, time.time() - silent_for
         offline = [(name, worker) for name, worker in state.workers.items() if not worker.alive]
-        gone = [name for name, worker in offline if last_heard(worker) <= heard_before]
-        self.recorder.remove_workers(gone)
-        for name in gone:
-            state.workers.pop(name, None)
-        forget_counts(state, gone.__contains__)
+        gone = {name for name, worker in offline if last_heard(worker) <= heard_before}
+        if gone:
+            self.recorder.remove_workers(gone)
+            for name in gone:
+                state.workers.pop(name, None)
+            forget_counts(state, gone.__contains__)
         return gone
 
     # Scrapes and readiness
