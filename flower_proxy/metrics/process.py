@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -130,18 +130,18 @@ class ProcessMetrics(Collector):
         receiver, state = self._receiver, self._receiver.state
         last = receiver.last_event
         silence = time.monotonic() - (self._made_at if last is None else last)
-        gauges: dict[str, tuple[str, Callable[[], float]]] = {
-            "broker_connected": ("Whether events can arrive.", lambda: float(receiver.connected)),
+        gauges = {
+            "broker_connected": ("Whether events can arrive.", float(receiver.connected)),
             "seconds_since_last_event": (
                 "Since the last event of a worker; before the first, since the start.",
-                lambda: silence,
+                silence,
             ),
-            "tasks_in_memory": ("Tasks that are kept.", lambda: len(state.tasks)),
-            "connections": ("Open connections of clients.", lambda: len(self._connections)),
-            "workers_in_memory": ("Workers that are kept, dead ones too.", lambda: len(state.workers)),
+            "tasks_in_memory": ("Tasks that are kept.", len(state.tasks)),
+            "connections": ("Open connections of clients.", len(self._connections)),
+            "workers_in_memory": ("Workers that are kept, dead ones too.", len(state.workers)),
         }
         for name, (help_, value) in gauges.items():
-            yield GaugeMetricFamily(f"flower_proxy_{name}", help_, value=value())
+            yield GaugeMetricFamily(f"flower_proxy_{name}", help_, value=value)
         counters = {
             "events_received": ("Events that arrived.", receiver.received),
             "events_dropped": (
