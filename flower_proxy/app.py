@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, cast
@@ -25,7 +25,6 @@ from tornado.web import RequestHandler, decode_signed_value
 from flower_proxy._flower import EmbeddedFlower, FlowersLoop, flower_settings
 from flower_proxy.auth.factory import build_entrance
 from flower_proxy.check.report import PATH
-from flower_proxy.events.listener import Listener
 from flower_proxy.events.receiver import Receiver
 from flower_proxy.events.task_events import TaskEvents
 from flower_proxy.metrics.collector import MetricsCollector
@@ -302,27 +301,6 @@ def _tornado_settings(options: OptionParser) -> dict[str, Any]:
     return settings
 
 
-def _receiver(
-    capp: Celery,
-    options: OptionParser,
-    io_loop: FlowersLoop,
-    listeners: Sequence[Listener],
-    on_reconnect: Callable[[], None],
-) -> Receiver:
-    return Receiver(
-        capp,
-        io_loop=io_loop,
-        db=options.db,
-        persistent=options.persistent,
-        state_save_interval=options.state_save_interval,
-        enable_events=options.enable_events,
-        max_workers_in_memory=options.max_workers,
-        max_tasks_in_memory=options.max_tasks,
-        listeners=listeners,
-        on_reconnect=on_reconnect,
-    )
-
-
 def _monitor(
     capp: Celery,
     options: OptionParser,
@@ -336,8 +314,17 @@ def _monitor(
         max_in_flight=options.max_tasks,
     )
     delay = EventDelay()
-    receiver = _receiver(
-        capp, options, io_loop, [recorder, delay, task_events], on_reconnect=lambda: monitor.watch.ask_workers()
+    receiver = Receiver(
+        capp,
+        io_loop=io_loop,
+        db=options.db,
+        persistent=options.persistent,
+        state_save_interval=options.state_save_interval,
+        enable_events=options.enable_events,
+        max_workers_in_memory=options.max_workers,
+        max_tasks_in_memory=options.max_tasks,
+        listeners=[recorder, delay, task_events],
+        on_reconnect=lambda: monitor.watch.ask_workers(),
     )
     monitor = MetricsCollector(
         capp, receiver, recorder, delay, connections, groups=options.metrics, queues=options.queues
