@@ -54,7 +54,7 @@ def check(
         target = parse_target(url)
         context = _tls(Path(ca) if ca else None, insecure)
         credentials = _credentials(user) if user is not None else ""
-    except (ValueError, CredentialsError) as error:
+    except ValueError as error:
         raise InputError(str(error)) from None
     findings = run_checks(Client(target, credentials, context), user=user, proxy=proxy or "")
     if as_json:
