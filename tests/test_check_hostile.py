@@ -68,7 +68,7 @@ def test_a_target_without_a_port_of_its_own(url: str, host: str, monkeypatch: py
 
     def record(request: bytes) -> Iterable[bytes]:
         requests.append(request.decode())
-        return [b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"]
+        return [ok(b"")]
 
     with answering(record) as address:
         found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", address.port))]
