@@ -14,9 +14,10 @@ from typing import Any
 from celery.events import EventReceiver
 from kombu import Connection
 
-from flower_proxy._flower import Events, NoMetrics
+from flower_proxy._flower import Events
 from flower_proxy.events.broker import back_off, connected, mailbox_of, problem_of
 from flower_proxy.events.listener import Listener
+from flower_proxy.events.state import State
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +35,8 @@ class Receiver(Events):
     Each event goes to Flower's state first, then to the listeners in their order.
 
     :param args: as for Flower's `Events`, like `kwargs`.
+    :param max_tasks_in_memory: how many tasks the state keeps.
+    :param max_workers_in_memory: how many workers the state keeps.
     :param listeners: process the events that the state has accepted.
     :param on_reconnect: called in this thread when events can arrive again; some may have been missed.
     :param max_waiting: how many events may wait for the event loop.
@@ -47,13 +50,16 @@ class Receiver(Events):
     def __init__(
         self,
         *args: Any,
+        max_tasks_in_memory: int,
+        max_workers_in_memory: int = 5000,
         listeners: Sequence[Listener] = (),
         on_reconnect: Callable[[], None] = lambda: None,
         max_waiting: int = MAX_WAITING,
         **kwargs: Any,
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self.state.metrics = NoMetrics()
+        limits = {"max_workers_in_memory": max_workers_in_memory, "max_tasks_in_memory": max_tasks_in_memory}
+        super().__init__(*args, **limits, **kwargs)
+        self.state: State = State.restored(self.state, **limits)
         self.name = "events"
         self.connected = False
         self.received = 0

@@ -1,0 +1,37 @@
+"""The state of the cluster: its workers and tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flower_proxy._flower import EventsState, NoMetrics
+
+
+class State(EventsState):
+    """Flower's state of the cluster, without its metrics. Used in the event loop only."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.metrics = NoMetrics()
+
+    @classmethod
+    def restored(cls, saved: EventsState, **limits: int) -> State:
+        """Return the state that holds what was saved.
+
+        :param saved: as it was loaded.
+        :param limits: ``max_workers_in_memory`` and ``max_tasks_in_memory``.
+        """
+        state = cls(**limits)
+        for name, worker in saved.workers.items():
+            state.workers[name] = worker
+        for uuid, task in saved.itertasks():
+            state.tasks[uuid] = task
+        state.counter.update(saved.counter)
+        state.search_engine.rebuild(state.tasks.items())
+        state.rebuild_taskheap()
+        return state
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As Flower's own, so that Flower can load what was saved here
+        _, *rest = super().__reduce__()
+        return EventsState, *rest
