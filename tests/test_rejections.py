@@ -1,0 +1,69 @@
+"""The counts and log lines of what is rejected."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from flower_proxy.events.rejections import Rejections
+
+REASONS = ("no type", "not a number")
+
+
+def test_every_reason_is_counted_from_zero() -> None:
+    rejections = Rejections("an event", REASONS)
+    assert rejections.counts == {"no type": 0, "not a number": 0}
+    rejections.count("no type", "")
+    rejections.count("no type", "")
+    assert rejections.counts == {"no type": 2, "not a number": 0}
+
+
+def test_an_unknown_reason_is_refused() -> None:
+    with pytest.raises(KeyError):
+        Rejections("an event", REASONS).count("anything", "")
+
+
+def test_each_reason_is_logged_at_most_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+    now = [1000.0]
+    rejections = Rejections("an event", REASONS, clock=lambda: now[0])
+    for seconds, reason in ((0, "no type"), (1, "no type"), (2, "not a number"), (59, "no type"), (60, "no type")):
+        now[0] = 1000.0 + seconds
+        rejections.count(reason, f"at {seconds}")
+    assert caplog.messages == [
+        "Rejected an event (no type): 'at 0'; 0 more since the last such line",
+        "Rejected an event (not a number): 'at 2'; 0 more since the last such line",
+        "Rejected an event (no type): 'at 60'; 2 more since the last such line",
+    ]
+
+
+HOSTILE = {
+    "control characters": "x\r\ny\x1b[31m\u2028",
+    "surrogate": "\ud800",
+    "huge": "x" * 10_000_000,
+    "format": "%s %d",
+}
+
+
+@pytest.mark.parametrize("detail", HOSTILE.values(), ids=HOSTILE)
+def test_a_log_line_is_one_short_line_of_text(caplog: pytest.LogCaptureFixture, detail: str) -> None:
+    Rejections("an event", REASONS).count("no type", detail)
+    (line,) = caplog.messages
+    line.encode()
+    assert line.isprintable()
+    assert len(line) < 1000
+
+
+def test_threads_lose_no_count() -> None:
+    rejections = Rejections("an event", REASONS)
+
+    def count() -> None:
+        for _ in range(2000):
+            rejections.count("no type", "")
+
+    threads = [threading.Thread(target=count) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert rejections.counts["no type"] == 8000
