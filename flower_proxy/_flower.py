@@ -12,6 +12,7 @@ from asyncio import Future, wait
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Executor
 from http import HTTPStatus
+from types import SimpleNamespace
 from typing import Any
 
 from celery import Celery
@@ -24,6 +25,7 @@ from flower.events import Events, EventsState
 from flower.options import default_options
 from flower.urls import settings as flower_settings
 from flower.utils import template
+from flower.utils.search import TaskSearchEngine
 from flower.views import BaseHandler
 from flower.views.auth import LoginHandler
 from flower.views.error import NotFoundErrorHandler
@@ -57,6 +59,7 @@ __all__ = [
     "Metrics",
     "NoMetrics",
     "NotFoundErrorHandler",
+    "TaskSearch",
     "TasksDataTable",
     "UnproxiedOptions",
     "concrete_handler",
@@ -275,6 +278,19 @@ class NoMetrics:
     def remove_workers(self, worker_names: Collection[str]) -> int:
         """Remove nothing."""
         return 0
+
+
+class TaskSearch(TaskSearchEngine):
+    """Flower's search, for tasks with any keyword arguments: those that cannot be parsed are searched as text."""
+
+    def _index(self, task_id: str, task: Any) -> None:
+        try:
+            super()._index(task_id, task)
+        except (TypeError, MemoryError, RecursionError):
+            # Flower parses text only, and searches bytes as text
+            fields = ("uuid", "name", "state", "worker", "args", "result")
+            as_text = {field: getattr(task, field, None) for field in fields}
+            super()._index(task_id, SimpleNamespace(**as_text, kwargs=str(task.kwargs).encode()))
 
 
 def task_of(state: EventsState, uuid: str) -> Task:

@@ -5,19 +5,24 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 from celery.events import EventReceiver
 from kombu import Connection
+from kombu.transport import virtual
 
 from flower_proxy._flower import Events
 from flower_proxy.events.broker import back_off, connected, mailbox_of, problem_of
 from flower_proxy.events.listener import Listener
+from flower_proxy.events.rejections import Rejections
 from flower_proxy.events.state import State
+from flower_proxy.events.validation import REASONS, UNDECODABLE, InvalidEventError, validate
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +31,7 @@ MAX_WAITING = 50_000
 
 # Seconds; events that workers send between their reconnecting and ours are lost (P30)
 _MAX_PAUSE = 2.0
+_FAILED = "processing_failed"
 _SLICE = 0.005  # seconds that the event loop gives to events before it turns to the rest
 
 
@@ -41,8 +47,9 @@ class Receiver(Events):
     :param on_reconnect: called in this thread when events can arrive again; some may have been missed.
     :param max_waiting: how many events may wait for the event loop.
     :ivar connected: whether events can arrive at this moment.
-    :ivar received: how many events have arrived, including those that were dropped.
+    :ivar received: how many valid events have arrived, including those that were dropped.
     :ivar dropped: how many were dropped because too many were waiting.
+    :ivar rejections: the events and messages that were invalid.
     :ivar reconnects: how often events could arrive again after they could not.
     :ivar last_event: when the last one arrived, by `time.monotonic`; None before the first.
     """
@@ -64,6 +71,7 @@ class Receiver(Events):
         self.connected = False
         self.received = 0
         self.dropped = 0
+        self.rejections = Rejections("an event", (*REASONS, _FAILED))
         self.reconnects = 0
         self.last_event: float | None = None
         self._listeners = tuple(listeners)
@@ -99,7 +107,7 @@ class Receiver(Events):
                 self._stopping.wait(next(pauses))
 
     def _receive(self, connection: Connection) -> None:
-        stream = _Stream(connection, self)
+        stream = Stream(connection, self)
         for _ in stream.consume(limit=None):
             pass
 
@@ -145,20 +153,24 @@ class Receiver(Events):
     def process(self, event: dict[str, Any]) -> None:
         """Hand an event to the state, and then to the listeners.
 
-        One at a time, since the state is to be read as it is right after the event. Exceptions are logged. An event
-        that the state rejects is malformed and reaches no listener; a listener that fails keeps it from no other.
+        One at a time, since the state is to be read as it is right after the event. Exceptions are counted and logged.
+        An event that the state fails to process reaches no listener; a listener that fails keeps it from no other.
         """
         try:
             self.state.event(event)
-        except Exception:
-            logger.exception("Failed to process an event")
+        except Exception as error:
+            self._fail(error)
             return
         batch = (event,)
         for listener in self._listeners:
             try:
                 listener.on_events(batch)
-            except Exception:
-                logger.exception("Failed to process an event")
+            except Exception as error:
+                self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self.rejections.count(_FAILED, f"{type(error).__name__}: {error}")
+        logger.debug("Failed to process an event", exc_info=True)
 
     async def on_enable_events(self) -> None:
         # Without a broker it would keep a thread, and the end of the process, waiting (P10)
@@ -166,12 +178,50 @@ class Receiver(Events):
             await super().on_enable_events()
 
 
-class _Stream(EventReceiver):
-    """Consumes events over one connection, until that fails or its receiver stops."""
+class Stream(EventReceiver):
+    """Consumes events over one connection, until that fails or its receiver stops.
+
+    Invalid messages and events are rejected; none of them ends the connection.
+    """
 
     def __init__(self, connection: Connection, receiver: Receiver) -> None:
-        super().__init__(connection, handlers={"*": receiver.on_event}, app=receiver.capp)
+        super().__init__(connection, app=receiver.capp)
         self._receiver = receiver
+
+    def get_consumers(self, consumer: Any, channel: Any) -> list[Any]:
+        if isinstance(channel, virtual.Channel):
+            channel.Message = _tolerant(type(channel).Message)
+        return list(super().get_consumers(consumer, channel))
+
+    @contextlib.contextmanager
+    def consumer_context(self, **kwargs: Any) -> Iterator[Any]:
+        logger_of_redis = logging.getLogger("kombu.transport.redis")
+        logger_of_redis.addFilter(self._count_undecodable)
+        try:
+            with super().consumer_context(**kwargs) as context:
+                yield context
+        finally:
+            logger_of_redis.removeFilter(self._count_undecodable)
+
+    def _count_undecodable(self, record: logging.LogRecord) -> bool:
+        # The only trace of a message that is no JSON; kombu logs each with a traceback
+        if record.thread != self._receiver.ident or not record.msg.startswith("Cannot process event on channel"):
+            return True
+        self._receiver.rejections.count(UNDECODABLE, "the message is no JSON")
+        return False
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        # In place of a log line for each. It need not be acknowledged, as none is
+        self._receiver.rejections.count(UNDECODABLE, f"{type(exc).__name__}: {exc}")
+
+    def _receive(self, body: object, message: Any = None) -> None:
+        for part in body if type(body) is list else [body]:
+            try:
+                event = validate(part)
+            except InvalidEventError as error:
+                self._receiver.rejections.count(error.reason, str(error))
+            else:
+                self._receiver.on_event(self.event_from_message(event, localize=False)[1])
 
     @property
     def should_stop(self) -> bool:
@@ -191,3 +241,19 @@ class _Stream(EventReceiver):
 
     def wakeup_workers(self, channel: Any = None) -> None:
         mailbox_of(self.app, self.connection).abcast("heartbeat")
+
+
+@lru_cache
+def _tolerant(kind: type[virtual.Message]) -> type[virtual.Message]:
+    """Return a class of messages that are undecodable, where the given one fails, if their envelope is invalid."""
+
+    class Tolerant(kind):
+        def __init__(self, payload: Any, **kwargs: Any) -> None:
+            try:
+                super().__init__(payload, **kwargs)
+            except Exception:
+                super().__init__({"properties": {"delivery_tag": None}}, **kwargs)
+                # Raised when the message is decoded, as for a body that cannot be
+                self.errors.append(sys.exc_info())
+
+    return Tolerant

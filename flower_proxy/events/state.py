@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flower_proxy._flower import EventsState, NoMetrics
+from flower_proxy._flower import EventsState, NoMetrics, TaskSearch
 
 
 class State(EventsState):
@@ -13,6 +13,7 @@ class State(EventsState):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.metrics = NoMetrics()
+        self.search_engine = TaskSearch()
 
     @classmethod
     def restored(cls, saved: EventsState, **limits: int) -> State:

@@ -160,3 +160,9 @@ class ProcessMetrics(Collector):
         }
         for name, (help_, count) in counters.items():
             yield CounterMetricFamily(f"flower_proxy_{name}", help_, value=count)
+        rejected = CounterMetricFamily(
+            "flower_proxy_events_rejected", "Events that were invalid, or failed to be processed.", labels=["reason"]
+        )
+        for reason, count in receiver.rejections.counts.items():
+            rejected.add_metric([reason], count)
+        yield rejected

@@ -1,0 +1,220 @@
+"""Validation of events: types, ranges and sizes of everything that the state, the metrics and the pages read.
+
+The fields are those of Celery's events reference; whoever can publish to the broker can send any others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+MAX_TEXT = 255
+"""Characters of a name, an id or any other short text; an event with a longer one is rejected."""
+
+MAX_PAYLOAD = 65_536
+"""Bytes of UTF-8 of arguments, results, exceptions and tracebacks; longer ones are cut."""
+
+MAX_UNKNOWN = 65_536
+"""Characters and values of all fields that Celery does not document, together; an event with more is rejected."""
+
+UNDECODABLE = "undecodable"
+NOT_AN_EVENT = "not_an_event"
+MISSING_FIELD = "missing_field"
+WRONG_TYPE = "wrong_type"
+OUT_OF_RANGE = "out_of_range"
+TOO_LONG = "too_long"
+NOT_ENCODABLE = "not_encodable"
+RESERVED_FIELD = "reserved_field"
+REASONS = (
+    UNDECODABLE,
+    NOT_AN_EVENT,
+    MISSING_FIELD,
+    WRONG_TYPE,
+    OUT_OF_RANGE,
+    TOO_LONG,
+    NOT_ENCODABLE,
+    RESERVED_FIELD,
+)
+"""Why an event is rejected."""
+
+_CUT = "…"
+_MAX_DEPTH = 20
+_MAX_NUMBER = 2**63 - 1
+# One day before the end of the year 9999, the last one that datetime knows, as time zones shift it
+_MAX_TIMESTAMP = 253_402_214_400
+_MAX_LOADS = 16
+
+Check = Callable[[str, Any], Any]
+
+
+class InvalidEventError(ValueError):
+    """An event that is rejected; the message is one line.
+
+    :ivar reason: one of this module's constants.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def validate(message: object) -> dict[str, Any]:
+    """Return the event that a decoded message holds, with its payload cut to `MAX_PAYLOAD`.
+
+    Fields that Celery does not document pass, as do events of other types than Celery's. The message is not changed.
+
+    :param message: one event, not a list of them.
+    :raises InvalidEventError: it is none, or would break what reads it.
+    """
+    if type(message) is not dict:
+        raise InvalidEventError(NOT_AN_EVENT, f"{type(message).__name__} is not an event")
+    for name in ("type", "hostname", "timestamp"):
+        if name not in message:
+            raise InvalidEventError(MISSING_FIELD, f"{name} is missing")
+    checks, reserved = _rules_for(_identifier("type", message["type"]), message)
+    event, unknown = {}, 0
+    for name, value in message.items():
+        check = checks.get(name)
+        if check is not None:
+            event[name] = check(name, value)
+            continue
+        if type(name) is not str:
+            raise InvalidEventError(WRONG_TYPE, f"{name!r:.99} is no name of a field")
+        if name in reserved or (reserved and name.startswith("_")):
+            raise InvalidEventError(RESERVED_FIELD, f"{name:.99} is no field of such an event")
+        unknown += len(name) + _weigh(name, value)
+        if unknown > MAX_UNKNOWN:
+            raise InvalidEventError(TOO_LONG, f"{name:.99} and other undocumented fields are larger than {MAX_UNKNOWN}")
+        event[name] = value
+    return event
+
+
+def _rules_for(kind: str, message: Mapping[str, Any]) -> tuple[Mapping[str, Check], frozenset[str]]:
+    group, _, subject = kind.partition("-")
+    if group not in ("task", "worker"):
+        return _COMMON, frozenset()
+    if not subject:
+        raise InvalidEventError(WRONG_TYPE, f"type {kind!r} has no event after the group")
+    if group == "worker":
+        return _WORKER, _RESERVED_OF_WORKERS
+    if "uuid" not in message:
+        raise InvalidEventError(MISSING_FIELD, "uuid is missing")
+    return _TASK, _RESERVED_OF_TASKS
+
+
+def _wrong(name: str, value: Any, expected: str) -> NoReturn:
+    raise InvalidEventError(WRONG_TYPE, f"{name} is of type {type(value).__name__}, not {expected}")
+
+
+def _text(name: str, value: Any) -> Any:
+    if value is None:
+        return value
+    if type(value) is not str:
+        _wrong(name, value, "text")
+    if len(value) > MAX_TEXT:
+        raise InvalidEventError(TOO_LONG, f"{name} has {len(value)} characters, more than {MAX_TEXT}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InvalidEventError(NOT_ENCODABLE, f"{name} cannot be encoded as UTF-8") from None
+    return value
+
+
+def _identifier(name: str, value: Any) -> str:
+    if not value or type(value) is not str:
+        _wrong(name, value, "text of at least one character")
+    return str(_text(name, value))
+
+
+def _payload(name: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    if type(value) is not str:
+        # Celery sends representations; of any other value one is made, unless it is nested too deeply for that
+        _weigh(name, value)
+    text = value if type(value) is str else repr(value)
+    if text.isascii():
+        return text if len(text) <= MAX_PAYLOAD else text[: MAX_PAYLOAD - len(_CUT.encode())] + _CUT
+    encoded = text.encode(errors="replace")
+    if len(encoded) > MAX_PAYLOAD:
+        return encoded[: MAX_PAYLOAD - len(_CUT.encode())].decode(errors="ignore") + _CUT
+    return encoded.decode()
+
+
+def _number(name: str, value: Any, *, low: float = 0, high: float = _MAX_NUMBER) -> Any:
+    if type(value) is not float and type(value) is not int:
+        _wrong(name, value, "a number")
+    # NaN is in no range
+    if not low <= value <= high:
+        raise InvalidEventError(OUT_OF_RANGE, f"{name} is not from {low} to {high}")
+    return value
+
+
+def _timestamp(name: str, value: Any) -> Any:
+    return _number(name, value, high=_MAX_TIMESTAMP)
+
+
+def _offset(name: str, value: Any) -> Any:
+    return _number(name, value, low=-_MAX_NUMBER)
+
+
+def _optional(check: Check) -> Check:
+    return lambda name, value: None if value is None else check(name, value)
+
+
+def _loads(name: str, value: Any) -> Any:
+    if type(value) not in (list, tuple) or len(value) > _MAX_LOADS:
+        _wrong(name, value, "a short list of numbers")
+    for load in value:
+        _number(name, load)
+    return value
+
+
+def _weigh(name: str, value: Any, depth: int = 0) -> int:
+    """Return how many characters and values this holds."""
+    if type(value) in (str, bytes):
+        return len(value)
+    if depth > _MAX_DEPTH:
+        raise InvalidEventError(TOO_LONG, f"{name:.99} is nested deeper than {_MAX_DEPTH}")
+    if isinstance(value, Mapping):
+        return 1 + sum(_weigh(name, part, depth + 1) for pair in value.items() for part in pair)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return 1 + sum(_weigh(name, part, depth + 1) for part in value)
+    return 1
+
+
+_COMMON: dict[str, Check] = {
+    "type": _identifier,
+    "hostname": _identifier,
+    "timestamp": _timestamp,
+    "clock": _number,
+    "utcoffset": _offset,
+    "pid": _optional(_number),
+    # Written anew when an event arrives
+    "local_received": _optional(_offset),
+}
+_WORKER: dict[str, Check] = {
+    **_COMMON,
+    "freq": _number,
+    "active": _optional(_number),
+    "processed": _optional(_number),
+    "loadavg": _optional(_loads),
+    **dict.fromkeys(("sw_ident", "sw_ver", "sw_sys"), _text),
+}
+_TASK: dict[str, Check] = {
+    **_COMMON,
+    "uuid": _identifier,
+    **dict.fromkeys(("args", "kwargs", "result", "exception", "traceback"), _payload),
+    **dict.fromkeys(("name", "state", "client", "queue", "exchange", "routing_key"), _text),
+    **dict.fromkeys(("eta", "expires", "root_id", "parent_id"), _text),
+    **dict.fromkeys(("retries", "runtime"), _optional(_number)),
+    **dict.fromkeys(
+        ("sent", "received", "started", "succeeded", "failed", "retried", "revoked", "rejected"), _optional(_timestamp)
+    ),
+}
+# Celery's state sets any field as an attribute, and these are attributes that it uses itself
+_RESERVED_OF_WORKERS = frozenset(
+    ("alive", "event", "expire_window", "heartbeat_expires", "heartbeat_max", "heartbeats", "id", "status_string")
+)
+_RESERVED_OF_TASKS = frozenset(("as_dict", "children", "cluster_state", "event", "parent", "root", "worker"))
