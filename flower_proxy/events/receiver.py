@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import socket
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from celery.events import EventReceiver
 from kombu import Connection
-from kombu.transport import virtual
 
 from flower_proxy._flower import Events
-from flower_proxy.events.broker import back_off, connected, mailbox_of, problem_of
+from flower_proxy.events.broker import back_off, connected, problem_of
 from flower_proxy.events.listener import Listener
 from flower_proxy.events.rejections import Rejections
 from flower_proxy.events.state import State
-from flower_proxy.events.validation import REASONS, UNDECODABLE, InvalidEventError, validate
+from flower_proxy.events.stream import Stream
+from flower_proxy.events.validation import REASONS
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +102,14 @@ class Receiver(Events):
                 self._stopping.wait(next(pauses))
 
     def _receive(self, connection: Connection) -> None:
-        stream = Stream(connection, self)
+        stream = Stream(
+            connection,
+            self.capp,
+            rejections=self.rejections,
+            on_ready=self.on_ready,
+            on_event=self.on_event,
+            is_stopping=self._stopping.is_set,
+        )
         for _ in stream.consume(limit=None):
             pass
 
@@ -118,10 +120,6 @@ class Receiver(Events):
             logger.info("Events arrive again")
             self._on_reconnect()
         self.connected = self._has_received = True
-
-    @property
-    def stopping(self) -> bool:
-        return self._stopping.is_set()
 
     def on_event(self, event: dict[str, Any]) -> None:
         self.received += 1
@@ -176,84 +174,3 @@ class Receiver(Events):
         # Without a broker it would keep a thread, and the end of the process, waiting (P10)
         if self.connected:
             await super().on_enable_events()
-
-
-class Stream(EventReceiver):
-    """Consumes events over one connection, until that fails or its receiver stops.
-
-    Invalid messages and events are rejected; none of them ends the connection.
-    """
-
-    def __init__(self, connection: Connection, receiver: Receiver) -> None:
-        super().__init__(connection, app=receiver.capp)
-        self._receiver = receiver
-
-    def get_consumers(self, consumer: Any, channel: Any) -> list[Any]:
-        if isinstance(channel, virtual.Channel):
-            channel.Message = _tolerant(type(channel).Message)
-        return list(super().get_consumers(consumer, channel))
-
-    @contextlib.contextmanager
-    def consumer_context(self, **kwargs: Any) -> Iterator[Any]:
-        logger_of_redis = logging.getLogger("kombu.transport.redis")
-        logger_of_redis.addFilter(self._count_undecodable)
-        try:
-            with super().consumer_context(**kwargs) as context:
-                yield context
-        finally:
-            logger_of_redis.removeFilter(self._count_undecodable)
-
-    def _count_undecodable(self, record: logging.LogRecord) -> bool:
-        # The only trace of a message that is no JSON; kombu logs each with a traceback
-        if record.thread != self._receiver.ident or not record.msg.startswith("Cannot process event on channel"):
-            return True
-        self._receiver.rejections.count(UNDECODABLE, "the message is no JSON")
-        return False
-
-    def on_decode_error(self, message: Any, exc: Exception) -> None:
-        # In place of a log line for each. It need not be acknowledged, as none is
-        self._receiver.rejections.count(UNDECODABLE, f"{type(exc).__name__}: {exc}")
-
-    def _receive(self, body: object, message: Any = None) -> None:
-        for part in body if type(body) is list else [body]:
-            try:
-                event = validate(part)
-            except InvalidEventError as error:
-                self._receiver.rejections.count(error.reason, str(error))
-            else:
-                self._receiver.on_event(self.event_from_message(event, localize=False)[1])
-
-    @property
-    def should_stop(self) -> bool:
-        return self._receiver.stopping
-
-    @contextlib.contextmanager
-    def establish_connection(self) -> Iterator[Connection]:
-        # In place of a second connection, which would be tried for ever (P9)
-        yield self.connection
-
-    def on_consume_ready(self, connection: Connection, *args: Any, **kwargs: Any) -> None:
-        # Redis subscribes when it first looks for messages; the heartbeats asked for next would be missed
-        with contextlib.suppress(socket.timeout):
-            connection.drain_events(timeout=0.01)
-        self._receiver.on_ready()
-        super().on_consume_ready(connection, *args, **kwargs)
-
-    def wakeup_workers(self, channel: Any = None) -> None:
-        mailbox_of(self.app, self.connection).abcast("heartbeat")
-
-
-@lru_cache
-def _tolerant(kind: type[virtual.Message]) -> type[virtual.Message]:
-    """Return a class of messages that are undecodable, where the given one fails, if their envelope is invalid."""
-
-    class Tolerant(kind):
-        def __init__(self, payload: Any, **kwargs: Any) -> None:
-            try:
-                super().__init__(payload, **kwargs)
-            except Exception:
-                super().__init__({"properties": {"delivery_tag": None}}, **kwargs)
-                # Raised when the message is decoded, as for a body that cannot be
-                self.errors.append(sys.exc_info())
-
-    return Tolerant

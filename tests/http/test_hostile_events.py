@@ -16,7 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from tornado.ioloop import IOLoop
 
 from flower_proxy.app import FlowerProxy
-from flower_proxy.events.receiver import Receiver, Stream
+from flower_proxy.events.receiver import Receiver
+from flower_proxy.events.stream import Stream
 from tests.http.conftest import Site
 from tests.support.events import ATTRIBUTES, BASE, EVENTS, HOSTILE, messages
 
@@ -48,7 +49,14 @@ class Sender:
 
     def __init__(self, receiver: Receiver) -> None:
         self.receiver = receiver
-        self._stream = Stream(Connection("memory://"), receiver)
+        self._stream = Stream(
+            Connection("memory://"),
+            receiver.capp,
+            rejections=receiver.rejections,
+            on_ready=lambda: None,
+            on_event=receiver.on_event,
+            is_stopping=lambda: False,
+        )
 
     def send(self, body: Any) -> None:
         self._stream._receive(json.loads(json.dumps(body)))

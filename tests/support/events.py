@@ -60,7 +60,7 @@ ATTRIBUTES = sorted({*dir(Task), *vars(Task()), *dir(State.Worker), *dir(State.W
 NESTED: Any = "x"
 for _ in range(200):
     NESTED = [NESTED]
-HOSTILE = (
+HOSTILE: tuple[Any, ...] = (
     None,
     True,
     0,

@@ -1,0 +1,165 @@
+"""Events are validated once: what passes is sound, and what is sound passes unchanged."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from celery.events.state import Task, Worker
+from hypothesis import given, settings
+
+from flower_proxy.events.validation import MAX_PAYLOAD, MAX_TEXT, MAX_UNKNOWN, REASONS, InvalidEventError, validate
+from tests.support.events import BASE, EVENTS, NESTED, hostile_events, values
+
+HEARTBEAT, RECEIVED = (
+    next(event for event in EVENTS if event["type"] == type_) for type_ in ("worker-heartbeat", "task-received")
+)
+LAST_SECOND = 253_402_214_400
+
+
+def reason_of(message: object) -> str:
+    with pytest.raises(InvalidEventError) as caught:
+        validate(message)
+    assert "\n" not in str(caught.value)
+    return caught.value.reason
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda event: event["type"])
+def test_valid_events_pass_unchanged(event: dict[str, Any]) -> None:
+    assert validate(event) == event
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"active": None, "processed": None, "loadavg": None, "sw_ident": None, "pid": None},
+        {"timestamp": 0},
+        {"timestamp": LAST_SECOND},
+        {"utcoffset": -9},
+        {"utcoffset": 5.5},
+        {"freq": 0.5},
+        {"hostname": "wörker@höst"},
+        {"hostname": "w" * MAX_TEXT},
+        {"rack": "7b", "tags": {"a": [1, None, True]}, "share": float("nan")},
+        {"note": "x" * (MAX_UNKNOWN - len("note"))},
+        {"type": "worker-my-own-event"},
+    ],
+    ids=str,
+)
+def test_these_pass_too(change: dict[str, Any]) -> None:
+    event = {**HEARTBEAT, **change}
+    assert repr(validate(event)) == repr(event)
+
+
+@pytest.mark.parametrize("missing", ["type", "hostname", "timestamp", "uuid"])
+def test_events_without_a_required_field_are_rejected(missing: str) -> None:
+    assert reason_of({name: value for name, value in RECEIVED.items() if name != missing}) == "missing_field"
+
+
+@pytest.mark.parametrize("message", [None, True, 0, 1.5, "worker-heartbeat", [], [HEARTBEAT], b"{}"], ids=repr)
+def test_other_values_than_objects_are_no_events(message: object) -> None:
+    assert reason_of(message) == "not_an_event"
+
+
+@pytest.mark.parametrize(
+    ("event", "change", "reason"),
+    [
+        (HEARTBEAT, {"type": 5}, "wrong_type"),
+        (HEARTBEAT, {"type": ""}, "wrong_type"),
+        (HEARTBEAT, {"type": "worker"}, "wrong_type"),
+        (RECEIVED, {"type": "task-"}, "wrong_type"),
+        (HEARTBEAT, {"type": "x" * (MAX_TEXT + 1)}, "too_long"),
+        (HEARTBEAT, {"hostname": None}, "wrong_type"),
+        (HEARTBEAT, {"hostname": 5}, "wrong_type"),
+        (HEARTBEAT, {"hostname": ""}, "wrong_type"),
+        (HEARTBEAT, {"hostname": "\ud800"}, "not_encodable"),
+        (HEARTBEAT, {"hostname": "w" * (MAX_TEXT + 1)}, "too_long"),
+        (HEARTBEAT, {"freq": "x"}, "wrong_type"),
+        (HEARTBEAT, {"freq": None}, "wrong_type"),
+        (HEARTBEAT, {"freq": True}, "wrong_type"),
+        (HEARTBEAT, {"freq": -1}, "out_of_range"),
+        (HEARTBEAT, {"active": "x"}, "wrong_type"),
+        (HEARTBEAT, {"active": float("nan")}, "out_of_range"),
+        (HEARTBEAT, {"processed": float("inf")}, "out_of_range"),
+        (HEARTBEAT, {"clock": "7"}, "wrong_type"),
+        (HEARTBEAT, {"clock": 10**400}, "out_of_range"),
+        (HEARTBEAT, {"timestamp": LAST_SECOND + 1}, "out_of_range"),
+        (HEARTBEAT, {"loadavg": [0.1, "x"]}, "wrong_type"),
+        (HEARTBEAT, {"loadavg": [0.1] * 17}, "wrong_type"),
+        (HEARTBEAT, {"heartbeats": "x"}, "reserved_field"),
+        (HEARTBEAT, {"expire_window": "x"}, "reserved_field"),
+        (HEARTBEAT, {"__class__": "x"}, "reserved_field"),
+        (HEARTBEAT, {"note": "x" * MAX_UNKNOWN}, "too_long"),
+        (HEARTBEAT, {"note": NESTED}, "too_long"),
+        (HEARTBEAT, {5: "x"}, "wrong_type"),
+        (RECEIVED, {"uuid": 5}, "wrong_type"),
+        (RECEIVED, {"name": 5}, "wrong_type"),
+        (RECEIVED, {"name": "\udfff"}, "not_encodable"),
+        (RECEIVED, {"children": "x"}, "reserved_field"),
+        (RECEIVED, {"event": "x"}, "reserved_field"),
+        (RECEIVED, {"eta": 5}, "wrong_type"),
+        (RECEIVED, {"retries": "2"}, "wrong_type"),
+        (RECEIVED, {"started": "now"}, "wrong_type"),
+        (RECEIVED, {"args": NESTED}, "too_long"),
+    ],
+    ids=lambda value: f"{value!r:.60}",
+)
+def test_what_would_break_a_reader_is_rejected(event: dict[str, Any], change: dict[str, Any], reason: str) -> None:
+    assert reason_of({**event, **change}) == reason
+    assert reason in REASONS
+
+
+@pytest.mark.parametrize("field", ["args", "kwargs", "result", "exception", "traceback"])
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        pytest.param("x" * MAX_PAYLOAD, "x" * MAX_PAYLOAD, id="as long as can be"),
+        pytest.param("x" * (MAX_PAYLOAD + 1), "x" * (MAX_PAYLOAD - 3) + "…", id="ascii"),
+        pytest.param("é" * MAX_PAYLOAD, "é" * (MAX_PAYLOAD // 2 - 2) + "…", id="two bytes a character"),
+        pytest.param("a\ud800", "a?", id="surrogate"),
+        pytest.param(None, None, id="none"),
+        pytest.param([1, {"a": None}], "[1, {'a': None}]", id="no text"),
+    ],
+)
+def test_payloads_are_cut(field: str, value: Any, expected: str | None) -> None:
+    cut = validate({**RECEIVED, field: value})[field]
+    assert cut == expected
+    assert cut is None or len(cut.encode()) <= MAX_PAYLOAD
+
+
+def test_fields_of_custom_groups_are_left_alone() -> None:
+    """Only the common fields of such an event are read."""
+    event = {**BASE, "type": "deploy-finished", "freq": "x", "children": "x", "_private": 1}
+    assert validate(event) == event
+
+
+def validated(message: Any) -> dict[str, Any] | None:
+    """Return the event; None if it is rejected, for one of the known reasons."""
+    before = repr(message)
+    try:
+        return validate(message)
+    except InvalidEventError as error:
+        reason = error.reason
+    finally:
+        assert repr(message) == before
+    assert reason in REASONS
+    return None
+
+
+@settings(max_examples=1000, deadline=None)
+@given(event=hostile_events())
+def test_fields_that_are_shown_can_be_written_as_json(event: dict[str, Any]) -> None:
+    valid = validated(event)
+    if valid is None:
+        return
+    shown = {"task": Task._fields, "worker": Worker._fields}.get(valid["type"].partition("-")[0], ())
+    shown = {*shown, *BASE, "type"}
+    fields = {name: value for name, value in valid.items() if name in shown}
+    json.dumps(fields, allow_nan=False, ensure_ascii=False).encode()
+
+
+@settings(max_examples=300, deadline=None)
+@given(value=values())
+def test_any_value_is_an_event_or_rejected(value: Any) -> None:
+    validated(value)
