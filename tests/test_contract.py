@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import pickle
 import re
@@ -14,6 +15,7 @@ import flower.command
 import flower.urls
 import pytest
 from celery import Celery
+from celery.events import EventReceiver
 from celery.events.state import State
 from flower.events import PrometheusMetrics
 from flower.inspector import Inspector
@@ -25,6 +27,8 @@ from flower.views.error import NotFoundErrorHandler
 from flower.views.tasks import TASK_COLUMNS
 from hypothesis import given
 from hypothesis import strategies as st
+from kombu.mixins import ConsumerMixin
+from kombu.transport import redis, virtual
 from tornado.httpserver import _HTTPRequestContext
 from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
@@ -43,6 +47,7 @@ from flower_proxy._flower import (
     EventsState,
     Flower,
     NoMetrics,
+    TaskSearch,
     UnproxiedOptions,
     concrete_handler,
     default_options,
@@ -384,3 +389,33 @@ def test_events_are_counted_by_sender_and_type(state: EventsState) -> None:
     assert state.counter == {WORKER: {"worker-heartbeat": 1}, "gen1@host": {"task-sent": 1}}
     forget_counts(state, "gen1@host".__eq__)
     assert list(state.counter) == [WORKER]
+
+
+@pytest.mark.parametrize("kwargs", ["{[]: 1}", "-" * 60_000 + "1", "{'a': " + "+".join("1" * 30_000) + "}"])
+def test_search_parses_keyword_arguments(state: EventsState, kwargs: str) -> None:
+    """Flower's search fails for some texts, and `TaskSearch` searches these as text."""
+    received = event("task-received", uuid="1", name="add", kwargs=kwargs)
+    with pytest.raises((TypeError, MemoryError, RecursionError, ValueError)):
+        ast.literal_eval(kwargs)
+    state.search_engine = TaskSearch()
+    state.event(received)
+    assert state.search_engine.search(state.tasks, f'kwargs:"{kwargs[:20]}"').task_ids == ["1"]
+
+
+def test_search_finds_keyword_arguments_by_value(state: EventsState) -> None:
+    state.search_engine = TaskSearch()
+    state.event(event("task-received", uuid="1", name="add", kwargs="{'user': 77}"))
+    assert state.search_engine.search(state.tasks, "kwargs:user=77").task_ids == ["1"]
+
+
+def test_how_messages_are_received() -> None:
+    """`flower_proxy.events.stream.Stream` stands between kombu's steps, so that no message ends the connection."""
+    assert parameters(EventReceiver._receive)[:3] == ["self", "body", "message"]
+    assert "localize" in parameters(EventReceiver.event_from_message)
+    assert "callbacks=[self._receive]" in inspect.getsource(EventReceiver.get_consumers)
+    assert "on_decode_error=self.on_decode_error" in inspect.getsource(ConsumerMixin.Consumer)
+    receive = inspect.getsource(redis.Channel._receive_one)
+    assert "Cannot process event on channel" in receive
+    assert "raise Empty" in receive
+    assert "self._receive_one(c)" in inspect.getsource(redis.Channel._receive)
+    assert "self.Message(raw_message, channel=self)" in inspect.getsource(virtual.Channel.basic_consume)

@@ -53,6 +53,7 @@ FAMILIES = {
     "flower_proxy_seconds_since_last_event": set[str](),
     "flower_proxy_events_received_total": set[str](),
     "flower_proxy_events_dropped_total": set[str](),
+    "flower_proxy_events_rejected_total": {"reason"},
     "flower_proxy_event_reconnects_total": set[str](),
     "flower_proxy_tasks_in_memory": set[str](),
     "flower_proxy_workers_in_memory": set[str](),
