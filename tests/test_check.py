@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 from flower_proxy.cli.check import check
 from tests.support import proxies
+from tests.support.clock import Clock
 from tests.support.processes import PROJECT, Address, free_port, program, running, stop, wait_until
 from tests.support.programs import (
     CREDENTIALS,
@@ -473,11 +474,20 @@ def test_a_broker_that_is_gone_comes_up(tmp_path: Path) -> None:
         assert PASSWORD not in str(ask(url))
 
 
-def test_a_worker_in_another_time_zone_comes_up(tmp_path: Path) -> None:
-    with cluster(tmp_path, env={"TZ": "Asia/Tokyo"}) as (_, url):
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
+def test_a_worker_in_another_time_zone_is_no_problem(tmp_path: Path, zone: str) -> None:
+    with cluster(tmp_path, env={"TZ": zone}) as (_, url):
+        assert "clocks" in ask(url).named("passed")
+
+
+@pytest.mark.parametrize(("step", "told"), [(600, "ahead of"), (-600, "behind")])
+def test_a_worker_whose_clock_is_wrong_comes_up(tmp_path: Path, step: int, told: str) -> None:
+    clock = Clock(tmp_path)
+    clock.step(step)
+    with cluster(tmp_path, env=clock.environment) as (_, url):
         found = ask(url)
     assert found.named("failed") == ["clocks"], found
-    assert re.search(r"the clock of w1@\S+ is 32\d\d\d seconds (ahead of|behind) Flower's", found["clocks"]["message"])
+    assert re.search(rf"the clock of w1@\S+ is (599|600|601) seconds {told} Flower's", found["clocks"]["message"])
 
 
 @pytest.mark.parametrize("seconds", [600, -600])

@@ -304,7 +304,7 @@ def clocks(evidence: Evidence, advice: Advice) -> Outcome:
         if worker.alive and worker.ahead is not None and abs(worker.ahead) > MAX_CLOCK_SKEW:
             return Problem(
                 f"the clock of {worker.name} is {_apart(worker.ahead)} Flower's",
-                "let both keep time by NTP, in the same time zone (TZ): Celery's events carry no other",
+                "let both keep time by NTP",
             )
     return "they agree"
 

@@ -157,6 +157,7 @@ def launch(
     unix_socket: bool = False,
     authenticates: bool = True,
     options: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
 ) -> Iterator[Flower]:
     """Flower: "stock" is Celery's own command, "ours" is the launcher.
 
@@ -178,7 +179,7 @@ def launch(
         [sys.executable, *COMMANDS[kind], *listen, *told, *enter, *options],
         log=folder / "flower.log",
         ready=lambda: answers(address, f"{flower.path}/healthcheck"),
-        env=broker.environment,
+        env={**broker.environment, **(env or {})},
     ):
         yield flower
 
