@@ -69,7 +69,6 @@ __all__ = [
     "flower_version",
     "forget_counts",
     "last_heard",
-    "seconds_ahead",
     "task_of",
 ]
 
@@ -247,15 +246,6 @@ def concrete_handler(handler_class: type[RequestHandler], options: UnproxiedOpti
         symbol_by_name(options.auth_provider) if options.auth_provider else NotFoundErrorHandler
     )
     return provider
-
-
-def seconds_ahead(worker: Any) -> float | None:
-    """Return by how much a worker's clock is ahead of ours, as Celery reckons; None if that is not known.
-
-    :param worker: of Celery's state, which keeps the fields of the latest event with it.
-    """
-    sent, received = (getattr(worker, field, None) for field in ("timestamp", "local_received"))
-    return sent - received if sent and received else None
 
 
 def definitions(options: OptionParser) -> dict[str, Any]:

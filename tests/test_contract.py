@@ -16,7 +16,6 @@ import flower.urls
 import pytest
 from celery import Celery
 from celery.events import EventReceiver
-from celery.events.state import State
 from flower.events import PrometheusMetrics
 from flower.inspector import Inspector
 from flower.utils import strtobool
@@ -56,7 +55,6 @@ from flower_proxy._flower import (
     flower_version,
     forget_counts,
     last_heard,
-    seconds_ahead,
     task_of,
 )
 from flower_proxy.auth.factory import matches_address
@@ -100,12 +98,6 @@ def test_what_ends_with_flower() -> None:
     assert "asyncio.ensure_future(" in inspect.getsource(Inspector.inspect)
     assert "return self.inspector.workers" in source
     assert "self.workers = collections.defaultdict(dict)" in inspect.getsource(Inspector)
-
-
-def test_the_clock_of_a_worker() -> None:
-    state = State()
-    state.event({"type": "worker-online", "hostname": "w", "timestamp": 10.0, "local_received": 4.0, "clock": 1})
-    assert seconds_ahead(state.workers["w"]) == 6
 
 
 def test_the_last_route_is_the_page_for_what_does_not_exist() -> None:

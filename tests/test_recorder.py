@@ -21,7 +21,8 @@ from celery.worker.heartbeat import Heart
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flower_proxy._flower import EventsState, NoMetrics
+from flower_proxy._flower import EventsState
+from flower_proxy.events.state import State
 from flower_proxy.metrics.broker_poller import QueueFigures
 from flower_proxy.metrics.exposition import render
 from flower_proxy.metrics.recorder import Recorder
@@ -124,8 +125,7 @@ class Cluster:
         **options: Any,
     ) -> None:
         self.now = BEGIN
-        self.state = EventsState(max_tasks_in_memory=max_tasks)
-        self.state.metrics = NoMetrics()
+        self.state: EventsState = State(max_tasks_in_memory=max_tasks)
         self.recorder = Recorder(BUCKETS, clock=lambda: self.now, **options)
         self.recorder.begin(self.state, queues_of)
         self.feed(*events)

@@ -25,7 +25,7 @@ class SeenWorker:
     """A worker whose events have been received.
 
     :ivar alive: whether its heartbeats arrive in time.
-    :ivar ahead: seconds by which its clock is ahead of Flower's, as Celery computes it; None if unknown.
+    :ivar ahead: seconds by which its clock is ahead of Flower's; None if unknown.
     :ivar task_events: whether its task events are received; None until it has run a task.
     :ivar celery: its version of Celery.
     """

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from flower_proxy._flower import EventsState, NoMetrics, TaskSearch
+from flower_proxy.events.worker import Worker
 
 
 class State(EventsState):
     """Flower's state of the cluster, without its metrics. Used in the event loop only."""
+
+    Worker = Worker
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -23,9 +26,12 @@ class State(EventsState):
         :param limits: ``max_workers_in_memory`` and ``max_tasks_in_memory``.
         """
         state = cls(**limits)
-        for name, worker in saved.workers.items():
-            state.workers[name] = worker
+        workers = {name: Worker.restored(worker) for name, worker in saved.workers.items()}
+        state.workers.update(workers)
         for uuid, task in saved.itertasks():
+            if task.worker is not None:
+                name = task.worker.hostname
+                task.worker = workers.get(name) or workers.setdefault(name, Worker.restored(task.worker))
             state.tasks[uuid] = task
         state.counter.update(saved.counter)
         state.search_engine.rebuild(state.tasks.items())

@@ -12,7 +12,7 @@ import celery
 from tornado.web import stream_request_body
 
 from flower_proxy import __version__
-from flower_proxy._flower import BaseHandler, Metrics, flower_version, seconds_ahead
+from flower_proxy._flower import BaseHandler, Metrics, flower_version
 from flower_proxy.auth.policy import Permission
 from flower_proxy.check.report import Seen, SeenWorker
 from flower_proxy.proxy.headers import HEADERS
@@ -112,7 +112,7 @@ class Check(BaseHandler):
             yield SeenWorker(
                 name=name,
                 alive=worker.alive,
-                ahead=seconds_ahead(worker),
+                ahead=worker.ahead,
                 task_events=app.task_events.sends_task_events(name),
                 celery=worker.sw_ver,
             )
