@@ -8,7 +8,7 @@ import re
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
@@ -584,6 +584,37 @@ def restored(cluster: Cluster) -> Cluster:
     after.state = pickle.loads(pickle.dumps(cluster.state))
     after.recorder.begin(after.state)
     return after
+
+
+@pytest.fixture(params=["UTC", "Asia/Tokyo", "America/New_York"])
+def zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The time zone of this process."""
+    monkeypatch.setenv("TZ", request.param)
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.usefixtures("zone")
+@pytest.mark.parametrize(
+    "eta",
+    [
+        IN_AN_HOUR.isoformat(),
+        IN_AN_HOUR.astimezone(timezone(timedelta(hours=9))).isoformat(),
+        IN_AN_HOUR.astimezone(timezone(timedelta(hours=-4))).isoformat(),
+        IN_AN_HOUR.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        # Workers take it for UTC
+        IN_AN_HOUR.replace(tzinfo=None).isoformat(),
+    ],
+)
+def test_an_eta_is_the_same_moment_in_every_time_zone(eta: str) -> None:
+    cluster = Cluster(online(), sent(at=0), {**received(), "eta": eta})
+    assert cluster.samples()[prefetched()] == 0
+    cluster.feed(started(at=3602))
+    samples = cluster.samples()
+    assert samples[celery("queue_wait_time_count", queue="fast")] == 1
+    assert samples[celery("queue_wait_time_sum", queue="fast")] == 2
 
 
 def test_after_a_restart_with_persistent_what_waits_is_known() -> None:

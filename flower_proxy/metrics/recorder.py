@@ -10,9 +10,11 @@ import re
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import timezone
 from math import isfinite
 from typing import TYPE_CHECKING, Any
+
+from celery.utils.time import maybe_iso8601
 
 from flower_proxy._bounded import BoundedDict
 from flower_proxy._flower import EventsState, task_of
@@ -287,8 +289,14 @@ def _measured(value: Any) -> float | None:
 
 
 def _timestamp(eta: str | None) -> float:
-    """Return an eta in seconds since the epoch; 0.0 for none or a malformed one."""
+    """Return an eta in seconds since the epoch; 0.0 for none or a malformed one.
+
+    An eta without a time zone is in UTC, as workers take it.
+    """
     try:
-        return datetime.fromisoformat(eta).timestamp() if eta else 0.0
+        due = maybe_iso8601(eta)
     except ValueError:
         return 0.0
+    if due is None:
+        return 0.0
+    return float((due if due.tzinfo else due.replace(tzinfo=timezone.utc)).timestamp())
