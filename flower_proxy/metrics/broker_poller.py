@@ -73,7 +73,7 @@ class BrokerPoller(threading.Thread):
     :param queues: names of queues in addition to those that are found.
     :param workers: called in this thread, returns the names of the workers that are online.
     :param on_held: called in this thread with a worker, the ids of all the tasks it has been given and not finished,
-        and when it was asked, by `time.time`.
+        and when it was asked, by `time.monotonic`.
     :param interval: seconds between two polls of the broker.
     :param inspect_every: seconds between two inspections of the workers; a new one is inspected at the next poll.
     :ivar figures: the latest; replaced as a whole, never changed.
@@ -192,7 +192,7 @@ class BrokerPoller(threading.Thread):
         stats = _ask(self._capp, connection, "stats", queues)
         for name, told in stats.items():
             self._workers[name] = _Worker(tuple(queue["name"] for queue in queues[name]), _processes(told))
-        asked_at = time.time()
+        asked_at = time.monotonic()
         held = [_ask(self._capp, connection, command, queues) for command in _HOLDS]
         for name in queues:
             if all(name in answers for answers in held):

@@ -13,7 +13,7 @@ from flower_proxy._bounded import BoundedDict
 class InFlightTask:
     """A task that a worker has; the times are the worker's, except `seen`, which is ours.
 
-    :ivar seen: when the first event of it was processed, in seconds since the epoch.
+    :ivar seen: when the first event of it was processed, by the recorder's clock.
     :ivar eta: as Celery writes it.
     :ivar retries: which run it is, counted from 0.
     :ivar unended: when its runs before this one were started whose end has not been told yet. The next run may be

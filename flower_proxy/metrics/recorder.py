@@ -65,7 +65,7 @@ class Recorder:
     :param buckets: of run times, upper bounds in seconds, ascending.
     :param max_task_names: maximum number of task names in the metrics; the rest are aggregated as ``other``.
     :param max_in_flight: maximum number of tasks known to be at a worker; beyond it the oldest are forgotten.
-    :param clock: the time in seconds since the epoch.
+    :param clock: the time in seconds; only differences count, and a step of the wall clock must not change it.
     """
 
     _state: EventsState
@@ -77,7 +77,7 @@ class Recorder:
         *,
         max_task_names: int = 1000,
         max_in_flight: int = 100_000,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
         self._task_names = LabelLimit(max_task_names, "other")
