@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from celery import Celery
 from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest
-from tornado.ioloop import IOLoop, PeriodicCallback
+from tornado.ioloop import IOLoop
 from tornado.netutil import ssl_options_to_context
 from tornado.options import OptionParser
 from tornado.platform.asyncio import BaseAsyncIOLoop
@@ -23,6 +23,7 @@ from tornado.routing import PathMatches, Router, Rule
 from tornado.web import RequestHandler, decode_signed_value
 
 from flower_proxy._flower import EmbeddedFlower, FlowersLoop, flower_settings
+from flower_proxy._timer import Timer
 from flower_proxy.auth.factory import build_entrance
 from flower_proxy.check.report import PATH
 from flower_proxy.events.receiver import Receiver
@@ -103,7 +104,7 @@ class FlowerProxy(EmbeddedFlower):
             xheaders=options.xheaders,
         )
         self._router = PublicRouter(self, self.locator, self.entrance.gate)
-        self._purge_timer = PeriodicCallback(self._forget_workers, _SECONDS_TO_PURGE * 1000)
+        self._purge_timer = Timer(self._forget_workers, _SECONDS_TO_PURGE)
         self.http_servers: list[BoundedServer] = []
         self._socket_file: SocketFile | None = None
         # Only to tell whether a browser needs a new one, so no matter that what is kept does not get too old

@@ -326,6 +326,7 @@ def test_how_events_are_received() -> None:
     assert 'handlers={"*": self.on_event}' in source
     assert "self.io_loop.add_callback(partial(self.state.event, event))" in source
     assert "self.timer = PeriodicCallback(self.on_enable_events" in source
+    assert "self.state_save_timer = PeriodicCallback(self.save_state," in source
     assert inspect.iscoroutinefunction(Events.on_enable_events)
     assert "threading.Thread.start(self)" in inspect.getsource(Events.start)
     assert "self.save_state()" in inspect.getsource(Events.stop)

@@ -12,6 +12,7 @@ from typing import Any
 from kombu import Connection
 
 from flower_proxy._flower import Events
+from flower_proxy._timer import Timer
 from flower_proxy.events.broker import back_off, connected, problem_of
 from flower_proxy.events.listener import Listener
 from flower_proxy.events.rejections import Rejections
@@ -62,6 +63,9 @@ class Receiver(Events):
         limits = {"max_workers_in_memory": max_workers_in_memory, "max_tasks_in_memory": max_tasks_in_memory}
         super().__init__(*args, **limits, **kwargs)
         self.state: State = State.restored(self.state, **limits)
+        self.timer = Timer(self.on_enable_events, self.events_enable_interval / 1000)
+        saves = self.persistent and self.state_save_interval
+        self.state_save_timer = Timer(self.save_state, self.state_save_interval / 1000) if saves else None
         self.name = "events"
         self.connected = False
         self.received = 0

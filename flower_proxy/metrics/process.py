@@ -13,11 +13,11 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from tornado.ioloop import IOLoop, PeriodicCallback
 from tornado.web import RequestHandler
 
 from flower_proxy import __version__
 from flower_proxy._flower import STOCK_FAMILIES, flower_version
+from flower_proxy._timer import Timer
 from flower_proxy.auth.authenticator import LoginFailure
 from flower_proxy.events.receiver import Receiver
 from flower_proxy.metrics.recorder import Recorder
@@ -99,7 +99,7 @@ class ProcessMetrics(Collector):
         self._own = own
         self._made_at = time.monotonic()
         self._due = 0.0
-        self._timer = PeriodicCallback(self._look_at_loop, _LOOK_AT_LOOP * 1000)
+        self._timer = Timer(self._look_at_loop, _LOOK_AT_LOOP)
 
     def count_request(self, *, route: str, method: str, status: int) -> None:
         self._answered(route, method if method in _METHODS else "other", str(status)).inc()
@@ -109,14 +109,14 @@ class ProcessMetrics(Collector):
 
     def start(self) -> None:
         """Begin to watch the event loop."""
-        self._due = IOLoop.current().time() + _LOOK_AT_LOOP
+        self._due = time.monotonic() + _LOOK_AT_LOOP
         self._timer.start()
 
     def stop(self) -> None:
         self._timer.stop()
 
     def _look_at_loop(self) -> None:
-        now = IOLoop.current().time()
+        now = time.monotonic()
         self._loop_delay.observe(max(0.0, now - self._due))
         self._due = now + _LOOK_AT_LOOP
 

@@ -1,0 +1,53 @@
+"""A periodic callback that follows the monotonic clock."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from tornado.ioloop import IOLoop
+
+logger = logging.getLogger(__name__)
+
+
+class Timer:
+    """Calls back periodically in the event loop. Exceptions are logged.
+
+    Tornado's `PeriodicCallback` follows the wall clock: set back by an hour, it does not call for an hour.
+
+    :param callback: a function or a coroutine function.
+    :param interval: seconds from the end of one call to the next.
+    """
+
+    def __init__(self, callback: Callable[[], Any], interval: float) -> None:
+        self._callback = callback
+        self._interval = interval
+        self._loop: IOLoop | None = None
+        self._timeout: object = None
+
+    def start(self) -> None:
+        """Start; the first call comes after an interval."""
+        if self._loop is None:
+            self._loop = IOLoop.current()
+            self._schedule(self._loop)
+
+    def stop(self) -> None:
+        if self._loop is not None:
+            self._loop.remove_timeout(self._timeout)
+            self._loop = None
+
+    def _schedule(self, loop: IOLoop) -> None:
+        self._timeout = loop.call_later(self._interval, self._run)
+
+    async def _run(self) -> None:
+        try:
+            result = self._callback()
+            if inspect.isawaitable(result):
+                await result
+        except Exception:
+            logger.exception("A periodic call failed")
+        finally:
+            if self._loop is not None:
+                self._schedule(self._loop)

@@ -1,0 +1,52 @@
+"""Periodic calls come in time, whatever the wall clock does and the calls themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from flower_proxy._timer import Timer
+
+
+@pytest.mark.parametrize("step", [3600, -3600])
+def test_a_step_of_the_clock_neither_delays_calls_nor_makes_up_for_them(
+    step: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> int:
+        calls, enough, now = [0], asyncio.Event(), time.time
+
+        def call() -> None:
+            calls[0] += 1
+            monkeypatch.setattr(time, "time", lambda: now() + calls[0] * step)
+            if calls[0] == 3:
+                timer.stop()
+                enough.set()
+
+        timer = Timer(call, 0.01)
+        timer.start()
+        await asyncio.wait_for(enough.wait(), 30)
+        return calls[0]
+
+    assert asyncio.run(run()) == 3
+
+
+def test_a_call_that_fails_is_logged_and_not_the_last(caplog: pytest.LogCaptureFixture) -> None:
+    async def run() -> None:
+        calls, enough = [0], asyncio.Event()
+
+        async def call() -> None:
+            calls[0] += 1
+            if calls[0] == 1:
+                raise ValueError("no")
+            enough.set()
+
+        timer = Timer(call, 0.01)
+        timer.start()
+        timer.start()
+        await asyncio.wait_for(enough.wait(), 30)
+        timer.stop()
+
+    asyncio.run(run())
+    assert [record.message for record in caplog.records] == ["A periodic call failed"]
