@@ -19,6 +19,7 @@ from tornado.ioloop import IOLoop
 from tornado.platform.asyncio import AsyncIOLoop
 
 from flower_proxy._flower import Events, EventsState
+from flower_proxy._timer import Timer
 from flower_proxy.events.receiver import Receiver
 from flower_proxy.events.state import State
 from flower_proxy.metrics.process import EventDelay
@@ -251,6 +252,12 @@ def test_what_one_saves_the_other_reads(
     assert type(after.state) is (State if reader is Receiver else EventsState)
     assert after.state.tasks["id-2"].name == "tasks.add"
     assert after.state.counter[WORKER] == {"worker-heartbeat": 1, "task-received": 1}
+
+
+def test_a_step_of_the_clock_suspends_neither_saving_nor_enabling(idle_loop: CountingLoop, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"db": str(tmp_path / "flower"), "persistent": True, "state_save_interval": 60_000}
+    receiver = new_receiver(idle_loop, **settings, enable_events=True)
+    assert [type(timer) for timer in (receiver.timer, receiver.state_save_timer)] == [Timer, Timer]
 
 
 # From the broker

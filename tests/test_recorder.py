@@ -497,10 +497,13 @@ SCENARIOS = {
         [sent(at=3700), received(eta=IN_AN_HOUR), started(at=3705)],
         {celery("queue_wait_time_sum", queue="fast"): 5},
     ),
-    "an eta that cannot be read": Scenario(
-        [sent(at=0), {**received(), "eta": "tomorrow"}, started(at=4)],
-        {celery("queue_wait_time_sum", queue="fast"): 4},
-    ),
+    **{
+        f"an eta that cannot be read: {eta!r}": Scenario(
+            [sent(at=0), {**received(), "eta": eta}, started(at=4)],
+            {celery("queue_wait_time_sum", queue="fast"): 4},
+        )
+        for eta in ("tomorrow", 5, ["2026-01-01"])
+    },
     "a start before it was sent, by another clock": Scenario(
         [sent(at=5), received(), started(at=3)], {celery("queue_wait_time_sum", queue="fast"): 0}
     ),

@@ -295,7 +295,7 @@ def _timestamp(eta: str | None) -> float:
     """
     try:
         due = maybe_iso8601(eta)
-    except ValueError:
+    except (AttributeError, TypeError, ValueError):
         return 0.0
     if due is None:
         return 0.0
