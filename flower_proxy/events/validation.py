@@ -96,7 +96,7 @@ def _rules_for(kind: str, message: Mapping[str, Any]) -> tuple[Mapping[str, Chec
     if not subject:
         raise InvalidEventError(WRONG_TYPE, f"type {kind!r} has no event after the group")
     if group == "worker":
-        return _WORKER, _RESERVED_OF_WORKERS
+        return _WORKER, frozenset()
     if "uuid" not in message:
         raise InvalidEventError(MISSING_FIELD, "uuid is missing")
     return _TASK, _RESERVED_OF_TASKS
@@ -213,8 +213,5 @@ _TASK: dict[str, Check] = {
         ("sent", "received", "started", "succeeded", "failed", "retried", "revoked", "rejected"), _optional(_timestamp)
     ),
 }
-# Celery's state sets any field as an attribute, and these are attributes that it uses itself
-_RESERVED_OF_WORKERS = frozenset(
-    ("alive", "event", "expire_window", "heartbeat_expires", "heartbeat_max", "heartbeats", "id", "status_string")
-)
+# Celery's tasks set any field as an attribute, and use these attributes themselves
 _RESERVED_OF_TASKS = frozenset(("as_dict", "children", "cluster_state", "event", "parent", "root", "worker"))
