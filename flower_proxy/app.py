@@ -60,6 +60,7 @@ class FlowerProxy(EmbeddedFlower):
     :param options: Flower's options and ours, as `make_options` returns them; the defaults if there are none.
     :param settings: further settings of `tornado.web.Application`, in place of those that follow from the options.
     :raises ValueError: an option is malformed, or contradicts another one; the message is one line.
+    :raises OSError: with ``--persistent``, the state file is in use or cannot be accessed; the message is one line.
     :ivar port: where it listens once it is open; None on a unix socket.
     :ivar metrics_port: where it listens for /metrics alone; None if it does not.
 
@@ -86,20 +87,23 @@ class FlowerProxy(EmbeddedFlower):
         self.policy = content_security_policy("", self.frame_ancestors)
         self.connections = ConnectionLimit(max_connections(options.max_connections))
         self.task_events = TaskEvents(options.max_workers)
+        tornado_settings = {**_tornado_settings(options), **settings}
+        mount, trusted = parse_mount(options.url_prefix or ""), TrustedProxies(options.trusted_proxies)
+        # After everything that refuses an option, as it locks the state file
         self.monitor = _monitor(capp, options, flowers_loop, self.connections, self.task_events)
         super().__init__(
             capp=capp,
             options=options,
             events=self.monitor.receiver,
             loop=flowers_loop,
-            settings={**_tornado_settings(options), **settings},
+            settings=tornado_settings,
         )
         own = {"/ready": Ready, f"{PATH}/(.+)": Check, PATH: Check}
         self.wildcard_router.rules[:0] = [Rule(PathMatches(path), handler) for path, handler in own.items()]
         self._routes = Routes(self.wildcard_router.rules, self.options)
         self.locator = Locator(
-            mount=parse_mount(options.url_prefix or ""),
-            trusted=TrustedProxies(options.trusted_proxies),
+            mount=mount,
+            trusted=trusted,
             is_page=self._routes.is_page,
             xheaders=options.xheaders,
         )
@@ -171,6 +175,8 @@ class FlowerProxy(EmbeddedFlower):
 
     async def close(self, timeout: float = 10.0) -> None:
         """End everything, and wait until it has ended.
+
+        A state that cannot be saved is logged; `Receiver.saved` of ``events`` tells it.
 
         :param timeout: seconds that connections, threads and questions to workers may take at most, each.
 
@@ -249,6 +255,8 @@ class FlowerProxy(EmbeddedFlower):
             self._socket_file = None
         self.entrance.close()
         super().stop()
+        # Flower stops the receiver only if it has started it
+        self.monitor.receiver.release()
 
     def join(self) -> None:
         if self.monitor.watch.ident is not None:

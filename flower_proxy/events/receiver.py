@@ -11,12 +11,13 @@ from typing import Any
 
 from kombu import Connection
 
-from flower_proxy._flower import Events
+from flower_proxy._flower import Events, EventsState
 from flower_proxy._timer import Timer
 from flower_proxy.events.broker import back_off, connected, problem_of
 from flower_proxy.events.listener import Listener
 from flower_proxy.events.rejections import Rejections
 from flower_proxy.events.state import State
+from flower_proxy.events.state_file import StateFile
 from flower_proxy.events.stream import Stream
 from flower_proxy.events.validation import REASONS
 
@@ -47,8 +48,12 @@ class Receiver(Events):
     :ivar dropped: how many were dropped because too many were waiting.
     :ivar rejections: the events and messages that were invalid.
     :ivar reconnects: how often events could arrive again after they could not.
+    :ivar saved: whether the last attempt to save the state succeeded; True before the first.
     :ivar last_event: when the last one arrived, by `time.monotonic`; None before the first.
     """
+
+    # Flower loads the state while it is made
+    _state_file: StateFile | None = None
 
     def __init__(
         self,
@@ -72,6 +77,7 @@ class Receiver(Events):
         self.dropped = 0
         self.rejections = Rejections("an event", (*REASONS, _FAILED))
         self.reconnects = 0
+        self.saved = True
         self.last_event: float | None = None
         self._listeners = tuple(listeners)
         self._on_reconnect = on_reconnect
@@ -85,6 +91,20 @@ class Receiver(Events):
         """End the thread, within a second unless the broker keeps it waiting, and save the state if it is kept."""
         self._stopping.set()
         super().stop()
+        self.release()
+
+    def release(self) -> None:
+        """Let another process, or another receiver, have the state file."""
+        if self._state_file is not None:
+            self._state_file.release()
+
+    def load_state(self) -> EventsState | None:
+        self._state_file = StateFile(self.db, self.state_save_interval / 1000)
+        return self._state_file.load()
+
+    def save_state(self) -> None:
+        if self._state_file is not None:
+            self.saved = self._state_file.save(self.state, last=self._stopping.is_set())
 
     # In the thread
 

@@ -1,0 +1,182 @@
+"""The file that keeps the state over a restart."""
+
+from __future__ import annotations
+
+import contextlib
+import dbm
+import fcntl
+import logging
+import os
+import pickle
+import shelve
+import shutil
+import time
+import weakref
+
+from flower_proxy._flower import EventsState
+
+logger = logging.getLogger(__name__)
+
+# A dbm backend makes one file or several
+_SUFFIXES = ("", ".db", ".dat", ".dir", ".bak", ".pag", "-wal", "-shm", "-journal")
+
+
+class StateFileError(OSError):
+    """The state file cannot be used; the message is one line that names the option."""
+
+
+class StateFile:
+    """A shelf with a state, as Flower's ``--db`` is one. Only one `StateFile` at a time holds it.
+
+    The lock is `flock` on a file with the suffix ``.lock``, which stays. All files have mode 0600, since they contain
+    the arguments and results of tasks. A save replaces all files or none, even if the process is killed.
+
+    :param path: as for ``--db``. Where it is a symbolic link, the file that the link points to is locked and replaced.
+    :param interval: seconds between two saves; 0 for a single one at the end.
+    :raises StateFileError: another process holds it, or it cannot be locked.
+    :ivar release: let go of the lock; it may be called again.
+    """
+
+    def __init__(self, path: str, interval: float = 0.0) -> None:
+        self.path = os.path.realpath(os.path.expanduser(path))
+        self._interval = interval
+        self._problem = ""
+        self.release = weakref.finalize(self, _unlock, _lock(self.path), os.getpid())
+
+    def load(self) -> EventsState | None:
+        """Return the state that was saved; None if there is none.
+
+        Files that contain no state are moved aside, with the suffix ``.corrupt``.
+
+        :raises StateFileError: they cannot be accessed.
+        """
+        try:
+            self._move_into_place()
+            files = self._files()
+            for file in files:
+                # Flower saves with the umask's mode
+                os.chmod(file, 0o600)
+        except OSError as error:
+            raise StateFileError(f"--db: {self.path!r} cannot be loaded: {_reason(error)}") from None
+        if not files:
+            return None
+        try:
+            # Not read-only, or else SQLite leaves files behind
+            with shelve.open(self.path, flag="w") as shelf:  # noqa: S301  only its owner can write to it
+                return _state_in(shelf) if shelf else None
+        except Exception as error:
+            logger.error("Failed to load the state from %r (%s); moved it aside", self.path, _reason(error))
+            for file in self._files():
+                os.replace(file, f"{file}.corrupt")
+            return None
+
+    def save(self, state: EventsState, *, last: bool = False) -> bool:
+        """Save the state, and log a failure, once while its reason stays the same.
+
+        :param last: whether the process ends afterwards.
+        :returns: whether it is saved; if not, what was saved before is unchanged.
+        """
+        started = time.monotonic()
+        try:
+            self._save(state)
+        except Exception as error:
+            problem = _reason(error)
+            if last:
+                logger.error("Failed to save the state to %r (%s); what is new is lost", self.path, problem)
+            elif problem != self._problem:
+                logger.error("Failed to save the state to %r (%s); keeping it in memory", self.path, problem)
+            logger.debug("Failed to save the state", exc_info=True)
+            self._problem = problem
+            return False
+        if self._problem:
+            logger.info("Saved the state to %r again", self.path)
+            self._problem = ""
+        elapsed = time.monotonic() - started
+        if self._interval and elapsed > self._interval / 10:
+            logger.warning("Saving the state took %.1f s; increase --state_save_interval or lower --max_tasks", elapsed)
+        return True
+
+    def _save(self, state: EventsState) -> None:
+        self._move_into_place()
+        # A folder, since some backends restrict the mode of a file only after they have made it
+        folder = f"{self.path}.saving"
+        shutil.rmtree(folder, ignore_errors=True)
+        os.mkdir(folder, 0o700)
+        try:
+            path = os.path.join(folder, os.path.basename(self.path))
+            # As shelve writes it, which has no parameter for the mode
+            with dbm.open(path, "n", 0o600) as database:
+                database["events"] = pickle.dumps(state)
+                database["counter"] = pickle.dumps(dict(state.counter))
+            for name in os.listdir(folder):
+                _sync(os.path.join(folder, name))
+            _sync(folder)
+            os.rename(folder, f"{self.path}.saved")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        complete = os.listdir(f"{self.path}.saved")
+        for file in self._files():
+            # Of another backend, which would be loaded in place of the new one
+            if os.path.basename(file) not in complete:
+                os.unlink(file)
+        self._move_into_place()
+
+    def _move_into_place(self) -> None:
+        """Replace the files by those of the last complete save; a crash may have interrupted that."""
+        saved, folder = f"{self.path}.saved", os.path.dirname(self.path)
+        with contextlib.suppress(FileNotFoundError):
+            # In a folder that others can write to, it may be theirs, and loading runs code
+            if os.lstat(saved).st_uid != os.geteuid():
+                raise PermissionError(f"another user made {saved!r}; remove it")
+            for name in os.listdir(saved):
+                os.replace(os.path.join(saved, name), os.path.join(folder, name))
+            os.rmdir(saved)
+            _sync(folder)
+
+    def _files(self) -> list[str]:
+        return [file for suffix in _SUFFIXES if os.path.lexists(file := f"{self.path}{suffix}")]
+
+
+def _state_in(shelf: shelve.Shelf[object]) -> EventsState:
+    state, counter = shelf["events"], shelf.get("counter", {})
+    if not isinstance(state, EventsState):
+        raise TypeError(f"it contains a {type(state).__name__}")
+    # Pickling leaves the counts out
+    state.counter.update(counter)
+    return state
+
+
+def _lock(path: str) -> int:
+    file = f"{path}.lock"
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise StateFileError(f"--db: cannot open {file!r}: {_reason(error)}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise StateFileError(f"--db: another process uses {path!r}; stop it, or choose another file") from None
+        raise StateFileError(f"--db: cannot lock {file!r}: {_reason(error)}") from None
+    return descriptor
+
+
+def _unlock(descriptor: int, process: int) -> None:
+    # A forked child shares the lock: it must not release it, nor keep it beyond the parent's release
+    if os.getpid() == process:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
+
+
+def _sync(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _reason(error: Exception) -> str:
+    text = getattr(error, "strerror", None) or str(error)
+    return " ".join(text.split()) or type(error).__name__

@@ -1,0 +1,23 @@
+"""States of the cluster to save, and what others may read of their files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flower_proxy.events.state import State
+
+
+def state_with(*uuids: str, size: int = 0) -> State:
+    """Return a state with these tasks, each with arguments of so many characters."""
+    state = State(max_tasks_in_memory=10_000, max_workers_in_memory=10)
+    for uuid in uuids:
+        # Pickle writes equal objects twice, but the same one once
+        event = {"type": "task-received", "uuid": uuid, "name": "tasks.add", "args": uuid.ljust(size)}
+        sender = {"hostname": "w1@test", "pid": 1, "utcoffset": 0, "clock": 1}
+        state.event({**event, **sender, "timestamp": 1.0, "local_received": 1.0})
+    return state
+
+
+def private(path: Path) -> bool:
+    """Tell whether only its owner can read a file, by its own mode or that of its folder."""
+    return any(one.stat().st_mode & 0o077 == 0 for one in (path, path.parent))

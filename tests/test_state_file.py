@@ -1,0 +1,263 @@
+"""The file of the state: locked, private, and replaced as a whole, or not at all."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flower_proxy._flower import EventsState
+from flower_proxy.events.state_file import StateFile, StateFileError
+from tests.support.processes import PROJECT
+from tests.support.states import private, state_with
+
+# Python may have been built without the extensions, and has dbm.sqlite3 from 3.13 on
+EXTENSIONS = {"dumb": "dbm.dumb", "gnu": "_gdbm", "ndbm": "_dbm", "sqlite3": "dbm.sqlite3"}
+AVAILABLE = [name for name, module in EXTENSIONS.items() if importlib.util.find_spec(module)]
+
+
+@pytest.fixture(autouse=True)
+def open_folder(tmp_path: Path) -> None:
+    """Let others into the folder, so that the modes of the files count."""
+    tmp_path.chmod(0o755)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[StateFile]:
+    file = StateFile(str(tmp_path / "flower"))
+    yield file
+    file.release()
+
+
+def tasks(state: object) -> list[str]:
+    assert isinstance(state, EventsState)
+    return list(state.tasks)
+
+
+def output(program: str, *arguments: str) -> object:
+    """Run a program in a Python of its own, since audit hooks and forked processes stay; return the JSON it prints."""
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+HEAD = """\
+import dbm, importlib, json, os, sys
+from pathlib import Path
+from flower_proxy.events.state_file import StateFile
+from tests.support.states import private, state_with
+
+path, backend = sys.argv[1:3]
+dbm._defaultmod = dbm._modules[f"dbm.{backend}"] = importlib.import_module(f"dbm.{backend}")
+watch = None
+
+def hook(event, _):
+    if watch is not None and event.partition(".")[0] in ("open", "os", "shutil", "sqlite3"):
+        watch()
+
+sys.addaudithook(hook)
+"""
+
+ANY_MOMENT = f"""\
+{HEAD}
+def save_until(moment):
+    global watch
+    file, left = StateFile(path), [moment]
+    def watch():
+        left[0] -= 1
+        if left[0] == 0:
+            os._exit(9)
+    os._exit(0 if file.save(state_with("new", size=5_000)) else 1)
+
+found = []
+for moment in range(1, 1000):
+    file = StateFile(path)
+    assert file.save(state_with("old"))
+    file.release()
+    child = os.fork()
+    if not child:
+        save_until(moment)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    file = StateFile(path)
+    found.append([status, list(file.load().tasks)])
+    file.release()
+    if status != 9:
+        break
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.parametrize("backend", AVAILABLE)
+def test_a_process_killed_at_any_moment_leaves_the_old_or_the_new_state(backend: str, tmp_path: Path) -> None:
+    found = output(ANY_MOMENT, str(tmp_path / "flower"), backend)
+    assert isinstance(found, list)
+    assert found[0] == [9, ["old"]]
+    assert found[-1] == [0, ["new"]]
+    assert all(one in ([9, ["old"]], [9, ["new"]]) for one in found[:-1])
+    assert [9, ["new"]] in found, "killed while the files are moved into place"
+    assert not list(tmp_path.glob("*.corrupt"))
+
+
+PRIVATE = f"""\
+{HEAD}
+os.umask(int(sys.argv[3]))
+folder, seen = Path(path).parent, set()
+
+def watch():
+    global watch
+    looking, watch = watch, None
+    seen.update((str(one.relative_to(folder)), private(one)) for one in folder.rglob("*"))
+    watch = looking
+
+for number in range(2):
+    file = StateFile(path)
+    file.load()
+    assert file.save(state_with("task"))
+    file.release()
+watch()
+assert not list(folder.glob("*.corrupt"))
+print(json.dumps(sorted(seen)))
+"""
+
+
+@pytest.mark.parametrize("umask", [0o022, 0])
+@pytest.mark.parametrize("backend", AVAILABLE)
+def test_nobody_else_can_read_a_file_at_any_moment(backend: str, umask: int, tmp_path: Path) -> None:
+    seen = output(PRIVATE, str(tmp_path / "flower"), backend, str(umask))
+    assert isinstance(seen, list)
+    assert {name.partition("/")[0] for name, _ in seen} >= {"flower.lock", "flower.saving", "flower.saved"}
+    assert [name for name, is_private in seen if not is_private] == []
+
+
+def test_files_of_stock_flower_become_private_when_they_are_loaded(file: StateFile, tmp_path: Path) -> None:
+    file.save(state_with("task"))
+    kept = [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
+    for path in kept:
+        path.chmod(0o644)
+    assert tasks(file.load()) == ["task"]
+    assert all(map(private, kept))
+
+
+def test_files_without_a_state_are_moved_aside(
+    file: StateFile, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file.save(state_with("task"))
+    kept = [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
+    for path in kept:
+        path.write_bytes(b"nonsense")
+        path.chmod(0o644)
+    assert file.load() is None
+    assert {path.name for path in tmp_path.glob("*.corrupt")} == {f"{path.name}.corrupt" for path in kept}
+    assert all(map(private, tmp_path.glob("*.corrupt")))
+    (message,) = caplog.messages
+    assert message.startswith(f"Failed to load the state from {file.path!r}")
+
+
+def test_files_of_another_backend_do_not_outlive_a_save(file: StateFile, tmp_path: Path) -> None:
+    """Such as those of a Python that was updated: the old state would be loaded for ever."""
+    stale = tmp_path / "flower.pag"
+    stale.touch()
+    assert file.save(state_with("task"))
+    assert not stale.exists()
+    assert tasks(file.load()) == ["task"]
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(StateFileError, match=r"\A--db: cannot open '.*/nowhere/flower\.lock': No such file.*\Z"):
+        StateFile(str(tmp_path / "nowhere" / "flower"))
+
+
+def test_a_lock_file_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "flower.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StateFileError, match="--db: cannot open"):
+        StateFile(str(tmp_path / "flower"))
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_save_that_takes_long_for_its_interval_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = StateFile(str(tmp_path / "flower"), interval=1e-9)
+    assert file.save(state_with("task"))
+    file.release()
+    assert [message.partition(" took ")[0] for message in caplog.messages] == ["Saving the state"]
+
+
+def test_a_save_of_another_user_is_refused(file: StateFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unpickling runs code."""
+    (tmp_path / "flower.saved").mkdir()
+    user = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    with pytest.raises(StateFileError, match=r"another user made '.*/flower\.saved'; remove it"):
+        file.load()
+    assert not file.save(state_with("task"))
+
+
+# Its lock
+
+
+def test_a_second_one_is_refused_until_the_first_is_released(file: StateFile) -> None:
+    with pytest.raises(StateFileError, match=r"--db: another process uses '.*'; stop it, or choose another file"):
+        StateFile(file.path)
+    file.release()
+    second = StateFile(file.path)
+    file.release()
+    with pytest.raises(StateFileError):
+        StateFile(file.path)
+    second.release()
+
+
+def test_links_lead_to_the_same_lock(file: StateFile, tmp_path: Path) -> None:
+    for name, target in {"folder": tmp_path, "link": Path(file.path)}.items():
+        (tmp_path / name).symlink_to(target)
+    for path in (tmp_path / "folder" / "flower", tmp_path / "link"):
+        with pytest.raises(StateFileError):
+            StateFile(str(path))
+
+
+def test_one_that_is_thrown_away_releases_its_lock(tmp_path: Path) -> None:
+    StateFile(str(tmp_path / "flower"))
+    StateFile(str(tmp_path / "flower")).release()
+
+
+FORKED = """\
+import json, os, sys
+from flower_proxy.events.state_file import StateFile, StateFileError
+
+def is_locked():
+    try:
+        StateFile(sys.argv[1]).release()
+    except StateFileError:
+        return True
+    return False
+
+file = StateFile(sys.argv[1])
+ended, end = os.pipe()
+if not (first := os.fork()):
+    sys.exit()  # with all that Python does at the end
+os.waitpid(first, 0)
+after_child = is_locked()
+if not (second := os.fork()):
+    os.close(end)
+    os.read(ended, 1)
+    os._exit(0)
+file.release()
+print(json.dumps([after_child, is_locked()]))
+sys.stdout.flush()
+os.close(end)
+os.waitpid(second, 0)
+"""
+
+
+def test_forked_children_neither_release_nor_keep_the_lock(tmp_path: Path) -> None:
+    assert output(FORKED, str(tmp_path / "flower")) == [True, False]
+
+
+def test_a_lock_file_left_behind_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "flower.lock").touch()
+    StateFile(str(tmp_path / "flower")).release()
