@@ -1,5 +1,15 @@
-"""``python -m flower_proxy`` is ``flower-proxy``."""
+"""The entry point of ``flower-proxy`` and ``python -m flower_proxy``."""
 
-from flower_proxy.cli.main import main
+from flower_proxy.cli.signals import exit_on_interrupt
 
-main()
+
+def main() -> None:
+    """Run the command line; Ctrl-C ends it also while its modules are imported."""
+    exit_on_interrupt()
+    from flower_proxy.cli.main import main
+
+    main()
+
+
+if __name__ == "__main__":
+    main()

@@ -18,7 +18,7 @@ from flower_proxy.check.findings import Finding, Status
 from flower_proxy.check.remedies import PROXIES
 from flower_proxy.check.unreached import not_reached, timed_out
 from flower_proxy.cli.errors import InputError
-from flower_proxy.cli.hash_password import read_password
+from flower_proxy.cli.hash_password import ask_password, read_password
 
 _COLOURS = {Status.PASSED: "green", Status.WARNING: "yellow", Status.FAILED: "red", Status.SKIPPED: "bright_black"}
 
@@ -103,7 +103,7 @@ def _credentials(user: str) -> str:
     except CredentialsError as error:
         raise ValueError(f"--user: {error}") from None
     if sys.stdin.isatty():
-        return f"{user}:{click.prompt('Password', hide_input=True, err=True)}"
+        return f"{user}:{ask_password(confirm=False)}"
     return f"{user}:{read_password()}"
 
 

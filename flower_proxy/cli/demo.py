@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import click
 
 from flower_proxy.cli.demo_app import CONTROL, FOLDER_BROKER, MESSAGES, QUEUE, UNFINISHED, app, use_folder
+from flower_proxy.cli.signals import end_requested
 
 if TYPE_CHECKING:
     from flower_proxy import FlowerProxy
@@ -43,15 +44,20 @@ def demo(broker: str, port: int) -> None:
     _check_broker(broker)
     # What Flower has to say of a broker that was empty a moment ago is for nobody
     logging.getLogger().addHandler(logging.NullHandler())
+    asyncio.run(_run(broker, port))
+
+
+async def _run(broker: str, port: int) -> None:
+    # Before there is anything to leave behind; its end takes seconds, and nothing may cut it short
+    signalled = end_requested(exit_on_second=False)
     with tempfile.TemporaryDirectory(prefix="flower-proxy-demo-") as name:
-        asyncio.run(_demo(Path(name), broker, port))
+        await _demo(Path(name), broker, port, signalled)
 
 
-async def _demo(folder: Path, broker: str, port: int) -> None:
+async def _demo(folder: Path, broker: str, port: int, signalled: asyncio.Event) -> None:
     # They import Flower
     from flower_proxy import FlowerProxy, make_options
 
-    signalled = _signalled()
     _make_folders(folder)
     app.conf.update(broker_url=broker, result_backend=_results(folder))
     if broker == FOLDER_BROKER:
@@ -73,16 +79,6 @@ async def _demo(folder: Path, broker: str, port: int) -> None:
             click.echo("Ending")
     finally:
         await flower.close()
-
-
-def _signalled() -> asyncio.Event:
-    """Return what every signal sets that asks for the end."""
-    signalled = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # nohup has it ignored
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
-            asyncio.get_running_loop().add_signal_handler(number, signalled.set)
-    return signalled
 
 
 def _check_broker(url: str) -> None:

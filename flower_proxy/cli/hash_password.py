@@ -10,6 +10,7 @@ import click
 from flower_proxy.auth.passwords import COSTS, CredentialsError, check_user
 from flower_proxy.auth.passwords import hash_password as make_hash
 from flower_proxy.cli.errors import InputError
+from flower_proxy.cli.signals import interruptible
 
 
 @click.command("hash-password")
@@ -29,15 +30,21 @@ def hash_password(user: str | None, cost: int) -> None:
     try:
         if user is not None:
             check_user(user)
-        hashed = make_hash(_ask() if sys.stdin.isatty() else read_password(), cost)
+        hashed = make_hash(ask_password(confirm=True) if sys.stdin.isatty() else read_password(), cost)
     except CredentialsError as error:
         raise InputError(str(error)) from None
     click.echo(hashed if user is None else f"{user}:{hashed}")
 
 
-def _ask() -> str:
+def ask_password(*, confirm: bool) -> str:
+    """Ask for a password on the terminal.
+
+    :param confirm: ask twice.
+    :raises click.Abort: after Ctrl-C.
+    """
     # Standard output is for the line only, so that it can be appended to a file
-    return str(click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True))
+    with interruptible():
+        return str(click.prompt("Password", hide_input=True, confirmation_prompt=confirm, err=True))
 
 
 def read_password() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -14,6 +13,7 @@ from tornado.options import OptionParser
 
 from flower_proxy.cli.errors import InputError
 from flower_proxy.cli.parameters import SettingsCommand, celery_options, setting_options
+from flower_proxy.cli.signals import INTERRUPTED, exit_on_interrupt
 from flower_proxy.settings.loader import OptionError, installed_options, make_parser, nearest, read
 
 _COMMANDS = ("demo", "hash-password", "config", "check")
@@ -97,6 +97,7 @@ command = SettingsGroup(
 
 
 def _run_in_celery(**given: tuple[str, ...]) -> None:
+    exit_on_interrupt()
     front = click.get_current_context().obj
     options, notes = _read(given)
     from flower_proxy.cli.serve import serve
@@ -110,12 +111,15 @@ celery_command = SettingsCommand(
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0 when told to stop, 1 if the machine is at fault, 2 if the input is."""
+    """Run the command line and exit.
+
+    The status is 0 when told to stop, 1 if the machine is at fault, 2 if the input is, 130 after Ctrl-C elsewhere.
+    """
     try:
         status = command.main(args, prog_name="flower-proxy", standalone_mode=False)
     except click.ClickException as error:
         click.echo(f"flower-proxy: {' '.join(error.format_message().split())}", err=True)
         status = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        status = 128 + signal.SIGINT
+        status = INTERRUPTED
     sys.exit(status or 0)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import socket
+import sys
 import threading
 import traceback
 from collections.abc import Iterable, Iterator
@@ -21,6 +21,8 @@ from tornado.options import OptionParser
 
 from flower_proxy.app import FlowerProxy
 from flower_proxy.cli.errors import InputError, MachineError
+from flower_proxy.cli.signals import end_requested
+from flower_proxy.events.state_file import StateFileError
 from flower_proxy.proxy.addresses import host_and_port, is_loopback
 from flower_proxy.web.audit import OneLineFormatter
 from flower_proxy.web.sockets import AddressError, ListenError, handed_over
@@ -72,7 +74,7 @@ def one_line(error: BaseException) -> str:
 
 
 def serve(capp: celery.Celery, options: OptionParser, notes: Iterable[str], *, no_color: bool, quiet: bool) -> None:
-    """Serve until SIGINT or SIGTERM.
+    """Serve until SIGINT, SIGTERM or SIGHUP, and end the process if its end is not a plain one.
 
     :param capp: the Celery application to watch.
     :param options: Flower's and ours, and Tornado's for the log.
@@ -80,7 +82,8 @@ def serve(capp: celery.Celery, options: OptionParser, notes: Iterable[str], *, n
     :param no_color: leave colours out of the log.
     :param quiet: do not say what is served where.
     :raises InputError: the settings cannot be used.
-    :raises MachineError: the address or socket cannot be listened on.
+    :raises MachineError: the address or socket cannot be listened on, or the state file cannot be used.
+    :raises SystemExit: the state could not be saved at the end, with status 1; the log has the reason.
     """
     _set_up_logging(options, no_color)
     for note in notes:
@@ -88,17 +91,19 @@ def serve(capp: celery.Celery, options: OptionParser, notes: Iterable[str], *, n
     _check_broker(capp)
     loop = asyncio.new_event_loop()
     # Not asyncio.run, which waits for threads without an end
-    loop.run_until_complete(_serve(capp, options, quiet=quiet))
-    _leave()
+    _leave(status=loop.run_until_complete(_serve(capp, options, quiet=quiet)))
 
 
-async def _serve(capp: celery.Celery, options: OptionParser, *, quiet: bool) -> None:
+async def _serve(capp: celery.Celery, options: OptionParser, *, quiet: bool) -> int:
     try:
         flower = FlowerProxy(capp=capp, options=options)
     except ValueError as error:
         raise InputError(one_line(error)) from None
+    except StateFileError as error:
+        raise MachineError(str(error)) from None
     except Exception as error:
         raise InputError(f"the application cannot be set up: {type(error).__name__}: {one_line(error)}") from error
+    signalled = end_requested(exit_on_second=True)
     try:
         await flower.open(handed_over())
     except AddressError as error:
@@ -106,12 +111,14 @@ async def _serve(capp: celery.Celery, options: OptionParser, *, quiet: bool) -> 
     except ListenError as error:
         raise MachineError(str(error)) from None
     try:
-        await _serve_until_signal(flower, quiet=quiet)
+        _announce(flower, quiet=quiet)
+        await signalled.wait()
     finally:
         await flower.close(_SECONDS_TO_END)
+    return 0 if flower.monitor.receiver.saved else 1
 
 
-async def _serve_until_signal(flower: FlowerProxy, *, quiet: bool) -> None:
+def _announce(flower: FlowerProxy, *, quiet: bool) -> None:
     if not quiet:
         for level, line in banner(flower):
             logger.log(level, line)
@@ -119,10 +126,6 @@ async def _serve_until_signal(flower: FlowerProxy, *, quiet: bool) -> None:
         # Not by the log, which may be kept
         user, password = flower.entrance.made_up
         click.echo(f"Log in as {user} with the password {password} (made up for this run)", err=True)
-    signalled = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, signalled.set)
-    await signalled.wait()
 
 
 def _check_broker(capp: celery.Celery) -> None:
@@ -151,11 +154,13 @@ def _set_up_logging(options: OptionParser, no_color: bool) -> None:
         handler.setFormatter(OneLineFormatter(color=on_terminal and not no_color))
 
 
-def _leave() -> None:
+def _leave(status: int) -> None:
     """End the process even where a thread still waits for a broker that does not answer (P10)."""
     logging.shutdown()
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.current_thread()):
-        os._exit(0)
+        os._exit(status)
+    if status:
+        sys.exit(status)
 
 
 # What is said at the start

@@ -1,0 +1,364 @@
+"""The end of the program: by signals at any moment, with a full disk, beside another process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import pty
+import re
+import resource
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from celery import Celery
+from tornado.options import OptionParser
+
+from flower_proxy import FlowerProxy, make_options
+from flower_proxy.events.state_file import StateFile
+from tests.support.processes import PROJECT, Address, answers, free_port, running, wait_until
+from tests.support.states import private, state_with
+
+COMMAND = [str(Path(sys.executable).with_name("flower-proxy"))]
+APPLICATION = "from celery import Celery\n\napp = Celery('shop', broker='memory://')\n"
+# Sends the process signals at audit events with an argument of this name, since an import or a save prints nothing
+HOOK = """\
+import os, signal, sys
+moments = [moment.split(":") for moment in os.environ.get("SIGNALS", "").split()]
+
+def hook(event, arguments):
+    if moments and moments[0][0] == event and moments[0][1] in [os.path.basename(str(one)) for one in arguments]:
+        os.kill(os.getpid(), signal.Signals[moments.pop(0)[2]])
+
+sys.addaudithook(hook)
+"""
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with a Celery application, and maybe a saved state."""
+
+    folder: Path
+
+    def environment(self, signals: str = "") -> dict[str, str]:
+        plain = {name: value for name, value in os.environ.items() if not name.startswith(("FLOWER_", "CELERY_"))}
+        path = os.pathsep.join([str(self.folder / "hook"), str(PROJECT)])
+        return {**plain, "PYTHONPATH": path, "SIGNALS": signals, "FLOWER_NO_AUTH": "true"}
+
+    def run(self, *words: str, signals: str = "", command: Sequence[str] = COMMAND) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, *words],
+            cwd=self.folder,
+            env=self.environment(signals),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    @contextlib.contextmanager
+    def serving(
+        self, *words: str, signals: str = "", command: Sequence[str] = COMMAND
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        address = Address(free_port())
+        with running(
+            [*command, "-A", "shop", "--address=127.0.0.1", f"--port={address.port}", *words],
+            log=self.log,
+            ready=lambda: answers(address, "/healthcheck"),
+            env=self.environment(signals),
+            cwd=self.folder,
+        ) as process:
+            yield process
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log"
+
+    def saved(self) -> list[str]:
+        """Return the tasks of the saved state."""
+        file = StateFile(str(self.folder / "flower"))
+        try:
+            state = file.load()
+            return list(state.tasks) if state else []
+        finally:
+            file.release()
+
+    def files(self) -> dict[str, int]:
+        """Return the inodes of the state's files, which a save replaces."""
+        found = {}
+        for path in self.folder.glob("flower*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_file() and path.suffix not in (".lock", ".py"):
+                    found[path.name] = path.stat().st_ino
+        return found
+
+    def save(self, *uuids: str, size: int = 0) -> None:
+        file = StateFile(str(self.folder / "flower"))
+        assert file.save(state_with(*uuids, size=size))
+        file.release()
+
+    def lines(self, part: str) -> list[str]:
+        return [line for line in self.log.read_text().splitlines() if part in line]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    (tmp_path / "shop.py").write_text(APPLICATION)
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(HOOK)
+    return Project(tmp_path)
+
+
+# SIGHUP
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
+def test_the_state_is_saved_at_a_signal(project: Project, number: signal.Signals) -> None:
+    project.save("task")
+    before = project.files()
+    with project.serving("--persistent") as process:
+        process.send_signal(number)
+        assert process.wait(timeout=30) == 0
+    assert "Traceback" not in project.log.read_text()
+    assert project.files() != before
+    assert project.saved() == ["task"]
+
+
+def test_sighup_stays_ignored_under_nohup(project: Project) -> None:
+    with project.serving(command=["nohup", *COMMAND]) as process:
+        assert signal.SIGHUP in signals_of(process.pid, "SigIgn")
+        assert signals_of(process.pid, "SigCgt") >= {signal.SIGINT, signal.SIGTERM}
+    with project.serving() as process:
+        assert signals_of(process.pid, "SigCgt") >= {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+
+def signals_of(pid: int, kind: str) -> set[int]:
+    """Return the signals that a process catches or ignores, as the kernel tells them."""
+    (mask,) = re.findall(rf"^{kind}:\s+(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return {number for number in range(1, 65) if int(mask, 16) >> (number - 1) & 1}
+
+
+# Ctrl-C
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "import:flower_proxy.cli.main:SIGINT",
+        "import:click:SIGINT",
+        "import:tornado.options:SIGINT",
+        "import:flower_proxy.cli.serve:SIGINT",
+        "import:celery:SIGINT",
+        "import:kombu.connection:SIGINT",
+        "import:flower.app:SIGINT",
+        "import:flower_proxy.app:SIGINT",
+        "open:flowerconfig.py:SIGINT",
+    ],
+)
+@pytest.mark.parametrize("command", [COMMAND, [sys.executable, "-m", "flower_proxy"]], ids=["script", "module"])
+def test_ctrl_c_at_the_start_ends_it_without_a_traceback(project: Project, moment: str, command: Sequence[str]) -> None:
+    (project.folder / "flowerconfig.py").write_text("port = 0\n")
+    done = project.run("-A", "shop", signals=moment, command=command)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_ctrl_c_ends_the_command_of_celery_without_a_traceback(project: Project) -> None:
+    celery = [sys.executable, "-m", "celery", "-A", "shop", "flower-proxy"]
+    done = project.run("--port=0", signals="import:flower_proxy.cli.serve:SIGINT", command=celery)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_ctrl_c_while_the_application_catches_everything_ends_it(project: Project) -> None:
+    """KeyboardInterrupt would be caught, and the program would go on."""
+    catching = "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass\n"
+    (project.folder / "shop.py").write_text(catching + APPLICATION)
+    done = project.run("-A", "shop", "--port=0")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "module"),
+    [
+        ("config nginx", "deploy.plan"),
+        ("check http://127.0.0.1:1/", "check.checks"),
+        ("hash-password", "auth.passwords"),
+        ("demo", "cli.demo_app"),
+    ],
+)
+def test_ctrl_c_ends_the_other_commands_without_a_traceback(project: Project, words: str, module: str) -> None:
+    done = project.run(*words.split(), signals=f"import:flower_proxy.{module}:SIGINT")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize("words", ["hash-password", "check http://127.0.0.1:1/ --user=me"])
+def test_ctrl_c_at_a_prompt_restores_the_terminal(project: Project, words: str) -> None:
+    master, terminal = pty.openpty()
+    try:
+        before = termios.tcgetattr(terminal)
+        process = subprocess.Popen(
+            [*COMMAND, *words.split()],
+            stdin=terminal,
+            stdout=terminal,
+            stderr=terminal,
+            env=project.environment(),
+            # Without a controlling terminal, which would be asked in place of this one
+            start_new_session=True,
+        )
+        said = b""
+        while b"Password: " not in said:
+            said += os.read(master, 1024)
+        wait_until(lambda: not termios.tcgetattr(terminal)[3] & termios.ECHO, what="the password is not shown")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+        assert termios.tcgetattr(terminal) == before
+        os.write(master, b"\n")
+        said += os.read(master, 1024)
+        assert b"Traceback" not in said
+    finally:
+        os.close(master)
+        os.close(terminal)
+
+
+def test_ctrl_c_while_it_opens_is_a_clean_end(project: Project) -> None:
+    sockets = project.folder / "flower.sock"
+    done = project.run("-A", "shop", "--unix_socket=flower.sock", signals="socket.bind:flower.sock:SIGINT")
+    assert done.returncode == 0
+    assert not sockets.exists()
+
+
+SAVING = ["shutil.rmtree:flower.saving", "os.mkdir:flower.saving", "os.rename:flower.saving", "os.rmdir:flower.saved"]
+
+
+@pytest.mark.parametrize("moment", SAVING)
+def test_a_second_ctrl_c_ends_it_at_once_and_keeps_a_state(project: Project, moment: str) -> None:
+    project.save("task")
+    signals = f"{moment}:SIGINT"
+    with project.serving("--persistent", signals=signals) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 130
+    assert "Traceback" not in project.log.read_text()
+    assert project.saved() == ["task"]
+
+
+# A full disk
+
+# Together larger than 100 KB
+TASKS = [f"task-{number}" for number in range(40)]
+
+
+def test_a_full_disk_is_logged_once_and_the_state_kept_in_memory(project: Project) -> None:
+    project.save(*TASKS, size=5_000)
+    with project.serving("--persistent", "--state_save_interval=50") as process:
+        before = project.files()
+        wait_until(lambda: project.files() != before, what="the state is saved at intervals")
+        limit_files(process.pid, 100_000)
+        wait_until(lambda: project.lines("Failed to save"), what="a save fails")
+        before = project.files()
+        limit_files(process.pid, resource.RLIM_INFINITY)
+        wait_until(lambda: project.lines("Saved the state"), what="a save succeeds")
+        wait_until(lambda: project.files() != before, what="the file is replaced")
+        limit_files(process.pid, 100_000)
+        wait_until(lambda: len(project.lines("Failed to save")) == 2, what="a save fails again")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 1
+    failures = project.lines("Failed to save")
+    assert len(failures) == 3
+    assert ["keeping it in memory" in line for line in failures] == [True, True, False]
+    assert failures[-1].endswith("; what is new is lost")
+    assert "Traceback" not in project.log.read_text()
+    assert sorted(project.saved()) == sorted(TASKS)
+    assert not list(project.folder.glob("flower.sav*"))
+
+
+def test_a_save_that_fails_at_the_end_is_one_line_and_status_1(project: Project) -> None:
+    project.save(*TASKS, size=5_000)
+    with project.serving("--persistent") as process:
+        limit_files(process.pid, 100_000)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 1
+    assert len(project.lines("Failed to save the state to")) == 1
+    assert "Traceback" not in project.log.read_text()
+    assert sorted(project.saved()) == sorted(TASKS)
+
+
+def limit_files(pid: int, size: int) -> None:
+    """Let no file of a process grow beyond a size in bytes, which fails as a full disk does."""
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def test_a_folder_that_does_not_exist_is_refused_at_the_start(project: Project) -> None:
+    done = project.run("-A", "shop", "--persistent", "--db=/nowhere/flower")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("flower-proxy: --db: '/nowhere/flower'")
+
+
+# Two processes
+
+
+def test_a_second_process_on_the_same_file_is_refused(project: Project) -> None:
+    with project.serving("--persistent") as first:
+        second = project.run("-A", "shop", "--persistent", "--port=0")
+        assert second.returncode == 1
+        last = second.stderr.splitlines()[-1]
+        path = str(project.folder / "flower")
+        assert last == f"flower-proxy: --db: another process uses {path!r}; stop it, or choose another file"
+        assert "Traceback" not in second.stderr
+        with project.serving("--persistent", "--db=other"):
+            pass
+        first.kill()
+        first.wait()
+        with project.serving("--persistent"):
+            pass
+
+
+@pytest.mark.parametrize("umask", [0o022, 0])
+def test_state_files_are_private(project: Project, umask: int) -> None:
+    project.folder.chmod(0o755)
+    with project.serving("--persistent", command=["sh", "-c", f'umask {umask:03o}; exec "$@"', "sh", *COMMAND]):
+        pass
+    kept = list(project.folder.glob("flower*"))
+    assert len(kept) > 1
+    assert all(map(private, kept))
+
+
+def options(folder: Path, **settings: object) -> OptionParser:
+    return make_options(persistent=True, db=folder / "flower", port=0, address="127.0.0.1", no_auth=True, **settings)
+
+
+def test_two_in_one_program_do_not_share_a_file(tmp_path: Path) -> None:
+    async def main() -> None:
+        def new() -> FlowerProxy:
+            return FlowerProxy(capp=capp, options=options(tmp_path))
+
+        with Celery(broker="memory://") as capp:
+            async with new():
+                with pytest.raises(OSError, match=r"\A--db: another process uses .*\Z"):
+                    new()
+            async with new():
+                pass
+            # One that was not opened is closed
+            await new().close()
+            async with new():
+                pass
+
+    asyncio.run(main())
+
+
+def test_options_that_are_refused_leave_nothing_locked(tmp_path: Path) -> None:
+    async def main() -> None:
+        with Celery(broker="memory://") as capp:
+            try:
+                FlowerProxy(capp=capp, options=options(tmp_path, certfile=__file__, keyfile=__file__))
+            except ValueError:
+                StateFile(str(tmp_path / "flower")).release()
+            else:
+                raise AssertionError("it was made")
+
+    asyncio.run(main())
