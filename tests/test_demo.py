@@ -143,6 +143,14 @@ def test_ends_at_ctrl_c(tmp_path: Path) -> None:
         shown.ends()
 
 
+def test_a_second_ctrl_c_leaves_nothing_behind_either(tmp_path: Path) -> None:
+    with demo(tmp_path) as shown:
+        os.killpg(shown.process.pid, signal.SIGINT)
+        wait_until(lambda: "Ending" in shown.log.read_text(), what="it ends")
+        os.killpg(shown.process.pid, signal.SIGINT)
+        shown.ends()
+
+
 def test_ends_when_it_is_told_to_terminate(tmp_path: Path) -> None:
     with demo(tmp_path) as shown:
         shown.process.terminate()
