@@ -115,6 +115,11 @@ class Amended(BaseHandler):
         # Flower answers 500 to an order that is empty
         return default if name == "sort_by" and value == "" else value
 
+    @property
+    def capp(self) -> Any:
+        """The Celery application, whose control commands return sound replies only."""
+        return self.application.checked_capp
+
     def get_broker(self) -> Any:
         """Return what knows the queues; Flower's own know two transports, and answer 404 for any other (P22)."""
         try:
@@ -192,11 +197,21 @@ class EmbeddedFlower(Flower):
     :param options: Flower's and ours.
     :param events: receives its events; a thread, which `start` starts.
     :param loop: the event loop, as the events have it too.
+    :param checked_capp: the same for control commands, whose replies it validates.
+    :param inspected: keeps the replies of workers to inspections.
     :param settings: of `tornado.web.Application`, in place of Flower's.
     """
 
     def __init__(
-        self, *, capp: Celery, options: OptionParser, events: Any, loop: FlowersLoop, settings: Mapping[str, Any]
+        self,
+        *,
+        capp: Celery,
+        options: OptionParser,
+        events: Any,
+        loop: FlowersLoop,
+        checked_capp: Any,
+        inspected: dict[str, dict[str, Any]],
+        settings: Mapping[str, Any],
     ) -> None:
         if _release(flower_version) > _release(CHECKED_ON):
             logger.warning(
@@ -210,6 +225,8 @@ class EmbeddedFlower(Flower):
             io_loop=loop,
             **{**flower_settings, **settings},
         )
+        self.checked_capp = self.inspector.capp = checked_capp
+        self.inspector.workers = inspected
 
     def update_workers(self, workername: str | None = None) -> Future[None]:
         inspection: Future[None] = super().update_workers(workername)

@@ -26,6 +26,7 @@ from flower_proxy._flower import EmbeddedFlower, FlowersLoop, flower_settings
 from flower_proxy._timer import Timer
 from flower_proxy.auth.factory import build_entrance
 from flower_proxy.check.report import PATH
+from flower_proxy.events.control import CheckedCelery, Inspected
 from flower_proxy.events.receiver import Receiver
 from flower_proxy.events.task_events import TaskEvents
 from flower_proxy.metrics.collector import MetricsCollector
@@ -91,11 +92,15 @@ class FlowerProxy(EmbeddedFlower):
         mount, trusted = parse_mount(options.url_prefix or ""), TrustedProxies(options.trusted_proxies)
         # After everything that refuses an option, as it locks the state file
         self.monitor = _monitor(capp, options, flowers_loop, self.connections, self.task_events)
+        receiver = self.monitor.receiver
+        inspected = Inspected(options.max_workers, lambda name: name in receiver.state.workers)
         super().__init__(
             capp=capp,
             options=options,
-            events=self.monitor.receiver,
+            events=receiver,
             loop=flowers_loop,
+            checked_capp=CheckedCelery(capp, inspected, self.monitor.replies),
+            inspected=inspected,
             settings=tornado_settings,
         )
         own = {"/ready": Ready, f"{PATH}/(.+)": Check, PATH: Check}

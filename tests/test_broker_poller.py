@@ -19,11 +19,14 @@ from celery import Celery
 from kombu import Consumer, Queue
 
 from flower_proxy.events.broker import KombuQueues
+from flower_proxy.events.rejections import Rejections
+from flower_proxy.events.replies import REASONS
 from flower_proxy.metrics import broker_poller
 from flower_proxy.metrics.broker_poller import BrokerPoller, QueueFigures
 from tests.support import programs
 from tests.support.outage import Interruptible, deaf_port, interruptible, leaves_a_deaf_broker, network_to
 from tests.support.processes import running, wait_until
+from tests.support.unsound import INSPECTIONS, Answer, answering_worker
 
 # The oldest kombu calls redis in a way that its newest release for that kombu no longer likes
 pytestmark = pytest.mark.filterwarnings("ignore:Call to 'get_connection' function:DeprecationWarning")
@@ -42,10 +45,17 @@ def watching(
     queues: Sequence[str] = (),
     workers: Callable[[], Sequence[str]] = tuple,
     on_held: Callable[[str, set[str], float], None] = lambda *_: None,
+    rejections: Rejections | None = None,
     inspect_every: float = INTERVAL,
 ) -> Iterator[BrokerPoller]:
     watch = BrokerPoller(
-        capp, queues=queues, workers=workers, on_held=on_held, interval=INTERVAL, inspect_every=inspect_every
+        capp,
+        queues=queues,
+        workers=workers,
+        on_held=on_held,
+        rejections=rejections or Rejections("a reply", REASONS),
+        interval=INTERVAL,
+        inspect_every=inspect_every,
     )
     watch.start()
     try:
@@ -235,6 +245,35 @@ def test_what_a_worker_holds(standing: Celery, workers: list[str]) -> None:
             standing.control.revoke(list(ids), terminate=True, signal="SIGKILL", connection=connection)
 
 
+def test_a_malformed_reply_costs_no_other(standing: Celery) -> None:
+    rejections = Rejections("a reply", REASONS)
+    usual = INSPECTIONS["stats"]
+
+    def answers(command: str) -> list[Answer]:
+        replies = {"stats": {**usual, "pool": "x"}, "reserved": [{}]}
+        return [Answer(None), Answer({"bad@test": replies.get(command, INSPECTIONS[command])})]
+
+    held: dict[str, set[str]] = {}
+    with (
+        answering_worker(standing.conf.broker_url, "bad@test", answers),
+        answering_worker(
+            standing.conf.broker_url, "good@test", lambda command: [Answer({"good@test": INSPECTIONS[command]})]
+        ),
+        watching(
+            standing,
+            workers=lambda: ["bad@test", "good@test"],
+            on_held=lambda name, ids, _: held.update({name: ids}),
+            rejections=rejections,
+        ) as watch,
+    ):
+        wait_until(lambda: rejections.counts["unsound"] > 2 and look(watch).queues_of, what="both are asked")
+        figures = look(watch)
+        assert watch.problem is None
+    assert figures.queues_of == {"good@test": ("celery",)}
+    assert figures.processes == {"celery": 2}
+    assert held == {"good@test": {"1", "2", "3"}}
+
+
 def test_workers_are_asked_anew_when_events_may_have_been_missed(standing: Celery, workers: list[str]) -> None:
     told: list[str] = []
     with watching(
@@ -312,7 +351,12 @@ def test_a_transport_that_waits_for_ever_is_told(memory: Celery, monkeypatch: py
 
 def test_before_the_first_answer_there_is_a_problem() -> None:
     with deaf_port() as (port, _):
-        watch = BrokerPoller(Celery(broker=f"redis://127.0.0.1:{port}"), workers=tuple, on_held=lambda *_: None)
+        watch = BrokerPoller(
+            Celery(broker=f"redis://127.0.0.1:{port}"),
+            workers=tuple,
+            on_held=lambda *_: None,
+            rejections=Rejections("a reply", REASONS),
+        )
         assert watch.problem == "the broker has not answered yet"
         assert watch.answered_at is None
         assert watch.figures == QueueFigures()
@@ -321,9 +365,12 @@ def test_before_the_first_answer_there_is_a_problem() -> None:
 SCRIPT = """
 import sys
 from celery import Celery
+from flower_proxy.events.rejections import Rejections
+from flower_proxy.events.replies import REASONS
 from flower_proxy.metrics.broker_poller import BrokerPoller
 
-watch = BrokerPoller(Celery(broker=sys.argv[1]), workers=tuple, on_held=print)
+rejections = Rejections("a reply", REASONS)
+watch = BrokerPoller(Celery(broker=sys.argv[1]), workers=tuple, on_held=print, rejections=rejections)
 watch.start()
 sys.stdin.readline()
 watch.stop()

@@ -58,6 +58,10 @@ from flower_proxy._flower import (
     task_of,
 )
 from flower_proxy.auth.factory import matches_address
+from flower_proxy.events import replies
+from flower_proxy.events.broker import mailbox_of
+from flower_proxy.events.control import ask
+from flower_proxy.events.rejections import Rejections
 from flower_proxy.settings import validators
 from flower_proxy.settings.loader import FLOWER_VARIABLES, make_options
 from flower_proxy.settings.options import OPTIONS
@@ -98,6 +102,55 @@ def test_what_ends_with_flower() -> None:
     assert "asyncio.ensure_future(" in inspect.getsource(Inspector.inspect)
     assert "return self.inspector.workers" in source
     assert "self.workers = collections.defaultdict(dict)" in inspect.getsource(Inspector)
+
+
+def test_replies_of_workers_come_from_the_application_that_is_given() -> None:
+    """`CheckedCelery` and `Inspected`, by which they are validated and bounded."""
+    source = inspect.getsource(Inspector)
+    assert "inspect = self.capp.control.inspect(timeout=self.timeout, destination=destination)" in source
+    assert "if result is None or 'error' in result:" in source
+    assert "info = self.workers[workername]" in source
+    assert set(re.findall(r"self\.capp\.(\w+)", source)) == {"control", "connection_for_read"}
+    assert isinstance(inspect.getattr_static(BaseHandler, "capp"), property)
+    assert "sorted(queues)" in inspect.getsource(BaseHandler.get_active_queue_names)
+    # No handler asks workers by another way
+    assert set(re.findall(r"(\S*)\.control\.", sources())) == {"self.capp"}
+
+
+def test_parts_of_replies_that_the_worker_page_reads() -> None:
+    """`sound_reply` checks these."""
+    page = (FLOWER / "templates" / "worker.html").read_text()
+    read = {
+        owner: set(re.findall(rf"{owner}\['(\w+)'\]", page))
+        for owner in (r"worker", r"worker\['stats'\]", r"queue", r"task", r"task\['request'\]")
+    }
+    assert read == {
+        r"worker": {"name", "stats"},
+        r"worker\['stats'\]": {"autoscaler", "total", "rusage"},
+        r"queue": set(replies._OF_QUEUE),
+        r"task": {"name", "id", "acknowledged", "worker_pid", "request", "args", "kwargs"},
+        r"task\['request'\]": {"name", "id", "args", "kwargs"},
+    }
+    assert "(worker['stats'].get('consumer', None) or worker['stats'])['broker'].items()" in page
+    assert "worker['stats'].get('pool', {}).items()" in page
+    assert set(re.findall(r"name (?:in|==) (\(.*\)|'\w+') else", page)) == {"('utime', 'stime')", "'uptime'"}
+    assert set(Inspector.inspect_methods) == set(replies._CHECKS)
+
+
+def test_the_wire_format_of_questions_is_that_of_kombu() -> None:
+    with Celery(broker="memory://", set_as_current=False) as capp, capp.connection_for_write() as connection:
+        mailbox = mailbox_of(capp, connection)
+        sent = []
+        with mailbox.Node("w@h", channel=connection.default_channel).listen(
+            callback=lambda body, message: sent.append((body, message.headers))
+        ):
+            ask(mailbox, "conf", {"a": 1}, destination=["w@h"], timeout=0.2, rejections=Rejections("a reply", ()))
+            mailbox.call(["w@h"], "conf", {"a": 1}, timeout=0.2)
+    (ours, headers), (kombus, kombus_headers) = sent
+    for body in (ours, kombus):
+        assert body.pop("ticket")
+    assert ours == kombus
+    assert headers.keys() == kombus_headers.keys()
 
 
 def test_the_last_route_is_the_page_for_what_does_not_exist() -> None:

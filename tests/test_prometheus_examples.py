@@ -60,6 +60,7 @@ FAMILIES = {
     "flower_proxy_requests_total": {"route", "method", "status"},
     "flower_proxy_login_failures_total": {"reason"},
     "flower_proxy_task_names_overflow_total": set[str](),
+    "flower_proxy_replies_rejected_total": {"reason"},
     "process_cpu_seconds_total": set[str](),
     "process_resident_memory_bytes": set[str](),
 }

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -24,6 +25,8 @@ from flower_proxy.events.broker import (
     mailbox_of,
     problem_of,
 )
+from flower_proxy.events.control import ask
+from flower_proxy.events.rejections import Rejections
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +77,8 @@ class BrokerPoller(threading.Thread):
     :param workers: called in this thread, returns the names of the workers that are online.
     :param on_held: called in this thread with a worker, the ids of all the tasks it has been given and not finished,
         and when it was asked, by `time.monotonic`.
+    :param rejections: counts the replies of workers that are rejected, by the reasons of
+        `flower_proxy.events.replies`.
     :param interval: seconds between two polls of the broker.
     :param inspect_every: seconds between two inspections of the workers; a new one is inspected at the next poll.
     :ivar figures: the latest; replaced as a whole, never changed.
@@ -87,6 +92,7 @@ class BrokerPoller(threading.Thread):
         queues: Sequence[str] = (),
         workers: Callable[[], Collection[str]],
         on_held: Callable[[str, set[str], float], None],
+        rejections: Rejections,
         interval: float = 5.0,
         inspect_every: float = 15.0,
     ) -> None:
@@ -96,7 +102,7 @@ class BrokerPoller(threading.Thread):
         self._capp = capp
         self._given = tuple(queues)
         self._alive = workers
-        self._on_held = on_held
+        self._on_held, self._rejections = on_held, rejections
         self._interval = interval
         self._inspect_every = inspect_every
         self._stopping = threading.Event()
@@ -187,33 +193,26 @@ class BrokerPoller(threading.Thread):
         if now < self._inspect_at and self._asked.issuperset(alive):
             return
         self._inspect_at, self._asked = now + self._inspect_every, set(alive)
-        queues = _ask(self._capp, connection, "active_queues", alive)
+        question = partial(
+            ask, mailbox_of(self._capp, connection), timeout=_WORKERS_TIMEOUT, rejections=self._rejections
+        )
+        queues = question("active_queues", destination=alive)
         # Who did not answer the first question is not waited for again
-        stats = _ask(self._capp, connection, "stats", queues)
+        stats = question("stats", destination=queues)
         for name, told in stats.items():
             self._workers[name] = _Worker(tuple(queue["name"] for queue in queues[name]), _processes(told))
         asked_at = time.monotonic()
-        held = [_ask(self._capp, connection, command, queues) for command in _HOLDS]
+        held = [question(command, destination=queues) for command in _HOLDS]
         for name in queues:
             if all(name in answers for answers in held):
                 requests = chain.from_iterable(answers[name] for answers in held)
                 self._on_held(name, {request.get("request", request)["id"] for request in requests}, asked_at)
 
 
-def _ask(capp: Celery, connection: Connection, command: str, workers: Collection[str]) -> dict[str, Any]:
-    """Ask workers, and return what those said that answered in time and without an error."""
-    if not workers:
-        # A question to nobody goes to everybody, and waits
-        return {}
-    answers = mailbox_of(capp, connection).call(list(workers), command, timeout=_WORKERS_TIMEOUT)
-    said = chain.from_iterable(answer.items() for answer in answers)
-    return {name: told for name, told in said if name in workers and "error" not in told}
-
-
 def _processes(stats: Mapping[str, Any]) -> int:
-    pool = stats.get("pool") or {}
-    processes = pool.get("processes", pool.get("max-concurrency", 0))
-    return len(processes) if isinstance(processes, list) else int(processes)
+    pool = stats.get("pool", {})
+    processes = pool.get("processes", pool.get("max-concurrency"))
+    return len(processes) if isinstance(processes, list) else int(processes or 0)
 
 
 def _sum_up(counted: Mapping[str, Counted], workers: Mapping[str, _Worker], *, told: bool) -> QueueFigures:

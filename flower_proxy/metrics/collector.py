@@ -13,6 +13,8 @@ from prometheus_client.registry import Collector
 
 from flower_proxy._flower import forget_counts, last_heard
 from flower_proxy.events.receiver import Receiver
+from flower_proxy.events.rejections import Rejections
+from flower_proxy.events.replies import REASONS
 from flower_proxy.metrics.broker_poller import BrokerPoller
 from flower_proxy.metrics.exposition import Family, document, negotiate
 from flower_proxy.metrics.process import Connections, EventDelay, ProcessMetrics
@@ -34,6 +36,7 @@ class MetricsCollector:
     :param connections: the open connections of clients.
     :param groups: the groups of metrics, out of ``flower``, ``celery`` and ``self``.
     :param queues: names of queues in addition to those that are found.
+    :ivar replies: counts the replies of workers that are rejected.
     :ivar watch: polls the broker.
     :ivar own: the metrics of group ``self``.
     """
@@ -50,8 +53,11 @@ class MetricsCollector:
         queues: Sequence[str],
     ) -> None:
         self.receiver, self.recorder, self.groups = receiver, recorder, groups
-        self.watch = BrokerPoller(capp, queues=queues, workers=self._alive_workers, on_held=self._reconcile)
-        self.own = ProcessMetrics(receiver, recorder, delay, connections)
+        self.replies = Rejections("a reply", REASONS)
+        self.watch = BrokerPoller(
+            capp, queues=queues, workers=self._alive_workers, on_held=self._reconcile, rejections=self.replies
+        )
+        self.own = ProcessMetrics(receiver, recorder, delay, connections, self.replies)
         recorder.begin(receiver.state, lambda worker: self.watch.figures.queues_of.get(worker, ()))
         # Those in progress, by form
         self._scrapes: dict[object, asyncio.Task[list[bytes]]] = {}

@@ -20,6 +20,7 @@ from flower_proxy._flower import STOCK_FAMILIES, flower_version
 from flower_proxy._timer import Timer
 from flower_proxy.auth.authenticator import LoginFailure
 from flower_proxy.events.receiver import Receiver
+from flower_proxy.events.rejections import Rejections
 from flower_proxy.metrics.recorder import Recorder
 
 _METHODS = RequestHandler.SUPPORTED_METHODS
@@ -66,10 +67,18 @@ class ProcessMetrics(Collector):
     :param recorder: counts the events of tasks.
     :param delay: measures the delay of events.
     :param connections: the open connections of clients.
+    :param replies: counts the replies of workers that are rejected.
     """
 
-    def __init__(self, receiver: Receiver, recorder: Recorder, delay: EventDelay, connections: Connections) -> None:
-        self._receiver, self._recorder, self._connections = receiver, recorder, connections
+    def __init__(
+        self,
+        receiver: Receiver,
+        recorder: Recorder,
+        delay: EventDelay,
+        connections: Connections,
+        replies: Rejections,
+    ) -> None:
+        self._receiver, self._recorder, self._connections, self._replies = receiver, recorder, connections, replies
         own = CollectorRegistry()
         build = Gauge(
             "flower_proxy_build_info",
@@ -160,9 +169,12 @@ class ProcessMetrics(Collector):
         }
         for name, (help_, count) in counters.items():
             yield CounterMetricFamily(f"flower_proxy_{name}", help_, value=count)
-        rejected = CounterMetricFamily(
-            "flower_proxy_events_rejected", "Events that were invalid, or failed to be processed.", labels=["reason"]
-        )
-        for reason, count in receiver.rejections.counts.items():
-            rejected.add_metric([reason], count)
-        yield rejected
+        yield _rejected("events", "Events that were invalid, or failed to be processed.", receiver.rejections)
+        yield _rejected("replies", "Replies of workers that were rejected, by reason.", self._replies)
+
+
+def _rejected(what: str, help_: str, rejections: Rejections) -> Metric:
+    family = CounterMetricFamily(f"flower_proxy_{what}_rejected", help_, labels=["reason"])
+    for reason, count in rejections.counts.items():
+        family.add_metric([reason], count)
+    return family

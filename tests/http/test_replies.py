@@ -1,0 +1,98 @@
+"""Pages, API and metrics answer, whatever a worker replies to an inspection."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from flower_proxy.events.replies import UnsoundReplyError, sound_reply
+from flower_proxy.web.flower_handlers import ProxiedFlower
+from tests.http.conftest import OPEN, Site
+from tests.support.unsound import INSPECTIONS
+
+WORKER = "w1@host"
+PAGES = [f"/worker/{WORKER}", "/workers", "/broker", "/metrics"]
+API = ["/api/workers", f"/api/workers?workername={WORKER}", "/api/queues/length", "/workers?json=1"]
+
+pytestmark = pytest.mark.parametrize("kind", ["kept"], indirect=True)
+
+
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    # Nobody answers
+    return {**OPEN, "inspect_timeout": 1.0}
+
+
+anything = st.recursive(
+    st.sampled_from([None, "x", "\ud800", float("nan"), float("inf"), -1, 10**400, 2**70, True, "<script>"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@st.composite
+def replies(draw: st.DrawFn) -> tuple[str, Any]:
+    """A reply with one part missing or replaced by anything, or one that is anything at all."""
+    command = draw(st.sampled_from(list(INSPECTIONS)))
+    reply = json.loads(json.dumps(INSPECTIONS[command]))
+    parts: list[tuple[Any, Any]] = []
+    _collect(reply, parts)
+    if not parts or not draw(st.integers(0, 9)):
+        return command, draw(anything)
+    owner, key = draw(st.sampled_from(parts))
+    if draw(st.booleans()):
+        owner[key] = draw(anything)
+    else:
+        del owner[key]
+    return command, reply
+
+
+def _collect(value: Any, parts: list[tuple[Any, Any]]) -> None:
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in entries:
+        parts.append((value, key))
+        _collect(part, parts)
+
+
+def no_constant(name: str) -> None:
+    raise AssertionError(f"{name} is not JSON")
+
+
+@examples(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(replied=replies())
+def test_what_is_accepted_is_shown_everywhere(site: Site, event: Callable[..., None], replied: tuple[str, Any]) -> None:
+    event("worker-heartbeat", hostname=WORKER, freq=60.0)
+    command, reply = replied
+    try:
+        sound = sound_reply(command, reply)
+    except UnsoundReplyError:
+        return
+    update = site.app.inspector._on_update
+    for method, usual in INSPECTIONS.items():
+        update(WORKER, method, json.loads(json.dumps(usual)))
+    update(WORKER, command, sound)
+    for path in PAGES:
+        assert site.fetch(path).code == 200, path
+    for path in API:
+        answer = site.fetch(path)
+        assert answer.code == 200, path
+        json.loads(answer.body.decode(), parse_constant=no_constant)
+
+
+def test_the_broker_is_asked_for_no_more_queues_than_the_bound(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Queues:
+        async def queues(self, names: list[str]) -> list[dict[str, Any]]:
+            return [{"name": name, "messages": 0} for name in names]
+
+    monkeypatch.setattr(ProxiedFlower, "any_broker", lambda _: Queues())
+    (queue,) = INSPECTIONS["active_queues"]
+    for number in range(3):
+        queues = [{**queue, "name": f"q{number}-{index}"} for index in range(500)]
+        site.app.inspector._on_update(f"w{number}@host", "active_queues", queues)
+    assert len(json.loads(site.page("/api/queues/length"))["active_queues"]) == 1000

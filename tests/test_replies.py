@@ -1,0 +1,278 @@
+"""Replies of workers are sound where they are used, and a malformed one costs no other."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flower_proxy.events import control
+from flower_proxy.events.broker import connected, mailbox_of
+from flower_proxy.events.control import CheckedCelery, Inspected, ask
+from flower_proxy.events.rejections import Rejections
+from flower_proxy.events.replies import REASONS, UnsoundReplyError, is_worker_name, sound_reply
+from tests.support.outage import Interruptible, interruptible
+from tests.support.unsound import INSPECTIONS, Answer, answering_worker
+
+# The oldest kombu calls redis in a way that its newest release for that kombu no longer likes
+pytestmark = pytest.mark.filterwarnings("ignore:Call to 'get_connection' function:DeprecationWarning")
+
+GOOD, BAD = "good@test", "bad@test"
+TIMEOUT = 1.0  # seconds
+
+
+# One reply
+
+
+@pytest.mark.parametrize("command", INSPECTIONS)
+def test_a_sound_reply_is_unchanged(command: str) -> None:
+    assert sound_reply(command, copy.deepcopy(INSPECTIONS[command])) == INSPECTIONS[command]
+
+
+def changed(command: str, **fields: Any) -> Any:
+    reply = copy.deepcopy(INSPECTIONS[command])
+    (reply if isinstance(reply, dict) else reply[0]).update(fields)
+    return reply
+
+
+@pytest.mark.parametrize(
+    ("command", "reply", "reason"),
+    [
+        ("stats", changed("stats", pool="x"), "unsound"),
+        ("stats", changed("stats", pool=None), "unsound"),
+        ("stats", changed("stats", pool={"processes": "x"}), "unsound"),
+        ("stats", changed("stats", pool={"max-concurrency": -1}), "unsound"),
+        ("stats", changed("stats", total={"t": float("nan")}), "unsound"),
+        ("stats", changed("stats", total=None), "unsound"),
+        ("stats", changed("stats", broker="x"), "unsound"),
+        ("stats", changed("stats", consumer={}, broker=None), "unsound"),
+        ("stats", changed("stats", consumer="x"), "unsound"),
+        ("stats", changed("stats", autoscaler="x"), "unsound"),
+        ("stats", changed("stats", uptime=10**400), "unsound"),
+        ("stats", changed("stats", rusage={"utime": "x"}), "unsound"),
+        ("stats", None, "unsound"),
+        ("stats", {"error": "busy"}, "error"),
+        ("active_queues", {}, "unsound"),
+        ("active_queues", ["celery"], "unsound"),
+        ("active_queues", changed("active_queues", name=5), "unsound"),
+        ("active_queues", changed("active_queues", name=""), "unsound"),
+        ("active_queues", changed("active_queues", name="x" * 256), "unsound"),
+        ("active_queues", [{"name": "celery"}], "unsound"),
+        ("active_queues", INSPECTIONS["active_queues"] * 1001, "too_large"),
+        ("registered", "x", "unsound"),
+        ("revoked", [5], "unsound"),
+        ("active", [{"name": "t"}], "unsound"),
+        ("reserved", changed("reserved", id={}), "unsound"),
+        ("scheduled", changed("scheduled", request="x"), "unsound"),
+        ("conf", [], "unsound"),
+        ("conf", {"error": "busy"}, "error"),
+        ("pool_grow", "ok", "unsound"),
+        ("pool_grow", None, "unsound"),
+    ],
+)
+def test_an_unsound_reply_is_rejected(command: str, reply: Any, reason: str) -> None:
+    with pytest.raises(UnsoundReplyError) as rejected:
+        sound_reply(command, reply)
+    assert rejected.value.reason == reason
+
+
+def test_a_deeply_nested_reply_is_rejected() -> None:
+    nested: list[Any] = []
+    for _ in range(1000):
+        nested = [nested]
+    with pytest.raises(UnsoundReplyError, match="nested in more than 50 levels") as rejected:
+        sound_reply("conf", {"x": nested})
+    assert rejected.value.reason == "too_large"
+
+
+def test_what_json_cannot_express_becomes_text() -> None:
+    """A task may have any argument, and its worker is sound."""
+    arguments = [float("nan"), float("-inf"), "\ud800", datetime.date(2020, 1, 2), 2**5000, {5: (1,)}]
+    (task,) = sound_reply("reserved", changed("reserved", args=arguments))
+    assert task["args"] == ["nan", "-inf", "\\ud800", "2020-01-02", hex(2**5000), {"5": [1]}]
+
+
+def test_the_error_of_a_control_command_is_a_reply() -> None:
+    assert sound_reply("pool_grow", {"error": "no such pool"}) == {"error": "no such pool"}
+
+
+@pytest.mark.parametrize(("name", "valid"), [("w@h", True), ("", False), ("\ud800", False), ("w" * 256, False)])
+def test_names_of_workers(name: str, valid: bool) -> None:
+    assert is_worker_name(name) is valid
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()) | st.just("\ud800"),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text() | st.integers(), inner),
+    max_leaves=20,
+)
+
+
+@given(command=st.sampled_from([*INSPECTIONS, "pool_grow"]), reply=anything)
+def test_any_reply_is_rejected_or_strict_json(command: str, reply: Any) -> None:
+    try:
+        sound = sound_reply(command, reply)
+    except UnsoundReplyError:
+        return
+    assert json.loads(json.dumps(sound, allow_nan=False, ensure_ascii=False).encode()) == sound
+
+
+# Over brokers
+
+
+@pytest.fixture(scope="module", params=["redis", "rabbitmq"])
+def outage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interruptible]:
+    with interruptible(request.param, tmp_path_factory.mktemp(request.param)) as outage:
+        yield outage
+
+
+@pytest.fixture
+def capp(outage: Interruptible) -> Iterator[Celery]:
+    with Celery(broker=outage.broker.url) as capp:
+        yield capp
+
+
+@pytest.fixture
+def rejections() -> Rejections:
+    return Rejections("a reply", REASONS)
+
+
+def answer(name: str, command: str) -> Answer:
+    return Answer({name: INSPECTIONS[command]})
+
+
+MALFORMED = {
+    "null": (Answer(None), "malformed"),
+    "number": (Answer(5), "malformed"),
+    "list": (Answer([{GOOD: {}}]), "malformed"),
+    "text": (Answer("x"), "malformed"),
+    "not JSON": (Answer(b"{"), "malformed"),
+    "not UTF-8": (Answer(b"\xff"), "malformed"),
+    "nested": (Answer(b"[" * 200_000), "malformed"),
+    "unknown content type": (Answer(b"x", {"content_type": "application/x-unknown"}), "malformed"),
+    "pickle": (Answer(b"x", {"content_type": "application/x-python-serialize"}), "malformed"),
+    "stranger": (Answer({"stranger@test": {}}), "unknown_worker"),
+    "no reply": (Answer({BAD: None}), "unsound"),
+    "huge": (Answer({BAD: "x" * 2**20}), "too_large"),
+}
+
+
+@pytest.mark.parametrize(("bad", "reason"), MALFORMED.values(), ids=MALFORMED)
+def test_a_malformed_reply_costs_no_other(
+    capp: Celery, rejections: Rejections, monkeypatch: pytest.MonkeyPatch, bad: Answer, reason: str
+) -> None:
+    monkeypatch.setattr(control, "MAX_REPLY", 2**20)
+
+    def answers(command: str) -> list[Answer]:
+        # More malformed ones than there are workers
+        return [bad, bad, bad, answer(GOOD, command), answer(BAD, command)]
+
+    with answering_worker(capp.conf.broker_url, GOOD, answers), connected(capp) as connection:
+        mailbox = mailbox_of(capp, connection)
+        for _ in range(2):
+            told = ask(mailbox, "stats", destination=[GOOD, BAD], timeout=TIMEOUT, rejections=rejections)
+            assert told == {GOOD: INSPECTIONS["stats"], BAD: INSPECTIONS["stats"]}
+    assert rejections.counts == {**dict.fromkeys(REASONS, 0), reason: 6}
+
+
+def test_the_good_reply_after_an_unsound_one_of_the_same_name_counts(capp: Celery, rejections: Rejections) -> None:
+    def answers(command: str) -> list[Answer]:
+        return [Answer({GOOD: "x"}), answer(GOOD, command)]
+
+    with answering_worker(capp.conf.broker_url, GOOD, answers), connected(capp) as connection:
+        told = ask(mailbox_of(capp, connection), "conf", destination=[GOOD], timeout=TIMEOUT, rejections=rejections)
+    assert told == {GOOD: INSPECTIONS["conf"]}
+
+
+def test_a_late_reply_is_ignored(capp: Celery, rejections: Rejections) -> None:
+    late = Answer({GOOD: {}}, {"headers": {"ticket": "of another question"}})
+    with (
+        answering_worker(capp.conf.broker_url, GOOD, lambda command: [late, answer(GOOD, command)]),
+        connected(capp) as connection,
+    ):
+        told = ask(mailbox_of(capp, connection), "stats", destination=[GOOD], timeout=TIMEOUT, rejections=rejections)
+    assert told == {GOOD: INSPECTIONS["stats"]}
+    assert not any(rejections.counts.values())
+
+
+def test_a_flood_of_malformed_replies_ends_with_the_timeout(capp: Celery, rejections: Rejections) -> None:
+    ended = threading.Event()
+
+    def answers(command: str) -> Iterator[Answer]:
+        yield answer(GOOD, command)
+        while not ended.is_set():
+            yield Answer(None)
+
+    with answering_worker(capp.conf.broker_url, GOOD, answers), connected(capp) as connection:
+        try:
+            told = ask(mailbox_of(capp, connection), "conf", destination=None, timeout=TIMEOUT, rejections=rejections)
+        finally:
+            ended.set()
+    assert told == {GOOD: INSPECTIONS["conf"]}
+    assert rejections.counts["malformed"] > 1
+
+
+def test_all_replies_together_are_bounded(
+    capp: Celery, rejections: Rejections, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "MAX_REPLIES", 1000)
+    replies = [Answer({f"w{number}@test": {"x": "y" * 400}}) for number in range(3)]
+    with answering_worker(capp.conf.broker_url, GOOD, lambda _: replies), connected(capp) as connection:
+        told = ask(mailbox_of(capp, connection), "conf", destination=None, timeout=TIMEOUT, rejections=rejections)
+    assert list(told) == ["w0@test", "w1@test"]
+    assert rejections.counts["too_large"] == 1
+
+
+# As Flower asks
+
+
+@pytest.fixture
+def checked(capp: Celery, rejections: Rejections) -> CheckedCelery:
+    """The application as Flower gets it; two workers may be kept, and one is known by its events."""
+    return CheckedCelery(capp, Inspected(2, GOOD.__eq__), rejections)
+
+
+def test_no_more_names_are_accepted_than_workers_are_kept(
+    capp: Celery, checked: CheckedCelery, rejections: Rejections
+) -> None:
+    strangers = Answer({"error": {}, "\ud800": {}, **{f"w{number}@test": {} for number in range(10_000)}})
+    with answering_worker(capp.conf.broker_url, GOOD, lambda command: [strangers, answer(GOOD, command)]):
+        told = checked.control.inspect(timeout=TIMEOUT).conf()
+    assert list(told) == ["w0@test", "w1@test", GOOD]
+    assert rejections.counts["unknown_worker"] == 10_000
+
+
+def test_known_workers_are_kept_when_others_reply() -> None:
+    inspected = Inspected(2, GOOD.__eq__)
+    for name in (GOOD, "w1@test", "w2@test", "w3@test"):
+        inspected[name]["conf"] = {}
+    assert list(inspected) == [GOOD, "w3@test"]
+
+
+def test_control_commands_return_sound_replies_only(capp: Celery, checked: CheckedCelery) -> None:
+    replies = [Answer({GOOD: "ok"}), Answer({BAD: {"ok": "x"}}), Answer(None)]
+    with answering_worker(capp.conf.broker_url, GOOD, lambda _: replies):
+        assert checked.control.pool_grow(n=1, reply=True, destination=[GOOD]) == []
+        replies.append(Answer({GOOD: {"ok": "grown"}}))
+        assert checked.control.pool_grow(n=1, reply=True, destination=[GOOD]) == [{GOOD: {"ok": "grown"}}]
+
+
+def test_commands_without_reply_are_sent(capp: Celery, checked: CheckedCelery) -> None:
+    asked: list[str] = []
+
+    def answers(command: str) -> list[Answer]:
+        asked.append(command)
+        return [answer(GOOD, "stats")]
+
+    with answering_worker(capp.conf.broker_url, GOOD, answers):
+        assert checked.control.broadcast("shutdown", destination=[GOOD]) is None
+        assert checked.control.inspect(timeout=TIMEOUT, destination=[GOOD]).stats() == {GOOD: INSPECTIONS["stats"]}
+    assert asked == ["shutdown", "stats"]

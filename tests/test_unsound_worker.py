@@ -1,0 +1,121 @@
+"""A worker that replies with anything at all disturbs neither Flower nor what is known of a sound one."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from tests.support import programs
+from tests.support.processes import request, wait_until
+from tests.support.unsound import INSPECTIONS, Answer, answering_worker
+
+BAD = "bad@test"
+# What the field of a reply that is a mapping, or of the first item of one that is a list, becomes
+FIELDS: dict[str, list[dict[str, Any]]] = {
+    "stats": [{"pool": "x"}, {"pool": {"processes": "x"}}, {"total": None}, {"broker": 5}, {"total": {"t": "\ud800"}}],
+    "active_queues": [{"name": None}, {"name": "\ud800"}, {"name": ["x"]}],
+    "scheduled": [{"request": "x"}, {"request": {}}],
+    "active": [{"id": {}}, {"name": float("nan")}],
+    "reserved": [{"id": None}],
+}
+WHOLE: list[Any] = [None, "x", 5, [], {}, [None], {"error": "busy"}, float("nan"), "\ud800"]
+BODIES: list[Any] = [None, 5, "x", [], [{BAD: {}}], {BAD: None}, {"stranger@test": {}}, b"{", b"\xff", b"[" * 100_000]
+
+
+def unsound(command: str) -> Iterator[Answer]:
+    """All the replies to a command, one after the other and again."""
+    usual = INSPECTIONS.get(command, {"ok": "done"})
+    replies = [*WHOLE]
+    for fields in FIELDS.get(command, []):
+        replies.append({**usual, **fields} if isinstance(usual, dict) else [{**usual[0], **fields}])
+    return itertools.cycle([*map(Answer, BODIES), *(Answer({BAD: reply}) for reply in replies)])
+
+
+class Unsound:
+    """Answers each question with the next three of its replies, and counts the questions by command."""
+
+    def __init__(self) -> None:
+        self._replies: dict[str, Iterator[Answer]] = {}
+        self.asked: dict[str, int] = {}
+
+    def __call__(self, command: str) -> list[Answer]:
+        self.asked[command] = self.asked.get(command, 0) + 1
+        replies = self._replies.setdefault(command, unsound(command))
+        return list(itertools.islice(replies, 3))
+
+
+@contextmanager
+def heartbeats(url: str) -> Iterator[None]:
+    """The bad worker is online."""
+    ended = threading.Event()
+
+    def beat() -> None:
+        with (
+            Celery(broker=url) as capp,
+            capp.connection_for_write() as connection,
+            capp.events.Dispatcher(connection, hostname=BAD) as dispatcher,
+        ):
+            while not ended.wait(0.5):
+                dispatcher.send("worker-heartbeat", freq=2.0, active=0, processed=0)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def worker_name(worker: programs.Broker) -> str:
+    with Celery(broker=worker.url) as capp:
+        (name,) = capp.control.inspect(timeout=5).ping()
+        return str(name)
+
+
+def test_a_sound_worker_beside_an_unsound_one(worker: programs.Broker, worker_name: str, tmp_path: Path) -> None:
+    bad = Unsound()
+    with (
+        answering_worker(worker.url, BAD, bad),
+        heartbeats(worker.url),
+        programs.launch("ours", worker, tmp_path, options=["--inspect_timeout=300"]) as flower,
+    ):
+
+        def get(path: str, method: str = "GET") -> tuple[int, str]:
+            answer = request(flower.address, path, method=method, headers=programs.KNOWN)
+            return answer.status, answer.text
+
+        wait_until(lambda: len(flower.workers()) == 2, what="both are online")
+        for _ in range(8):
+            status, text = get("/api/workers?refresh=1")
+            assert status == 200
+            sound = json.loads(text)[worker_name]
+            assert {"stats", "active_queues", "registered", "conf"} < sound.keys()
+            assert len(sound["stats"]["pool"]["processes"]) == 1
+            assert get(f"/worker/{worker_name}")[0] == 200
+            # Where it has not replied to one inspection soundly, there is no page
+            assert get(f"/worker/{BAD}")[0] in (200, 404)
+            for path in ("/workers", "/broker", "/api/queues/length", "/metrics"):
+                assert get(path)[0] == 200, path
+            assert get(f"/api/worker/pool/grow/{worker_name}?n=0", "POST")[0] == 200
+            assert get(f"/api/worker/pool/grow/{BAD}?n=0", "POST")[0] in (200, 403, 404)
+        assert bad.asked["stats"] > len(BODIES)
+        assert get("/ready")[0] == 200
+        assert 'celery_active_process_count{queue_name="celery"} 1' in get("/metrics")[1].splitlines()
+        rejected = dict.fromkeys(("malformed", "unknown_worker", "error", "unsound"), 0.0)
+        for metric in flower.metrics():
+            if metric.name == "flower_proxy_replies_rejected":
+                rejected |= {sample.labels["reason"]: sample.value for sample in metric.samples}
+        assert all(rejected[reason] for reason in ("malformed", "unknown_worker", "error", "unsound"))
+        log = (tmp_path / "flower.log").read_text()
+        assert "Traceback" not in log
+        assert "Rejected a reply (unsound)" in log
