@@ -117,7 +117,7 @@ class Amended(BaseHandler):
 
     @property
     def capp(self) -> Any:
-        """The Celery application, whose control commands return sound replies only."""
+        """The Celery application, whose control commands return valid replies only."""
         return self.application.checked_capp
 
     def get_broker(self) -> Any:

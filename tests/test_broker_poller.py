@@ -24,9 +24,9 @@ from flower_proxy.events.replies import REASONS
 from flower_proxy.metrics import broker_poller
 from flower_proxy.metrics.broker_poller import BrokerPoller, QueueFigures
 from tests.support import programs
+from tests.support.invalid_replies import INSPECTIONS, Answer, answering_worker
 from tests.support.outage import Interruptible, deaf_port, interruptible, leaves_a_deaf_broker, network_to
 from tests.support.processes import running, wait_until
-from tests.support.unsound import INSPECTIONS, Answer, answering_worker
 
 # The oldest kombu calls redis in a way that its newest release for that kombu no longer likes
 pytestmark = pytest.mark.filterwarnings("ignore:Call to 'get_connection' function:DeprecationWarning")
@@ -266,7 +266,7 @@ def test_a_malformed_reply_costs_no_other(standing: Celery) -> None:
             rejections=rejections,
         ) as watch,
     ):
-        wait_until(lambda: rejections.counts["unsound"] > 2 and look(watch).queues_of, what="both are asked")
+        wait_until(lambda: rejections.counts["invalid"] > 2 and look(watch).queues_of, what="both are asked")
         figures = look(watch)
         assert watch.problem is None
     assert figures.queues_of == {"good@test": ("celery",)}

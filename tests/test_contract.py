@@ -118,7 +118,7 @@ def test_replies_of_workers_come_from_the_application_that_is_given() -> None:
 
 
 def test_parts_of_replies_that_the_worker_page_reads() -> None:
-    """`sound_reply` checks these."""
+    """`validate_reply` checks these."""
     page = (FLOWER / "templates" / "worker.html").read_text()
     read = {
         owner: set(re.findall(rf"{owner}\['(\w+)'\]", page))

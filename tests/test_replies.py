@@ -1,4 +1,4 @@
-"""Replies of workers are sound where they are used, and a malformed one costs no other."""
+"""Replies of workers are valid where they are used, and a malformed one costs no other."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from flower_proxy.events import control
 from flower_proxy.events.broker import connected, mailbox_of
 from flower_proxy.events.control import CheckedCelery, Inspected, ask
 from flower_proxy.events.rejections import Rejections
-from flower_proxy.events.replies import REASONS, UnsoundReplyError, is_worker_name, sound_reply
+from flower_proxy.events.replies import REASONS, InvalidReplyError, is_worker_name, validate_reply
+from tests.support.invalid_replies import INSPECTIONS, Answer, answering_worker
 from tests.support.outage import Interruptible, interruptible
-from tests.support.unsound import INSPECTIONS, Answer, answering_worker
 
 # The oldest kombu calls redis in a way that its newest release for that kombu no longer likes
 pytestmark = pytest.mark.filterwarnings("ignore:Call to 'get_connection' function:DeprecationWarning")
@@ -33,8 +33,8 @@ TIMEOUT = 1.0  # seconds
 
 
 @pytest.mark.parametrize("command", INSPECTIONS)
-def test_a_sound_reply_is_unchanged(command: str) -> None:
-    assert sound_reply(command, copy.deepcopy(INSPECTIONS[command])) == INSPECTIONS[command]
+def test_a_valid_reply_is_unchanged(command: str) -> None:
+    assert validate_reply(command, copy.deepcopy(INSPECTIONS[command])) == INSPECTIONS[command]
 
 
 def changed(command: str, **fields: Any) -> Any:
@@ -46,41 +46,41 @@ def changed(command: str, **fields: Any) -> Any:
 @pytest.mark.parametrize(
     ("command", "reply", "reason"),
     [
-        ("stats", changed("stats", pool="x"), "unsound"),
-        ("stats", changed("stats", pool=None), "unsound"),
-        ("stats", changed("stats", pool={"processes": "x"}), "unsound"),
-        ("stats", changed("stats", pool={"max-concurrency": -1}), "unsound"),
-        ("stats", changed("stats", total={"t": float("nan")}), "unsound"),
-        ("stats", changed("stats", total=None), "unsound"),
-        ("stats", changed("stats", broker="x"), "unsound"),
-        ("stats", changed("stats", consumer={}, broker=None), "unsound"),
-        ("stats", changed("stats", consumer="x"), "unsound"),
-        ("stats", changed("stats", autoscaler="x"), "unsound"),
-        ("stats", changed("stats", uptime=10**400), "unsound"),
-        ("stats", changed("stats", rusage={"utime": "x"}), "unsound"),
-        ("stats", None, "unsound"),
+        ("stats", changed("stats", pool="x"), "invalid"),
+        ("stats", changed("stats", pool=None), "invalid"),
+        ("stats", changed("stats", pool={"processes": "x"}), "invalid"),
+        ("stats", changed("stats", pool={"max-concurrency": -1}), "invalid"),
+        ("stats", changed("stats", total={"t": float("nan")}), "invalid"),
+        ("stats", changed("stats", total=None), "invalid"),
+        ("stats", changed("stats", broker="x"), "invalid"),
+        ("stats", changed("stats", consumer={}, broker=None), "invalid"),
+        ("stats", changed("stats", consumer="x"), "invalid"),
+        ("stats", changed("stats", autoscaler="x"), "invalid"),
+        ("stats", changed("stats", uptime=10**400), "invalid"),
+        ("stats", changed("stats", rusage={"utime": "x"}), "invalid"),
+        ("stats", None, "invalid"),
         ("stats", {"error": "busy"}, "error"),
-        ("active_queues", {}, "unsound"),
-        ("active_queues", ["celery"], "unsound"),
-        ("active_queues", changed("active_queues", name=5), "unsound"),
-        ("active_queues", changed("active_queues", name=""), "unsound"),
-        ("active_queues", changed("active_queues", name="x" * 256), "unsound"),
-        ("active_queues", [{"name": "celery"}], "unsound"),
+        ("active_queues", {}, "invalid"),
+        ("active_queues", ["celery"], "invalid"),
+        ("active_queues", changed("active_queues", name=5), "invalid"),
+        ("active_queues", changed("active_queues", name=""), "invalid"),
+        ("active_queues", changed("active_queues", name="x" * 256), "invalid"),
+        ("active_queues", [{"name": "celery"}], "invalid"),
         ("active_queues", INSPECTIONS["active_queues"] * 1001, "too_large"),
-        ("registered", "x", "unsound"),
-        ("revoked", [5], "unsound"),
-        ("active", [{"name": "t"}], "unsound"),
-        ("reserved", changed("reserved", id={}), "unsound"),
-        ("scheduled", changed("scheduled", request="x"), "unsound"),
-        ("conf", [], "unsound"),
+        ("registered", "x", "invalid"),
+        ("revoked", [5], "invalid"),
+        ("active", [{"name": "t"}], "invalid"),
+        ("reserved", changed("reserved", id={}), "invalid"),
+        ("scheduled", changed("scheduled", request="x"), "invalid"),
+        ("conf", [], "invalid"),
         ("conf", {"error": "busy"}, "error"),
-        ("pool_grow", "ok", "unsound"),
-        ("pool_grow", None, "unsound"),
+        ("pool_grow", "ok", "invalid"),
+        ("pool_grow", None, "invalid"),
     ],
 )
-def test_an_unsound_reply_is_rejected(command: str, reply: Any, reason: str) -> None:
-    with pytest.raises(UnsoundReplyError) as rejected:
-        sound_reply(command, reply)
+def test_an_invalid_reply_is_rejected(command: str, reply: Any, reason: str) -> None:
+    with pytest.raises(InvalidReplyError) as rejected:
+        validate_reply(command, reply)
     assert rejected.value.reason == reason
 
 
@@ -88,20 +88,20 @@ def test_a_deeply_nested_reply_is_rejected() -> None:
     nested: list[Any] = []
     for _ in range(1000):
         nested = [nested]
-    with pytest.raises(UnsoundReplyError, match="nested in more than 50 levels") as rejected:
-        sound_reply("conf", {"x": nested})
+    with pytest.raises(InvalidReplyError, match="nested in more than 50 levels") as rejected:
+        validate_reply("conf", {"x": nested})
     assert rejected.value.reason == "too_large"
 
 
 def test_what_json_cannot_express_becomes_text() -> None:
-    """A task may have any argument, and its worker is sound."""
+    """A task may have any argument, and its worker is valid."""
     arguments = [float("nan"), float("-inf"), "\ud800", datetime.date(2020, 1, 2), 2**5000, {5: (1,)}]
-    (task,) = sound_reply("reserved", changed("reserved", args=arguments))
+    (task,) = validate_reply("reserved", changed("reserved", args=arguments))
     assert task["args"] == ["nan", "-inf", "\\ud800", "2020-01-02", hex(2**5000), {"5": [1]}]
 
 
 def test_the_error_of_a_control_command_is_a_reply() -> None:
-    assert sound_reply("pool_grow", {"error": "no such pool"}) == {"error": "no such pool"}
+    assert validate_reply("pool_grow", {"error": "no such pool"}) == {"error": "no such pool"}
 
 
 @pytest.mark.parametrize(("name", "valid"), [("w@h", True), ("", False), ("\ud800", False), ("w" * 256, False)])
@@ -119,10 +119,10 @@ anything = st.recursive(
 @given(command=st.sampled_from([*INSPECTIONS, "pool_grow"]), reply=anything)
 def test_any_reply_is_rejected_or_strict_json(command: str, reply: Any) -> None:
     try:
-        sound = sound_reply(command, reply)
-    except UnsoundReplyError:
+        valid = validate_reply(command, reply)
+    except InvalidReplyError:
         return
-    assert json.loads(json.dumps(sound, allow_nan=False, ensure_ascii=False).encode()) == sound
+    assert json.loads(json.dumps(valid, allow_nan=False, ensure_ascii=False).encode()) == valid
 
 
 # Over brokers
@@ -160,7 +160,7 @@ MALFORMED = {
     "unknown content type": (Answer(b"x", {"content_type": "application/x-unknown"}), "malformed"),
     "pickle": (Answer(b"x", {"content_type": "application/x-python-serialize"}), "malformed"),
     "stranger": (Answer({"stranger@test": {}}), "unknown_worker"),
-    "no reply": (Answer({BAD: None}), "unsound"),
+    "no reply": (Answer({BAD: None}), "invalid"),
     "huge": (Answer({BAD: "x" * 2**20}), "too_large"),
 }
 
@@ -183,7 +183,7 @@ def test_a_malformed_reply_costs_no_other(
     assert rejections.counts == {**dict.fromkeys(REASONS, 0), reason: 6}
 
 
-def test_the_good_reply_after_an_unsound_one_of_the_same_name_counts(capp: Celery, rejections: Rejections) -> None:
+def test_the_good_reply_after_an_invalid_one_of_the_same_name_counts(capp: Celery, rejections: Rejections) -> None:
     def answers(command: str) -> list[Answer]:
         return [Answer({GOOD: "x"}), answer(GOOD, command)]
 
@@ -257,7 +257,7 @@ def test_known_workers_are_kept_when_others_reply() -> None:
     assert list(inspected) == [GOOD, "w3@test"]
 
 
-def test_control_commands_return_sound_replies_only(capp: Celery, checked: CheckedCelery) -> None:
+def test_control_commands_return_valid_replies_only(capp: Celery, checked: CheckedCelery) -> None:
     replies = [Answer({GOOD: "ok"}), Answer({BAD: {"ok": "x"}}), Answer(None)]
     with answering_worker(capp.conf.broker_url, GOOD, lambda _: replies):
         assert checked.control.pool_grow(n=1, reply=True, destination=[GOOD]) == []

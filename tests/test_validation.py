@@ -1,4 +1,4 @@
-"""Events are validated once: what passes is sound, and what is sound passes unchanged."""
+"""Events are validated once: invalid ones are rejected, and valid ones pass unchanged."""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ from flower_proxy.events.replies import (
     MALFORMED,
     TOO_LARGE,
     UNKNOWN_WORKER,
-    UnsoundReplyError,
+    InvalidReplyError,
     is_worker_name,
-    sound_reply,
+    validate_reply,
 )
 
 MAX_REPLY = 16 * 2**20
@@ -33,13 +33,13 @@ _MAX_TIMEOUTS = 10
 
 
 class _Replies:
-    """Collects the sound replies to one question.
+    """Collects the valid replies to one question.
 
-    :ivar sound: the latest sound reply of each worker, by its name.
+    :ivar valid: the latest valid reply of each worker, by its name.
     """
 
     def __init__(self, command: str, ticket: str, accepts: Callable[[str, int], bool], rejections: Rejections) -> None:
-        self.sound: dict[str, Any] = {}
+        self.valid: dict[str, Any] = {}
         self._command, self._ticket, self._accepts, self._rejections = command, ticket, accepts, rejections
         self._room = MAX_REPLIES
 
@@ -61,12 +61,12 @@ class _Replies:
             self._take(str(name), reply)
 
     def _take(self, name: str, reply: Any) -> None:
-        if not (is_worker_name(name) and self._accepts(name, len(self.sound))):
+        if not (is_worker_name(name) and self._accepts(name, len(self.valid))):
             self.reject(UNKNOWN_WORKER, name)
             return
         try:
-            self.sound[name] = sound_reply(self._command, reply)
-        except UnsoundReplyError as error:
+            self.valid[name] = validate_reply(self._command, reply)
+        except InvalidReplyError as error:
             self.reject(error.reason, f"{name[:100]}: {error}")
 
     def reject(self, reason: str, detail: str) -> None:
@@ -83,13 +83,13 @@ def ask(
     rejections: Rejections,
     accepts_from_all: Callable[[str, int], bool] = lambda name, count: True,
 ) -> dict[str, Any]:
-    """Ask workers, and return their sound replies, by worker.
+    """Ask workers, and return their valid replies, by worker.
 
     In place of `Mailbox.call`, where one malformed reply loses those of all workers.
 
     :param mailbox: of the workers, bound to a connection.
     :param destination: the workers to ask; None for all.
-    :param timeout: seconds to wait for the next sound reply; ten times that for all of them.
+    :param timeout: seconds to wait for the next valid reply; ten times that for all of them.
     :param rejections: counts the replies that are rejected, by the reasons of `flower_proxy.events.replies`.
     :param accepts_from_all: with a worker's name and the number of replies before its own, whether to accept the reply
         to a question to all.
@@ -111,15 +111,15 @@ def ask(
     finally:
         # On Redis nothing else deletes it
         channel.after_reply_message_received(queue.name)
-    return replies.sound
+    return replies.valid
 
 
 def _collect(connection: Connection, replies: _Replies, names: set[str] | None, timeout: float) -> None:
     lost = (*connection.connection_errors, *connection.channel_errors)
     now = time.monotonic()
     deadline, end = now + timeout, now + _MAX_TIMEOUTS * timeout
-    while (remaining := min(deadline, end) - time.monotonic()) > 0 and replies.sound.keys() != names:
-        before = len(replies.sound)
+    while (remaining := min(deadline, end) - time.monotonic()) > 0 and replies.valid.keys() != names:
+        before = len(replies.valid)
         try:
             connection.drain_events(timeout=remaining)
         except TimeoutError:
@@ -128,7 +128,7 @@ def _collect(connection: Connection, replies: _Replies, names: set[str] | None, 
             raise
         except Exception as error:
             replies.reject(MALFORMED, f"{type(error).__name__}: {error}")
-        if len(replies.sound) > before:
+        if len(replies.valid) > before:
             deadline = time.monotonic() + timeout
 
 
@@ -161,7 +161,7 @@ def _publish(
 
 
 class CheckedControl(Control):
-    """Celery's remote control, which returns sound replies only.
+    """Celery's remote control, which returns valid replies only.
 
     :param app: the Celery application whose workers are controlled, with this as its ``control``.
     :param rejections: counts the replies that are rejected.
@@ -190,7 +190,7 @@ class CheckedControl(Control):
         """Send a command to workers, with Celery's parameters.
 
         :param options: Celery's others, which only count without `reply`.
-        :returns: ``{name: reply}`` for each worker whose reply is sound; None without `reply`.
+        :returns: ``{name: reply}`` for each worker whose reply is valid; None without `reply`.
         """
         if not reply:
             super().broadcast(command, arguments, destination, connection, timeout=timeout, **options)

@@ -46,7 +46,7 @@ class Receiver(Events):
     :ivar connected: whether events can arrive at this moment.
     :ivar received: how many valid events have arrived, including those that were dropped.
     :ivar dropped: how many were dropped because too many were waiting.
-    :ivar rejections: the events and messages that were invalid.
+    :ivar rejections: the invalid events and messages.
     :ivar reconnects: how often events could arrive again after they could not.
     :ivar saved: whether the last attempt to save the state succeeded; True before the first.
     :ivar last_event: when the last one arrived, by `time.monotonic`; None before the first.

@@ -1,4 +1,4 @@
-"""Counts and log lines of what is rejected because it is unsound."""
+"""Counts and log lines of what is rejected because it is invalid."""
 
 from __future__ import annotations
 

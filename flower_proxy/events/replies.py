@@ -11,9 +11,9 @@ MALFORMED = "malformed"
 UNKNOWN_WORKER = "unknown_worker"
 TOO_LARGE = "too_large"
 ERROR = "error"
-UNSOUND = "unsound"
+INVALID = "invalid"
 
-REASONS = (MALFORMED, UNKNOWN_WORKER, TOO_LARGE, ERROR, UNSOUND)
+REASONS = (MALFORMED, UNKNOWN_WORKER, TOO_LARGE, ERROR, INVALID)
 """Why a reply is rejected: its message cannot be decoded; nobody asked this worker; it has too many bytes or levels;
 the worker replied with an error; a part of it is missing or has another type."""
 
@@ -42,7 +42,7 @@ _OF_QUEUE = (
 )
 
 
-class UnsoundReplyError(ValueError):
+class InvalidReplyError(ValueError):
     """A reply that is rejected.
 
     :ivar reason: one of `REASONS`.
@@ -58,24 +58,24 @@ def is_worker_name(name: str) -> bool:
     return 0 < len(name) <= _MAX_NAME and _to_text(name) == name
 
 
-def sound_reply(command: str, reply: Any) -> Any:
+def validate_reply(command: str, reply: Any) -> Any:
     """Return a reply as JSON data in the shape that pages, API and metrics read.
 
     What JSON cannot express becomes text: dates, numbers that are not finite, and the like in arguments of tasks.
 
     :param command: the inspection or control command, like ``stats`` or ``pool_grow``.
     :param reply: of one worker, decoded.
-    :raises UnsoundReplyError: the reply must not be used.
+    :raises InvalidReplyError: the reply must not be used.
     """
-    sound = _to_json(reply, _MAX_DEPTH)
+    valid = _to_json(reply, _MAX_DEPTH)
     check = _CHECKS.get(command)
     if check is None:
-        _expect(isinstance(sound, dict), "the reply is not an object")
-        return sound
-    if isinstance(sound, dict) and "error" in sound:
-        raise UnsoundReplyError(ERROR, str(sound["error"]))
-    check(sound)
-    return sound
+        _expect(isinstance(valid, dict), "the reply is not an object")
+        return valid
+    if isinstance(valid, dict) and "error" in valid:
+        raise InvalidReplyError(ERROR, str(valid["error"]))
+    check(valid)
+    return valid
 
 
 def _to_json(value: Any, levels: int) -> Any:
@@ -90,7 +90,7 @@ def _to_json(value: Any, levels: int) -> Any:
         return value if math.isfinite(value) else str(value)
     if isinstance(value, (dict, list, tuple, set, frozenset)):
         if not levels:
-            raise UnsoundReplyError(TOO_LARGE, f"the reply is nested in more than {_MAX_DEPTH} levels")
+            raise InvalidReplyError(TOO_LARGE, f"the reply is nested in more than {_MAX_DEPTH} levels")
         if isinstance(value, dict):
             return {_to_text(str(key)): _to_json(item, levels - 1) for key, item in value.items()}
         return [_to_json(item, levels - 1) for item in value]
@@ -108,7 +108,7 @@ def _to_text(text: str) -> str:
 
 def _expect(condition: bool, message: str) -> None:
     if not condition:
-        raise UnsoundReplyError(UNSOUND, message)
+        raise InvalidReplyError(INVALID, message)
 
 
 def _expect_keys(item: Any, keys: Collection[str], what: str) -> None:
@@ -151,7 +151,7 @@ def _check_stats(reply: Any) -> None:
 def _check_active_queues(reply: Any) -> None:
     _expect(isinstance(reply, list), "the reply is not a list")
     if len(reply) > MAX_QUEUES:
-        raise UnsoundReplyError(TOO_LARGE, f"the reply has more than {MAX_QUEUES} queues")
+        raise InvalidReplyError(TOO_LARGE, f"the reply has more than {MAX_QUEUES} queues")
     for queue in reply:
         _expect_keys(queue, _OF_QUEUE, "a queue")
         _expect_texts(queue, ["name"], "a queue")

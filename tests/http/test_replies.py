@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from flower_proxy.events.replies import UnsoundReplyError, sound_reply
+from flower_proxy.events.replies import InvalidReplyError, validate_reply
 from flower_proxy.web.flower_handlers import ProxiedFlower
 from tests.http.conftest import OPEN, Site
-from tests.support.unsound import INSPECTIONS
+from tests.support.invalid_replies import INSPECTIONS
 
 WORKER = "w1@host"
 PAGES = [f"/worker/{WORKER}", "/workers", "/broker", "/metrics"]
@@ -70,13 +70,13 @@ def test_what_is_accepted_is_shown_everywhere(site: Site, event: Callable[..., N
     event("worker-heartbeat", hostname=WORKER, freq=60.0)
     command, reply = replied
     try:
-        sound = sound_reply(command, reply)
-    except UnsoundReplyError:
+        valid = validate_reply(command, reply)
+    except InvalidReplyError:
         return
     update = site.app.inspector._on_update
     for method, usual in INSPECTIONS.items():
         update(WORKER, method, json.loads(json.dumps(usual)))
-    update(WORKER, command, sound)
+    update(WORKER, command, valid)
     for path in PAGES:
         assert site.fetch(path).code == 200, path
     for path in API:

@@ -1,4 +1,4 @@
-"""A worker that answers questions with anything at all, and the answers of a sound one."""
+"""A worker that replies with anything, and the replies of a real one."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ INSPECTIONS: dict[str, Any] = {
     "revoked": ["4"],
     "conf": {"timezone": "UTC", "task_queues": None},
 }
-"""What a sound worker replies to each inspection of Flower's."""
+"""What a real worker replies to each inspection of Flower's."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A worker that replies with anything at all disturbs neither Flower nor what is known of a sound one."""
+"""A worker that replies with anything breaks neither Flower nor the figures of a real worker."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 from celery import Celery
 
 from tests.support import programs
+from tests.support.invalid_replies import INSPECTIONS, Answer, answering_worker
 from tests.support.processes import request, wait_until
-from tests.support.unsound import INSPECTIONS, Answer, answering_worker
 
 BAD = "bad@test"
 # What the field of a reply that is a mapping, or of the first item of one that is a list, becomes
@@ -30,7 +30,7 @@ WHOLE: list[Any] = [None, "x", 5, [], {}, [None], {"error": "busy"}, float("nan"
 BODIES: list[Any] = [None, 5, "x", [], [{BAD: {}}], {BAD: None}, {"stranger@test": {}}, b"{", b"\xff", b"[" * 100_000]
 
 
-def unsound(command: str) -> Iterator[Answer]:
+def invalid(command: str) -> Iterator[Answer]:
     """All the replies to a command, one after the other and again."""
     usual = INSPECTIONS.get(command, {"ok": "done"})
     replies = [*WHOLE]
@@ -39,7 +39,7 @@ def unsound(command: str) -> Iterator[Answer]:
     return itertools.cycle([*map(Answer, BODIES), *(Answer({BAD: reply}) for reply in replies)])
 
 
-class Unsound:
+class Invalid:
     """Answers each question with the next three of its replies, and counts the questions by command."""
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class Unsound:
 
     def __call__(self, command: str) -> list[Answer]:
         self.asked[command] = self.asked.get(command, 0) + 1
-        replies = self._replies.setdefault(command, unsound(command))
+        replies = self._replies.setdefault(command, invalid(command))
         return list(itertools.islice(replies, 3))
 
 
@@ -82,8 +82,10 @@ def worker_name(worker: programs.Broker) -> str:
         return str(name)
 
 
-def test_a_sound_worker_beside_an_unsound_one(worker: programs.Broker, worker_name: str, tmp_path: Path) -> None:
-    bad = Unsound()
+def test_a_worker_beside_one_that_replies_with_anything(
+    worker: programs.Broker, worker_name: str, tmp_path: Path
+) -> None:
+    bad = Invalid()
     with (
         answering_worker(worker.url, BAD, bad),
         heartbeats(worker.url),
@@ -98,11 +100,11 @@ def test_a_sound_worker_beside_an_unsound_one(worker: programs.Broker, worker_na
         for _ in range(8):
             status, text = get("/api/workers?refresh=1")
             assert status == 200
-            sound = json.loads(text)[worker_name]
-            assert {"stats", "active_queues", "registered", "conf"} < sound.keys()
-            assert len(sound["stats"]["pool"]["processes"]) == 1
+            valid = json.loads(text)[worker_name]
+            assert {"stats", "active_queues", "registered", "conf"} < valid.keys()
+            assert len(valid["stats"]["pool"]["processes"]) == 1
             assert get(f"/worker/{worker_name}")[0] == 200
-            # Where it has not replied to one inspection soundly, there is no page
+            # Without a valid reply to each inspection there is no page
             assert get(f"/worker/{BAD}")[0] in (200, 404)
             for path in ("/workers", "/broker", "/api/queues/length", "/metrics"):
                 assert get(path)[0] == 200, path
@@ -111,11 +113,11 @@ def test_a_sound_worker_beside_an_unsound_one(worker: programs.Broker, worker_na
         assert bad.asked["stats"] > len(BODIES)
         assert get("/ready")[0] == 200
         assert 'celery_active_process_count{queue_name="celery"} 1' in get("/metrics")[1].splitlines()
-        rejected = dict.fromkeys(("malformed", "unknown_worker", "error", "unsound"), 0.0)
+        rejected = dict.fromkeys(("malformed", "unknown_worker", "error", "invalid"), 0.0)
         for metric in flower.metrics():
             if metric.name == "flower_proxy_replies_rejected":
                 rejected |= {sample.labels["reason"]: sample.value for sample in metric.samples}
-        assert all(rejected[reason] for reason in ("malformed", "unknown_worker", "error", "unsound"))
+        assert all(rejected[reason] for reason in ("malformed", "unknown_worker", "error", "invalid"))
         log = (tmp_path / "flower.log").read_text()
         assert "Traceback" not in log
-        assert "Rejected a reply (unsound)" in log
+        assert "Rejected a reply (invalid)" in log
