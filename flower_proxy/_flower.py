@@ -20,6 +20,7 @@ from celery.events.state import Task, Worker
 from celery.utils.imports import symbol_by_name
 from flower import __version__ as flower_version
 from flower.api.tasks import TaskApply, TaskAsyncApply, TaskSend
+from flower.api.workers import ListWorkers
 from flower.app import Flower
 from flower.events import Events, EventsState
 from flower.options import default_options
@@ -31,6 +32,7 @@ from flower.views.auth import LoginHandler
 from flower.views.error import NotFoundErrorHandler
 from flower.views.monitor import Healthcheck, Metrics
 from flower.views.tasks import TasksDataTable
+from flower.views.workers import WorkersView, WorkerView
 from tornado.ioloop import IOLoop
 from tornado.options import OptionParser
 from tornado.web import HTTPError, RequestHandler
@@ -46,6 +48,7 @@ __all__ = [
     "TASK_BODIES",
     "TEMPLATE_FUNCTIONS",
     "USER_MENU",
+    "WORKER_PAGES",
     "Amended",
     "BaseHandler",
     "EmbeddedFlower",
@@ -68,6 +71,7 @@ __all__ = [
     "flower_settings",
     "flower_version",
     "forget_counts",
+    "forget_task_names",
     "last_heard",
     "task_of",
 ]
@@ -90,6 +94,9 @@ STOCK_FAMILIES = {
 
 TASK_BODIES = (TaskApply, TaskAsyncApply, TaskSend)
 """The handlers whose body holds a task's arguments, and which read it from ``request.body`` in `post` alone."""
+
+WORKER_PAGES = (ListWorkers, WorkersView, WorkerView)
+"""The handlers that show workers, out of the state or of inspections."""
 
 TEMPLATE_FUNCTIONS = dict(inspect.getmembers(template, inspect.isfunction))
 """What Flower's templates may call."""
@@ -234,8 +241,8 @@ class EmbeddedFlower(Flower):
         inspection.add_done_callback(self._inspections.discard)
         return inspection
 
-    def forget_workers(self, names: Iterable[str]) -> None:
-        """Let go of what workers have said of themselves."""
+    def forget_inspections(self, names: Iterable[str]) -> None:
+        """Drop the inspection results of workers."""
         for name in names:
             self.workers.pop(name, None)
 
@@ -317,3 +324,16 @@ def forget_counts(state: EventsState, is_gone: Callable[[str], bool]) -> None:
     """Drop the state's event counts of workers and clients, which it would keep for ever."""
     for name in [name for name in state.counter if is_gone(name)]:
         del state.counter[name]
+
+
+def forget_task_names(state: EventsState, limit: int) -> None:
+    """Drop what Celery's state keeps by task name or worker and no task in memory needs.
+
+    :param limit: number of task names that Flower's list of them may have beyond those of tasks in memory.
+    """
+    for index in (state.tasks_by_type, state.tasks_by_worker):
+        for name in [name for name, tasks in index.items() if not tasks]:
+            del index[name]
+    if len(state._seen_types) > limit:
+        # In place, as the state's dispatcher holds its methods
+        state._seen_types.intersection_update({task.name for task in state.tasks.values()})

@@ -113,7 +113,7 @@ class FlowerProxy(EmbeddedFlower):
             xheaders=options.xheaders,
         )
         self._router = PublicRouter(self, self.locator, self.entrance.gate)
-        self._purge_timer = Timer(self._forget_workers, _SECONDS_TO_PURGE)
+        self._purge_timer = Timer(self.forget_workers, _SECONDS_TO_PURGE)
         self.http_servers: list[BoundedServer] = []
         self._socket_file: SocketFile | None = None
         # Only to tell whether a browser needs a new one, so no matter that what is kept does not get too old
@@ -283,10 +283,11 @@ class FlowerProxy(EmbeddedFlower):
         await ended.wait()
         ending.join()
 
-    def _forget_workers(self) -> None:
-        self.monitor.forget_producers()
-        if self.options.purge_offline_workers is not None:
-            self.forget_workers(self.monitor.forget_workers(self.options.purge_offline_workers))
+    def forget_workers(self) -> None:
+        """Forget the workers that ``--purge_offline_workers`` and ``--max_workers`` leave no room for."""
+        gone = self.monitor.forget_workers(self.options.purge_offline_workers)
+        self.task_events.forget(gone)
+        self.forget_inspections(gone)
 
 
 def _tornado_settings(options: OptionParser) -> dict[str, Any]:

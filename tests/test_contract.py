@@ -16,6 +16,7 @@ import flower.urls
 import pytest
 from celery import Celery
 from celery.events import EventReceiver
+from celery.events.state import State
 from flower.events import PrometheusMetrics
 from flower.inspector import Inspector
 from flower.utils import strtobool
@@ -41,6 +42,7 @@ from flower_proxy._flower import (
     FLOWER_JS,
     PAGE_HEAD,
     USER_MENU,
+    WORKER_PAGES,
     BaseHandler,
     Events,
     EventsState,
@@ -153,6 +155,20 @@ def test_the_wire_format_of_questions_is_that_of_kombu() -> None:
     assert headers.keys() == kombus_headers.keys()
 
 
+def test_which_handlers_show_workers() -> None:
+    """Workers that are due to be forgotten are forgotten before these answer."""
+    handlers = {getattr(route, "handler_class", None) or route[1] for route in flower.urls.handlers}
+    reads = {one for one in handlers if re.search(r"\b(application|state|events)\.workers\b", inspect.getsource(one))}
+    assert reads == set(WORKER_PAGES)
+
+
+def test_celery_evicts_workers_without_regard_to_their_events() -> None:
+    """`State` makes the worker of each event the most recently used one."""
+    source = inspect.getsource(State._create_dispatcher)
+    assert "get_worker, get_task = workers.data.__getitem__, tasks.data.__getitem__" in source
+    assert "add_type = self._seen_types.add" in source
+
+
 def test_the_last_route_is_the_page_for_what_does_not_exist() -> None:
     pattern, handler = flower.urls.handlers[-1]
     assert (pattern, handler) == (".*", NotFoundErrorHandler)
@@ -213,7 +229,7 @@ def test_the_table_of_options_is_that_of_flower_and_tornado() -> None:
 
 
 def test_flower_reads_three_options_of_tornados_global_parser() -> None:
-    """FlowerProxy has its own parser; `concrete_handler`, `_forget_workers` and the recorder stand in for these."""
+    """FlowerProxy has its own parser; `concrete_handler`, `forget_workers` and the recorder stand in for these."""
     reads = {}
     for path in {*FLOWER.rglob("*.py")} - {FLOWER / "command.py", FLOWER / "options.py"}:
         source = path.read_text()

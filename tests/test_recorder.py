@@ -21,7 +21,6 @@ from celery.worker.heartbeat import Heart
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flower_proxy._flower import EventsState
 from flower_proxy.events.state import State
 from flower_proxy.metrics.broker_poller import QueueFigures
 from flower_proxy.metrics.exposition import render
@@ -111,9 +110,10 @@ def offline(worker: str = W1) -> Event:
 
 
 class Cluster:
-    """Flower's state and a recorder that reads it; keywords are the recorder's.
+    """The state and a recorder that reads it; keywords are the recorder's.
 
     :param max_tasks: how many tasks the state keeps.
+    :param max_workers: how many workers the state keeps.
     :param queues_of: the queues that a worker consumes from.
     """
 
@@ -121,11 +121,12 @@ class Cluster:
         self,
         *events: Event,
         max_tasks: int = 1000,
+        max_workers: int = 1000,
         queues_of: Callable[[str], Sequence[str]] = lambda worker: (),
         **options: Any,
     ) -> None:
         self.now = BEGIN
-        self.state: EventsState = State(max_tasks_in_memory=max_tasks)
+        self.state = State(max_tasks_in_memory=max_tasks, max_workers_in_memory=max_workers)
         self.recorder = Recorder(BUCKETS, clock=lambda: self.now, **options)
         self.recorder.begin(self.state, queues_of)
         self.feed(*events)
@@ -135,6 +136,12 @@ class Cluster:
             event = dated(event)
             self.state.event(event)
             self.recorder.on_events([event])
+
+    def forget(self, *workers: str) -> set[str]:
+        """Forget workers, as a purge does."""
+        for worker in workers:
+            del self.state.workers[worker]
+        return self.recorder.forget_evicted()
 
     def text(self, queues: QueueFigures | None = None, groups: Sequence[str] = GROUPS) -> str:
         return "".join(render(self.recorder.families(queues, groups=groups), openmetrics=False))
@@ -218,7 +225,7 @@ SCENARIOS = {
         },
     ),
     "a worker that stops is offline": Scenario([online(), offline()], {is_online(): 0, executing(): 0}),
-    "a worker of which only the end was heard": Scenario([offline()], {is_online(): 0}),
+    "a worker of which only the end was heard": Scenario([offline()], {is_online(): ABSENT}),
     "a worker that comes back is online": Scenario(
         [heartbeat(active=2, ago=60), online(), heartbeat(active=1)], {is_online(): 1, executing(): 1}
     ),
@@ -558,17 +565,16 @@ def test_purged_workers_are_nowhere_and_nothing_else_is_hidden() -> None:
     cluster = Cluster(*busy(W1, "1"), *busy(W2, "2"), *busy(W3, "3"), sent("9"))
     before = cluster.samples()
     assert len(series_of(cluster, W1)) > 30
-    # Flower hands over those it takes for offline: producers too, since they are no workers (P16)
-    assert cluster.recorder.remove_workers({W1, W2, PRODUCER, "unknown@host"}) == 2
+    assert cluster.forget(W1, W2) == {W1, W2}
     after = cluster.samples()
     assert after == {sample: number for sample, number in before.items() if W1 not in sample and W2 not in sample}
     assert after[events("gen@web", "sent")] == 4
-    assert cluster.recorder.remove_workers({W1, W2, PRODUCER}) == 0, "they are removed once"
+    assert cluster.forget() == set(), "they are removed once"
 
 
 def test_a_purged_worker_that_is_heard_of_again_begins_anew() -> None:
     cluster = Cluster(*busy(W1, "1"))
-    cluster.recorder.remove_workers([W1])
+    cluster.forget(W1)
     cluster.feed(heartbeat())
     assert cluster.samples()[is_online()] == 1
     assert events(W1, "received") not in cluster.samples()
@@ -584,7 +590,8 @@ def test_a_purged_worker_that_is_heard_of_again_begins_anew() -> None:
 def restored(cluster: Cluster) -> Cluster:
     """The same after a restart with --persistent."""
     after = Cluster()
-    after.state = pickle.loads(pickle.dumps(cluster.state))
+    limits = {"max_workers_in_memory": 1000, "max_tasks_in_memory": 1000}
+    after.state = State.restored(pickle.loads(pickle.dumps(cluster.state)), **limits)
     after.recorder.begin(after.state)
     return after
 
@@ -655,9 +662,15 @@ def test_after_a_restart_with_persistent_the_wait_in_the_queue_is_known() -> Non
     assert cluster.samples()[celery("queue_wait_time_sum")] == 5
 
 
+def test_after_a_restart_with_persistent_evicted_workers_are_not_back() -> None:
+    cluster = restored(Cluster(received(worker=W1), heartbeat(W2), max_workers=1))
+    assert series_of(cluster, W1) == []
+    assert cluster.samples()[is_online(W2)] == 1
+
+
 def test_a_sending_that_is_told_after_its_worker_was_purged_brings_nothing_back() -> None:
     cluster = Cluster(heartbeat(), received(), started())
-    cluster.recorder.remove_workers([W1])
+    cluster.forget(W1)
     cluster.feed(sent())
     assert series_of(cluster, W1) == []
 

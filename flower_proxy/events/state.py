@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from flower_proxy._flower import EventsState, NoMetrics, TaskSearch
+from flower_proxy._flower import EventsState, NoMetrics, TaskSearch, forget_counts, forget_task_names
 from flower_proxy.events.worker import Worker
+from flower_proxy.events.worker_cache import WorkerCache
+
+_MAX_TASK_NAMES = 1000
+_MAX_EVENT_TYPES = 100
 
 
 class State(EventsState):
@@ -17,6 +21,7 @@ class State(EventsState):
         super().__init__(*args, **kwargs)
         self.metrics = NoMetrics()
         self.search_engine = TaskSearch()
+        self.workers = WorkerCache(self.max_workers_in_memory)
 
     @classmethod
     def restored(cls, saved: EventsState, **limits: int) -> State:
@@ -37,6 +42,26 @@ class State(EventsState):
         state.search_engine.rebuild(state.tasks.items())
         state.rebuild_taskheap()
         return state
+
+    def event(self, event: dict[str, Any]) -> None:
+        """Process an event, and make its worker the most recently heard one."""
+        super().event(event)
+        name, kind, counts = event["hostname"], event["type"], self.counter
+        if not self.workers.touch(name):
+            # Flower shows no counts of clients, each process of which has a name of its own
+            counts.pop(name, None)
+        elif len(types := counts[name]) > _MAX_EVENT_TYPES and types[kind] == 1:
+            types["other"] += types.pop(kind)
+        elif len(counts) > 2 * self.max_workers_in_memory:
+            self.forget_evicted()
+
+    def forget_evicted(self) -> None:
+        """Drop what is kept by name of workers and tasks that are no longer in memory.
+
+        Task names are kept for Flower's list of them, until there are more than a thousand.
+        """
+        forget_counts(self, lambda name: name not in self.workers)
+        forget_task_names(self, _MAX_TASK_NAMES)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # As Flower's own, so that Flower can load what was saved here

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +46,14 @@ class TaskEvents:
                 worker.before_last, worker.last = worker.last, processed
 
     def _find(self, name: str) -> _Worker:
-        worker = self._workers.get(name)
-        if worker is None:
-            worker = _Worker()
-            self._workers.put(name, worker)
+        worker = self._workers.get(name) or _Worker()
+        self._workers.put(name, worker)
         return worker
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Forget workers until their next event."""
+        for name in names:
+            self._workers.pop(name, None)
 
     def sends_task_events(self, name: str) -> bool | None:
         """Return whether a worker sends task events; None as long as it has not run any task."""

@@ -11,14 +11,14 @@ from celery import Celery
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
-from flower_proxy._flower import forget_counts, last_heard
+from flower_proxy._flower import last_heard
 from flower_proxy.events.receiver import Receiver
 from flower_proxy.events.rejections import Rejections
 from flower_proxy.events.replies import REASONS
 from flower_proxy.metrics.broker_poller import BrokerPoller
 from flower_proxy.metrics.exposition import Family, document, negotiate
 from flower_proxy.metrics.process import Connections, EventDelay, ProcessMetrics
-from flower_proxy.metrics.recorder import Recorder, is_producer
+from flower_proxy.metrics.recorder import Recorder
 
 _GZIP = 31  # zlib's window bits for a gzip stream
 _LEVEL = 1
@@ -81,21 +81,21 @@ class MetricsCollector:
 
     # Purging
 
-    def forget_producers(self) -> None:
-        """Forget the event counts of clients that send tasks, which Flower keeps and never shows (P16)."""
-        forget_counts(self.receiver.state, is_producer)
+    def forget_workers(self, silent_for: float | None) -> set[str]:
+        """Forget the workers that have been offline for so long, and those that the state has evicted.
 
-    def forget_workers(self, silent_for: float) -> set[str]:
-        """Forget the workers that have been offline for so many seconds, and return their names."""
-        state, heard_before = self.receiver.state, time.time() - silent_for
-        offline = [(name, worker) for name, worker in state.workers.items() if not worker.alive]
-        gone = {name for name, worker in offline if last_heard(worker) <= heard_before}
-        if gone:
-            self.recorder.remove_workers(gone)
-            for name in gone:
-                state.workers.pop(name, None)
-            forget_counts(state, gone.__contains__)
-        return gone
+        :param silent_for: seconds; None keeps offline workers until they are evicted.
+        :returns: the names of these workers.
+        """
+        state = self.receiver.state
+        if silent_for is not None:
+            heard_before = time.time() - silent_for
+            offline = [(name, worker) for name, worker in state.workers.items() if not worker.alive]
+            for name, worker in offline:
+                if last_heard(worker) <= heard_before:
+                    del state.workers[name]
+        state.forget_evicted()
+        return self.recorder.forget_evicted()
 
     # Scrapes and readiness
 

@@ -42,11 +42,6 @@ _PROCESS = re.compile(r"^gen\d+(?=@)")
 _CALLED = re.compile(r"\w+(?=\()")
 
 
-def is_producer(name: str) -> bool:
-    """Return whether this is the name of a client that sends tasks, not of a worker."""
-    return _PROCESS.match(name) is not None
-
-
 @dataclass(frozen=True, slots=True)
 class _Start:
     """The start of a run, and its eta in seconds since the epoch; 0 for none."""
@@ -118,7 +113,7 @@ class Recorder:
             self._tasks.celery[kind].inc(name, producer, queue)
             self._note_sent(event, task)
             return
-        self._workers.add(worker)
+        self._meet(worker)
         self._tasks.events.inc(worker, self._types(kind), name)
         series = (name, worker, queue)
         self._tasks.meet(series)
@@ -131,22 +126,31 @@ class Recorder:
 
     def _on_worker(self, event: Mapping[str, Any]) -> None:
         worker = event["hostname"]
-        self._workers.add(worker)
+        # Custom events may come from anywhere, and an unknown worker that stops is not worth keeping
+        if worker in self._state.workers:
+            self._meet(worker)
         # A new worker has no tasks yet; the broker redelivers those of a stopped one
         if event["type"] in ("worker-online", "worker-offline"):
             self._in_flight.drop_where(lambda uuid, held: held.worker == worker)
 
-    def remove_workers(self, names: Collection[str]) -> int:
-        """Forget workers until their next event; clients that send tasks are kept (P16).
+    def _meet(self, worker: str) -> None:
+        if worker not in self._workers:
+            self._workers.add(worker)
+            # A flood of new names must not have to wait for the next scrape
+            if len(self._workers) > 2 * self._state.max_workers_in_memory:
+                self.forget_evicted()
 
-        :returns: the number of workers that were known.
+    def forget_evicted(self) -> set[str]:
+        """Forget the workers that the state no longer has, until their next event; clients that send tasks are kept.
+
+        :returns: the names of these workers.
         """
-        gone = self._workers.intersection(names)
+        gone = self._workers.difference(self._state.workers)
         if gone:
             self._workers -= gone
             self._in_flight.drop_where(lambda uuid, held: held.worker in gone)
             self._tasks.remove_workers(gone)
-        return len(gone)
+        return gone
 
     def _follow(
         self, event: Mapping[str, Any], name: str, worker: str, queue: str, held: InFlightTask | None, task: Task
@@ -232,6 +236,8 @@ class Recorder:
                     started=task.started if task.state == "STARTED" else None,
                 )
                 self._in_flight.put(uuid, held)
+                # Even one that the state has evicted, so that it is forgotten at the first scrape
+                self._workers.add(held.worker)
                 self._tasks.meet((held.name, held.worker, self._queue(held.worker, task)))
 
     def reconcile(self, worker: str, ids: Collection[str], asked_at: float) -> None:
@@ -252,6 +258,7 @@ class Recorder:
         :param queues: None if unknown.
         :param groups: which of ``flower`` and ``celery``.
         """
+        self.forget_evicted()
         active = self._active()
         families: list[Family] = []
         if "flower" in groups:
@@ -263,9 +270,8 @@ class Recorder:
     def _active(self) -> dict[str, float | None]:
         """Return the number of active tasks by worker; None for one that is offline (P3)."""
         active: dict[str, float | None] = {}
-        for name in sorted(self._workers):
-            worker = self._state.workers.get(name)
-            active[name] = (_measured(worker.active) or 0) if worker is not None and worker.alive else None
+        for name, worker in sorted(self._state.workers.items()):
+            active[name] = (_measured(worker.active) or 0) if worker.alive else None
         return active
 
 

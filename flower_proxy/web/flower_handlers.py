@@ -12,6 +12,7 @@ from tornado.web import RequestHandler, StaticFileHandler, stream_request_body
 
 from flower_proxy._flower import (
     TASK_BODIES,
+    WORKER_PAGES,
     Amended,
     BaseHandler,
     Healthcheck,
@@ -27,7 +28,7 @@ from flower_proxy.auth.policy import Permission
 from flower_proxy.events.broker import KombuQueues
 from flower_proxy.events.replies import MAX_QUEUES
 from flower_proxy.proxy.paths import parse_next
-from flower_proxy.web.handlers import TrustedMetrics
+from flower_proxy.web.handlers import Check, TrustedMetrics
 from flower_proxy.web.limits import MAX_TASK_BODY
 from flower_proxy.web.mixins import Proxied
 
@@ -37,6 +38,8 @@ _PERMISSIONS: Mapping[type[RequestHandler], Permission] = {
     # Its query comes by POST and changes nothing
     TasksDataTable: Permission.READ,
 }
+
+_SHOWS_WORKERS = (*WORKER_PAGES, TrustedMetrics, Check)
 
 
 class Routes:
@@ -82,6 +85,8 @@ def proxied(target: type[RequestHandler], options: UnproxiedOptions, route: str)
         bases = (ProxiedLogin, handler)
     elif issubclass(handler, BaseHandler):
         bases = (ProxiedFlower, handler, Lean)
+        if issubclass(handler, _SHOWS_WORKERS):
+            bases = (ProxiedFlower, CurrentWorkers, handler, Lean)
         if issubclass(handler, TASK_BODIES):
             bases = (LargeBody, *bases)
     attributes: dict[str, Any] = {"route": route}
@@ -103,6 +108,14 @@ class ProxiedFlower(Proxied, Amended):
 
     def any_broker(self) -> KombuQueues:
         return KombuQueues(self.capp)
+
+
+class CurrentWorkers(BaseHandler):
+    """A handler that shows workers: one that is due to be forgotten is on no page when it is in no metric."""
+
+    def prepare(self) -> Any:
+        self.application.forget_workers()
+        return super().prepare()
 
 
 class ProxiedLogin(ProxiedFlower, OAuth2Mixin):

@@ -137,22 +137,6 @@ def test_requests_are_counted_by_route(site: Site) -> None:
     assert "nothing" not in str(routes)
 
 
-@pytest.mark.parametrize("settings", [{**OPEN, "purge_offline_workers": 0}])
-def test_a_worker_that_is_purged_is_forgotten_and_nothing_else(
-    site: Site, app: FlowerProxy, event: Callable[..., None]
-) -> None:
-    """P3, P16: in stock Flower the counters of who sends tasks are purged, and those of workers only by a scrape."""
-    event("task-sent", uuid="u2", name="add", hostname="gen17@host")
-    event("worker-offline")
-    assert "w1@host" in scrape(site).body.decode()
-    app._forget_workers()
-    text = scrape(site).body.decode()
-    assert "w1@host" not in text
-    assert 'worker="gen@host"' in text
-    assert "w1@host" not in app.events.state.workers
-    assert not [name for name in app.events.state.counter if name.startswith("gen")]
-
-
 def test_it_is_not_ready_before_the_broker_has_answered(site: Site, app: FlowerProxy) -> None:
     for path in ("/ready",):
         response = site.fetch(path)

@@ -1,0 +1,262 @@
+"""Nothing that an event can name makes memory or metrics grow without a bound."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from celery import Celery
+from flower.events import EventsState
+from prometheus_client.parser import text_string_to_metric_families
+from tornado.ioloop import IOLoop
+
+from flower_proxy.app import FlowerProxy
+from flower_proxy.events.state import State
+from flower_proxy.settings.loader import make_options
+from tests.support.churn import Churn, scraped
+
+MAX_WORKERS = 50
+LIMIT = {"task": 20, "exception": 100, "queue_name": 1000, "producer": 1000, "type": 100}
+OTHER = {
+    "task": "other",
+    "exception": "UnknownException",
+    "queue_name": "other",
+    "producer": "gen@other",
+    "type": "other",
+}
+
+
+@pytest.fixture
+def settings() -> dict[str, Any]:
+    return {"max_workers": MAX_WORKERS}
+
+
+@pytest.fixture
+def app(io_loop: IOLoop, settings: dict[str, Any]) -> Iterator[FlowerProxy]:
+    """The application, which receives no events but those of the test."""
+    options = make_options(no_auth=True, max_tasks=1000, metrics_max_task_names=LIMIT["task"], **settings)
+    capp = Celery(broker="memory://")
+    application = FlowerProxy(capp=capp, options=options)
+    yield application
+    io_loop.run_sync(application.close)
+    capp.close()
+
+
+class Feed:
+    """Hands events to the application, and counts them."""
+
+    def __init__(self, app: FlowerProxy) -> None:
+        self._process = app.events.process
+        self.sent = 0
+
+    def __call__(self, kind: str, sender: str, **fields: Any) -> None:
+        self.sent += 1
+        base = {"timestamp": 1.0, "local_received": 1.0, "utcoffset": 0, "pid": 1}
+        self._process({"type": kind, "hostname": sender, "clock": self.sent, **base, **fields})
+
+
+def samples(app: FlowerProxy, name: str) -> list[tuple[dict[str, str], float]]:
+    """Return the samples of a name: their labels and values."""
+    families = text_string_to_metric_families(scraped(app))
+    return [(one.labels, one.value) for family in families for one in family.samples if one.name == name]
+
+
+def by_label(app: FlowerProxy, name: str, label: str) -> Counter[str]:
+    """Return the sum of a metric for each value of a label."""
+    sums: Counter[str] = Counter()
+    for labels, value in samples(app, name):
+        sums[labels[label]] += int(value)
+    return sums
+
+
+def workers_in(app: FlowerProxy) -> set[str]:
+    return set(by_label(app, "flower_worker_online", "worker"))
+
+
+# Labels
+
+
+def test_every_label_is_bounded_and_no_event_is_lost(app: FlowerProxy) -> None:
+    """All limits are exceeded at once; what exceeds them is aggregated."""
+    feed, beyond = Feed(app), 7
+    for number in range(max(LIMIT.values()) + beyond):
+        uuid, worker = str(number), f"w{number % MAX_WORKERS}@host"
+        task = f"task{number % (LIMIT['task'] + beyond)}"
+        feed("task-sent", f"gen{number}@pod{number}", uuid=uuid, name=task, queue=f"queue{number}")
+        feed("task-received", worker, uuid=uuid, name=task)
+        feed(f"task-step{number % (LIMIT['type'] + beyond)}", worker, uuid=uuid)
+        feed("task-failed", worker, uuid=uuid, exception=f"Error{number % (LIMIT['exception'] + beyond)}()")
+    runs = feed.sent // 4
+    found = {
+        "task": by_label(app, "flower_events_total", "task"),
+        "exception": by_label(app, "celery_task_failed_total", "exception"),
+        "queue_name": by_label(app, "celery_task_received_total", "queue_name"),
+        "producer": by_label(app, "celery_task_sent_total", "hostname"),
+        "type": by_label(app, "flower_events_total", "type"),
+    }
+    expected = {"task": 4 * runs, "exception": runs, "queue_name": runs, "producer": runs, "type": 4 * runs}
+    assert {label: sum(counts.values()) for label, counts in found.items()} == expected
+    # Series that exist with 0 from the start: of workers that sent nothing, and of no exception
+    values = {label: {value for value, count in counts.items() if count} for label, counts in found.items()}
+    # A client's event is of type task-sent, which the limit of workers' types does not count
+    extra = {"type": 1}
+    assert {label: len(found) for label, found in values.items()} == {
+        label: limit + 1 + extra.get(label, 0) for label, limit in LIMIT.items()
+    }
+    assert all(found[label][other] > 0 for label, other in OTHER.items())
+    assert workers_in(app) == {f"w{number}@host" for number in range(MAX_WORKERS)}
+
+
+def test_workers_beyond_the_limit_take_their_counts_along(app: FlowerProxy) -> None:
+    feed = Feed(app)
+    for number in range(3 * MAX_WORKERS):
+        feed("task-received", f"w{number}@host", uuid=str(number), name="add")
+    last = {f"w{number}@host": 1 for number in range(2 * MAX_WORKERS, 3 * MAX_WORKERS)}
+    assert by_label(app, "flower_events_total", "worker") == last
+    assert by_label(app, "celery_task_received_total", "hostname") == last
+    assert workers_in(app) == last.keys()
+    assert by_label(app, "flower_worker_prefetched_tasks", "worker").keys() == last.keys()
+
+
+# Workers
+
+
+def test_a_worker_that_still_sends_survives_ten_thousand_others(app: FlowerProxy) -> None:
+    """Celery evicts the worker that was first seen, or whichever was not looked at by a page."""
+    churn = Churn(app.events.process, steady=10, heartbeat_every=MAX_WORKERS // 2, tasks=0)
+    feed = Feed(app)
+    for number in range(10):
+        for name in churn.steady:
+            feed("task-received", name, uuid=f"{name}{number}", name="add")
+        churn.run(1000)
+        # Readers do not decide who stays
+        assert workers_in(app) >= set(churn.steady)
+        assert all(app.events.state.workers.get(name) for name in list(app.events.state.workers))
+        assert {app.task_events.sends_task_events(name) for name in churn.steady} == {True}
+        app.forget_workers()
+    assert by_label(app, "flower_events_total", "worker").keys() >= set(churn.steady)
+    received = by_label(app, "celery_task_received_total", "hostname")
+    assert [received[name] for name in churn.steady] == [10] * 10
+
+
+def test_reading_a_worker_does_not_keep_it(app: FlowerProxy) -> None:
+    feed, state = Feed(app), app.events.state
+    for number in range(MAX_WORKERS):
+        feed("worker-heartbeat", f"w{number}@host")
+    assert state.workers["w0@host"] is state.workers.get("w0@host")
+    feed("worker-heartbeat", "w1@host")
+    feed("worker-heartbeat", "new@host")
+    assert ("w0@host" in state.workers, "w1@host" in state.workers) == (False, True)
+
+
+@pytest.mark.parametrize("settings", [{"max_workers": 500}])
+def test_a_week_of_new_workers_takes_the_space_of_a_day(app: FlowerProxy) -> None:
+    """A day has 1,000 new names here, so that the test is short; `tests.bench.churn` has 5,000."""
+    churn = Churn(app.events.process, steady=10, tasks=1)
+    figures: dict[int, tuple[int, int, int]] = {}
+    tracemalloc.start()
+    try:
+        for day in range(1, 8):
+            for _ in range(4):
+                churn.run(250)
+                app.forget_workers()
+            text = scraped(app)
+            online = text.count("\nflower_worker_online{")
+            assert online == 500
+            figures[day] = (text.count("\n"), len(text), 0)
+            del text
+            gc.collect()
+            figures[day] = (*figures[day][:2], tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    for second, seventh in zip(figures[2], figures[7], strict=True):
+        assert seventh == pytest.approx(second, rel=0.05), figures
+
+
+def test_a_flood_of_workers_does_not_wait_for_a_scrape_to_be_forgotten(app: FlowerProxy) -> None:
+    Churn(app.events.process, tasks=1).run(20 * MAX_WORKERS)
+    assert len(app.monitor.recorder._tasks.runtime) <= 2 * MAX_WORKERS
+    assert len(app.events.state.counter) <= 2 * MAX_WORKERS
+
+
+# What the state keeps by name
+
+
+def test_clients_have_no_event_counts(app: FlowerProxy) -> None:
+    """Flower keeps those of every process that ever sent a task, and shows none of them."""
+    feed = Feed(app)
+    feed("task-sent", "gen1@web", uuid="1", name="add")
+    feed("task-received", "w@host", uuid="1", name="add")
+    feed("custom-event", "anything")
+    feed("worker-offline", "unknown@host")
+    assert app.events.state.counter == {"w@host": {"task-received": 1}}
+
+
+def test_event_types_of_a_worker_are_bounded(app: FlowerProxy) -> None:
+    feed = Feed(app)
+    for number in range(300):
+        feed(f"worker-{number}", "w@host")
+        feed("worker-heartbeat", "w@host")
+    counts = app.events.state.counter["w@host"]
+    assert (counts["worker-heartbeat"], counts["worker-1"], counts.total()) == (300, 1, 600)
+    assert counts["other"] > 0
+    assert len(counts) <= 101
+
+
+def test_task_names_that_are_no_longer_in_memory_are_forgotten(app: FlowerProxy) -> None:
+    feed, state = Feed(app), app.events.state
+    for number in range(1500):
+        feed("task-received", f"w{number}@host", uuid=str(number), name=f"task{number}")
+    # Celery's tasks are cycles, and its index drops them once they are collected
+    gc.collect()
+    app.forget_workers()
+    names = {task.name for task in state.tasks.values()}
+    assert len(names) == 1000
+    assert set(state.task_types()) == names == set(state.tasks_by_type)
+    assert len(state.tasks_by_worker) == 1000
+    # Celery's dispatcher fills the same containers
+    feed("task-received", "w@host", uuid="new", name="new")
+    assert "new" in state.task_types()
+    assert {task.uuid for task in state.tasks_by_type["new"]} == {"new"}
+
+
+def test_few_task_names_are_kept_without_tasks(app: FlowerProxy) -> None:
+    feed = Feed(app)
+    for number in range(1500):
+        feed("task-received", "w@host", uuid=str(number), name="first" if number < 100 else "second")
+    app.forget_workers()
+    assert app.events.state.task_types() == ["first", "second"]
+
+
+def test_flower_loads_a_state_that_was_saved_here() -> None:
+    state = State(max_tasks_in_memory=10, max_workers_in_memory=2)
+    for number in range(3):
+        state.event({"type": "worker-online", "hostname": f"w{number}", "timestamp": 1, "local_received": 1})
+    saved = pickle.dumps(state)
+    assert b"flower_proxy" not in saved
+    loaded = pickle.loads(saved)
+    assert (type(loaded), list(loaded.workers), loaded.workers.limit) == (EventsState, ["w1", "w2"], 2)
+    restored = State.restored(loaded, max_tasks_in_memory=10, max_workers_in_memory=1)
+    assert list(restored.workers) == ["w2"]
+
+
+# Inspections
+
+
+def test_inspection_results_go_with_their_worker_and_are_bounded(app: FlowerProxy) -> None:
+    feed = Feed(app)
+    feed("worker-online", "w@host")
+    # Workers that send no events answer too
+    for number in range(MAX_WORKERS + 5):
+        app.workers[f"silent{number}@host"].update(stats={}, timestamp=float(number))
+    app.workers["w@host"].update(stats={}, timestamp=100.0)
+    app.forget_workers()
+    assert list(app.workers) == [f"silent{number}@host" for number in range(6, MAX_WORKERS + 5)] + ["w@host"]
+    app.events.state.workers.pop("w@host")
+    app.forget_workers()
+    assert "w@host" not in app.workers
