@@ -123,6 +123,52 @@ def test_workers_beyond_the_limit_take_their_counts_along(app: FlowerProxy) -> N
     assert by_label(app, "flower_worker_prefetched_tasks", "worker").keys() == last.keys()
 
 
+@pytest.mark.parametrize(
+    ("fields", "name", "label"),
+    [
+        pytest.param({"type": "task-received", "name": "{}"}, "flower_events_total", "task", id="task"),
+        pytest.param({"type": "task-{}"}, "flower_events_total", "type", id="type"),
+        pytest.param(
+            {"type": "task-failed", "exception": "{}()"}, "celery_task_failed_total", "exception", id="exception"
+        ),
+    ],
+)
+def test_a_full_label_has_room_again_when_its_workers_are_gone(
+    app: FlowerProxy, fields: dict[str, str], name: str, label: str
+) -> None:
+    """With short-lived workers every name would be aggregated some day."""
+
+    def run(worker: str, value: str) -> None:
+        event = {key: text.format(value) for key, text in fields.items()}
+        feed(event.pop("type"), worker, uuid=value, **event)
+
+    feed = Feed(app)
+    for number in range(LIMIT[label] + 1):
+        run("old@host", f"Old{number}")
+    run("steady@host", "Old1")
+    assert by_label(app, name, label)[OTHER[label]] == 1
+    app.events.state.workers.pop("old@host")
+    app.forget_workers()
+    for number in range(LIMIT[label]):
+        run("new@host", f"New{number}")
+    counts = by_label(app, name, label)
+    prefix = "task-" if label == "type" else ""
+    # One place is still taken
+    assert counts[f"{prefix}Old1"] == counts[f"{prefix}New{LIMIT[label] - 2}"] == counts[OTHER[label]] == 1
+    assert f"{prefix}Old2" not in counts
+
+
+def test_workers_that_send_tasks_leave_room_for_others(app: FlowerProxy) -> None:
+    feed = Feed(app)
+    for number in range(LIMIT["producer"] + MAX_WORKERS):
+        feed("worker-online", f"w{number}@host")
+        feed("task-sent", f"w{number}@host", uuid=str(number), name="add")
+    app.forget_workers()
+    feed("worker-online", "new@host")
+    feed("task-sent", "new@host", uuid="new", name="add")
+    assert by_label(app, "celery_task_sent_total", "hostname")["new@host"] == 1
+
+
 # Workers
 
 

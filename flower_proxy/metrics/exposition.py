@@ -203,6 +203,11 @@ class _Lasting(Family, Generic[Kept]):
         """Let the series be there, with 0 if it is new."""
         self._at(values)
 
+    def values(self, label: str) -> set[str]:
+        """Return the values that a label has in any series."""
+        index = self.labels.index(label)
+        return {key[index] for key in self._series}
+
     def remove(self, label: str, values: Collection[str]) -> None:
         """Forget the series whose label has one of these values."""
         index = self.labels.index(label)

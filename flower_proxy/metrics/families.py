@@ -27,7 +27,7 @@ _CELERY_COUNTERS = {
 
 
 class LabelLimit:
-    """Values of a label: the first ones are kept, all others are aggregated.
+    """Values of a label: the first ones are kept, all others are aggregated until one of these is gone.
 
     :param limit: maximum number of values that are kept.
     :param other: the value of the others.
@@ -46,6 +46,15 @@ class LabelLimit:
                 return self._other
             self._kept.add(value)
         return value
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a new value would be aggregated."""
+        return len(self._kept) >= self._limit
+
+    def release(self, used: Collection[str]) -> None:
+        """Make room for other values in place of those that are no longer used."""
+        self._kept.intersection_update(used)
 
 
 class TaskFamilies:
@@ -91,6 +100,14 @@ class TaskFamilies:
             # All counters at once, with 0: Prometheus sees no increase in one that appears with 1
             for kind, counter in self.celery.items():
                 counter.touch(*series, *([""] if kind == "task-failed" else []))
+
+    def values(self, label: str) -> set[str]:
+        """Return the values that a label has in the series.
+
+        :param label: ``type``, or one of the ``celery_*`` families.
+        """
+        families = [self.events] if label == "type" else self.of_celery
+        return set().union(*(family.values(label) for family in families if label in family.labels))
 
     def pairs(self) -> Iterable[tuple[str, str]]:
         """Return the pairs of worker and task name that have series."""

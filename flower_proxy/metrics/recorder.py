@@ -80,6 +80,13 @@ class Recorder:
         self._queues = LabelLimit(_MAX_QUEUES, "other")
         self._producers = LabelLimit(_MAX_PRODUCERS, "gen@other")
         self._types = LabelLimit(_MAX_TYPES, "other")
+        self._limits = {
+            "hostname": self._producers,
+            "name": self._task_names,
+            "exception": self._exceptions,
+            "queue_name": self._queues,
+            "type": self._types,
+        }
         self._tasks = TaskFamilies(buckets)
         self._workers: set[str] = set()
         self._in_flight = InFlight(max_in_flight)
@@ -150,6 +157,9 @@ class Recorder:
             self._workers -= gone
             self._in_flight.drop_where(lambda uuid, held: held.worker in gone)
             self._tasks.remove_workers(gone)
+            for label, limit in self._limits.items():
+                if limit.is_full:
+                    limit.release(self._tasks.values(label))
         return gone
 
     def _follow(
