@@ -222,7 +222,8 @@ def _sum_up(counted: Mapping[str, Counted], workers: Mapping[str, _Worker], *, t
     for worker in workers.values():
         consuming.update(worker.queues)
         processes.update(dict.fromkeys(worker.queues, worker.processes))
-    names = dict.fromkeys(chain(counted, consuming))
+    # Workers may name more queues than are counted
+    names = dict.fromkeys(islice(dict.fromkeys(chain(counted, consuming)), MAX_QUEUES))
     return QueueFigures(
         lengths={name: found.messages for name, found in counted.items()},
         consumers={name: found.consumers if told else consuming[name] for name, found in counted.items()},
