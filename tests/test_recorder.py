@@ -292,6 +292,9 @@ SCENARIOS = {
         [online(), received(), started(at=3), received(at=9), started(at=10), succeeded(at=12)],
         {prefetched(): 0, prefetch_time(): 1},
     ),
+    "of a task that is delivered again and again the last runs are known": Scenario(
+        [online(), *[received(), started()] * 15, *[failed()] * 15], {runtime("count"): 11, events(W1, "failed"): 15}
+    ),
     "a task that is delivered again to where it was": Scenario(
         [online(), received(), received(at=100)], {prefetched(): 1}
     ),

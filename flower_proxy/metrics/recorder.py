@@ -30,6 +30,7 @@ _MAX_EXCEPTIONS = 100
 _MAX_QUEUES = 1000
 _MAX_PRODUCERS = 1000
 _MAX_TYPES = 100
+_MAX_UNENDED = 10
 # Runs without a task-sent event so far; clients without task_send_sent_event never send one
 _MAX_UNSENT = 5000
 
@@ -174,7 +175,7 @@ class Recorder:
                 timestamp,
                 eta=event.get("eta"),
                 retries=_retries(event),
-                unended=held.begun if held else (),
+                unended=held.begun[-_MAX_UNENDED:] if held else (),
             )
             self._in_flight.put(uuid, held)
         elif kind == "task-started":
