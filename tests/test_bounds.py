@@ -20,6 +20,7 @@ from flower_proxy.events.state import State
 from flower_proxy.metrics.broker_poller import MAX_QUEUES, _sum_up, _Worker
 from flower_proxy.settings.loader import make_options
 from tests.support.churn import Churn, scraped
+from tests.support.processes import PROJECT
 
 MAX_WORKERS = 50
 LIMIT = {"task": 20, "exception": 100, "queue_name": 1000, "producer": 1000, "type": 100}
@@ -80,6 +81,17 @@ def workers_in(app: FlowerProxy) -> set[str]:
 
 
 # Labels
+
+
+def test_the_readme_has_every_limit() -> None:
+    readme = (PROJECT / "README.md").read_text()
+    _, _, rest = readme.partition("Every label is bounded:")
+    rows = [[cell.strip(" `") for cell in row.split("|")] for row in rest.split("\n\n")[1].splitlines()]
+    table = {row[1].split("`")[0].strip(): row[2:4] for row in rows[2:]}
+    rows_of = dict(zip(LIMIT, LIMIT, strict=True)) | {"producer": "hosts of clients that send tasks ("}
+    for label in LIMIT.keys() - {"task"}:
+        limit, beyond = table[rows_of[label]]
+        assert (int(limit.replace(",", "")), beyond.split("`")[0]) == (LIMIT[label], OTHER[label])
 
 
 def test_every_label_is_bounded_and_no_event_is_lost(app: FlowerProxy) -> None:
