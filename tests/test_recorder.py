@@ -531,6 +531,24 @@ SCENARIOS = {
         },
         {"max_task_names": 3},
     ),
+    "combinations of names and queues beyond the limit are one for each worker": Scenario(
+        [
+            *itertools.chain(*((sent(n, queue=f"queue{n}"), received(n, name=f"task{n}")) for n in "012345")),
+            *(failed("5"), received("0", W2, name="task0")),
+        ],
+        {
+            celery("received_total", W1, "queue2", "task2"): 1,
+            celery("received_total", W1, "queue3", "task3"): ABSENT,
+            celery("received_total", W1, "other", "other"): 3,
+            celery("received_total", W2, "other", "other"): 1,
+            celery("sent_total", "gen@web", "queue1", "add"): 1,
+            celery("sent_total", "gen@web", "other", "other"): 4,
+            celery("failed_total", W1, "other", "other", exception="ValueError"): 1,
+            events(W1, "received", "other"): 4,
+            events(W2, "received", "other"): 1,
+        },
+        {"max_series": 3},
+    ),
     "events that an application has thought of": Scenario(
         [received(), task("progress", "1", W1, 3, percent=50)],
         {events(W1, "progress"): 1, celery("received_total"): 1},

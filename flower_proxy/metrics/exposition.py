@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate, islice, pairwise
 from math import inf
@@ -177,11 +178,27 @@ class _Distribution:
         return (*up_to, up_to[-1], _number(self.sum))
 
 
+@dataclass(frozen=True)
+class SeriesLimit:
+    """The number of series beyond which a family aggregates new ones.
+
+    :ivar number: of series.
+    :ivar labels: the labels whose values become `other` in the series that are aggregated.
+    """
+
+    number: int
+    labels: Collection[str]
+    other: str
+
+
 Kept = TypeVar("Kept", bound=_Series)
 
 
 class _Lasting(Family, Generic[Kept]):
-    """A family that keeps its series, made by `new` from the text of their labels."""
+    """A family that keeps its series, made by `new` from the text of their labels.
+
+    :param limit: None for a family whose labels have few values.
+    """
 
     def __init__(
         self,
@@ -190,9 +207,11 @@ class _Lasting(Family, Generic[Kept]):
         labels: Sequence[str],
         samples: Sequence[tuple[str, str]],
         new: Callable[[str], Kept],
+        limit: SeriesLimit | None,
     ) -> None:
         super().__init__(name, help, labels, samples)
         self._new = new
+        self._limit = limit
         self._series: dict[tuple[str, ...], Kept] = {}
 
     def __len__(self) -> int:
@@ -216,6 +235,10 @@ class _Lasting(Family, Generic[Kept]):
 
     def _at(self, values: tuple[str, ...]) -> Kept:
         series = self._series.get(values)
+        if series is None and self._limit is not None and len(self._series) >= self._limit.number:
+            pairs, limit = zip(self.labels, values, strict=True), self._limit
+            values = tuple(limit.other if label in limit.labels else value for label, value in pairs)
+            series = self._series.get(values)
         if series is None:
             series = self._series[values] = self._new(self._labels_text(values))
         return series
@@ -229,8 +252,8 @@ class Counter(_Lasting[_Number]):
 
     type = "counter"
 
-    def __init__(self, name: str, help: str, labels: Sequence[str] = ()) -> None:
-        super().__init__(name, help, labels, [(f"{name}_total", "")], _Number)
+    def __init__(self, name: str, help: str, labels: Sequence[str] = (), *, limit: SeriesLimit | None = None) -> None:
+        super().__init__(name, help, labels, [(f"{name}_total", "")], _Number, limit)
 
     def inc(self, *values: str, by: float = 1) -> None:
         """Count one more, or `by` more, which is not negative."""
@@ -249,14 +272,22 @@ class Histogram(_Lasting[_Distribution]):
 
     type = "histogram"
 
-    def __init__(self, name: str, help: str, labels: Sequence[str] = (), *, buckets: Sequence[float]) -> None:
+    def __init__(
+        self,
+        name: str,
+        help: str,
+        labels: Sequence[str] = (),
+        *,
+        buckets: Sequence[float],
+        limit: SeriesLimit | None = None,
+    ) -> None:
         if not buckets or any(low >= high for low, high in pairwise(buckets)):
             raise ValueError(f"the buckets of {name} must ascend")
         self._bounds = [float(bound) for bound in buckets if bound != inf]
         samples = [(f"{name}_bucket", f'le="{_as_go_writes(bound)}"') for bound in (*self._bounds, inf)]
         samples += [(f"{name}_count", ""), (f"{name}_sum", "")]
         number = len(self._bounds) + 1
-        super().__init__(name, help, labels, samples, lambda text: _Distribution(text, number))
+        super().__init__(name, help, labels, samples, lambda text: _Distribution(text, number), limit)
 
     def observe(self, value: float, *values: str) -> None:
         """Count a value that was measured, finite and not negative."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from flower_proxy.metrics.broker_poller import QueueFigures
-from flower_proxy.metrics.exposition import Counter, Family, Gauge, Histogram
+from flower_proxy.metrics.exposition import Counter, Family, Gauge, Histogram, SeriesLimit
 from flower_proxy.metrics.in_flight import InFlight
 
 _WAITS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)  # seconds
@@ -61,41 +61,48 @@ class TaskFamilies:
     """Counters and histograms of tasks.
 
     :param buckets: of run times, upper bounds in seconds, ascending.
+    :param max_series: maximum number of series of a family; names and queues of further ones are aggregated, for each
+        worker.
     :ivar events: ``flower_*``, by worker, type and task; `runtime` by worker and task.
     :ivar celery: the ``celery_*`` counters of event types, by name, worker and queue, ``task-failed`` by exception,
         too; `celery_runtime` and `celery_wait` by name, worker and queue.
     """
 
-    def __init__(self, buckets: Sequence[float]) -> None:
-        self.events = Counter("flower_events", "Events of tasks.", ("worker", "type", "task"))
+    def __init__(self, buckets: Sequence[float], max_series: int) -> None:
+        # Each label is bounded, but their combinations would take gigabytes
+        limit = SeriesLimit(max_series, labels={"task", "name", "queue_name"}, other="other")
+        self.events = Counter("flower_events", "Events of tasks.", ("worker", "type", "task"), limit=limit)
         self.runtime = Histogram(
             "flower_task_runtime_seconds",
             "How long tasks ran that succeeded, failed or are to be run again.",
             ("worker", "task"),
             buckets=buckets,
+            limit=limit,
         )
         labels = ("name", "hostname", "queue_name")
         self.celery = {
-            kind: Counter(name, help_, (*labels, "exception") if kind == "task-failed" else labels)
+            kind: Counter(name, help_, (*labels, "exception") if kind == "task-failed" else labels, limit=limit)
             for kind, (name, help_) in _CELERY_COUNTERS.items()
         }
         self.celery_runtime = Histogram(
-            "celery_task_runtime", "How many seconds tasks ran that succeeded.", labels, buckets=buckets
+            "celery_task_runtime", "How many seconds tasks ran that succeeded.", labels, buckets=buckets, limit=limit
         )
         self.celery_wait = Histogram(
             "celery_task_queue_wait_time",
             "Seconds from when a task was sent, or from its eta, until it was started.",
             labels,
             buckets=_WAITS,
+            limit=limit,
         )
         self.of_flower: list[Counter | Histogram] = [self.events, self.runtime]
         self.of_celery: list[Counter | Histogram] = [*self.celery.values(), self.celery_runtime, self.celery_wait]
         # In the order in which they were first seen together
         self._known: dict[tuple[str, str, str], None] = {}
+        self._max_known = max_series
 
     def meet(self, series: tuple[str, str, str]) -> None:
-        """Create the ``celery_*`` counters of a task name, worker and queue, unless they exist."""
-        if series not in self._known:
+        """Create the ``celery_*`` counters of a task name, worker and queue, if there is room and they do not exist."""
+        if series not in self._known and len(self._known) < self._max_known:
             self._known[series] = None
             # All counters at once, with 0: Prometheus sees no increase in one that appears with 1
             for kind, counter in self.celery.items():

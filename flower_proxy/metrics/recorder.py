@@ -60,6 +60,7 @@ class Recorder:
 
     :param buckets: of run times, upper bounds in seconds, ascending.
     :param max_task_names: maximum number of task names in the metrics; the rest are aggregated as ``other``.
+    :param max_series: maximum number of series of a family; the tasks of further ones are aggregated by worker.
     :param max_in_flight: maximum number of tasks known to be at a worker; beyond it the oldest are forgotten.
     :param clock: the time in seconds; only differences count, and a step of the wall clock must not change it.
     """
@@ -72,6 +73,7 @@ class Recorder:
         buckets: Sequence[float],
         *,
         max_task_names: int = 1000,
+        max_series: int = 50_000,
         max_in_flight: int = 100_000,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -88,7 +90,7 @@ class Recorder:
             "queue_name": self._queues,
             "type": self._types,
         }
-        self._tasks = TaskFamilies(buckets)
+        self._tasks = TaskFamilies(buckets, max_series)
         self._workers: set[str] = set()
         self._in_flight = InFlight(max_in_flight)
         # By task and retries: runs sent but not started, and started but not sent, since either event may come first
