@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from flower_proxy.events.state import State
 from flower_proxy.metrics.broker_poller import QueueFigures
 from flower_proxy.metrics.exposition import render
+from flower_proxy.metrics.in_flight import InFlight, InFlightTask
 from flower_proxy.metrics.recorder import Recorder
 
 W1, W2, W3 = "w1@host", "w2@host", "w3@host"
@@ -702,6 +703,25 @@ def test_a_task_whose_end_was_not_heard_is_dropped_when_its_worker_says_so() -> 
     cluster.recorder.reconcile(W1, {"1", "unknown"}, asked_at=cluster.now)
     samples = cluster.samples()
     assert (samples[prefetched(W1)], samples[prefetched(W2)], samples[prefetch_time(W1)]) == (1, 1, 0)
+
+
+def test_a_worker_that_starts_costs_no_scan_of_other_tasks() -> None:
+    """With 100,000 tasks in flight each worker-online event took 55 ms."""
+    looked_at = []
+
+    class Watched(InFlightTask):
+        def __getattribute__(self, name: str) -> Any:
+            looked_at.append(name)
+            return super().__getattribute__(name)
+
+    in_flight = InFlight(10)
+    for uuid in "123":
+        in_flight.put(uuid, Watched(W1, "add", seen=0.0))
+    in_flight.put("4", InFlightTask(W2, "add", seen=0.0))
+    looked_at.clear()
+    in_flight.drop(in_flight.of(W2))
+    assert looked_at == []
+    assert [uuid for uuid in "1234" if in_flight.get(uuid)] == ["1", "2", "3"]
 
 
 def test_a_task_that_came_after_the_worker_was_asked_stays() -> None:

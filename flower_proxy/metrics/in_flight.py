@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Container
+from collections import OrderedDict, defaultdict
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
-
-from flower_proxy._bounded import BoundedDict
 
 
 @dataclass(slots=True)
@@ -42,22 +40,52 @@ class InFlightTask:
         return self.unended if self.started is None else (*self.unended, self.started)
 
 
-class InFlight(BoundedDict[str, InFlightTask]):
-    """The tasks that workers have, by id. Delivered again, a task is not where it was before."""
+class InFlight:
+    """The tasks that workers have, by id. Delivered again, a task is not where it was before.
 
-    def drop_where(self, is_gone: Callable[[str, InFlightTask], bool]) -> None:
-        for uuid in [uuid for uuid, task in self.items() if is_gone(uuid, task)]:
-            del self[uuid]
+    :param limit: maximum number of tasks; the oldest are dropped first.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._tasks: OrderedDict[str, InFlightTask] = OrderedDict()
+        # By worker, since a worker that starts must not cost a scan of all tasks
+        self._uuids: dict[str, set[str]] = {}
+
+    def get(self, uuid: str) -> InFlightTask | None:
+        return self._tasks.get(uuid)
+
+    def put(self, uuid: str, task: InFlightTask) -> None:
+        """Set a task and make it the newest one."""
+        self.drop([uuid])
+        self._tasks[uuid] = task
+        self._uuids.setdefault(task.worker, set()).add(uuid)
+        if len(self._tasks) > self._limit:
+            self.drop([next(iter(self._tasks))])
+
+    def drop(self, uuids: Iterable[str]) -> None:
+        """Drop tasks, if they exist."""
+        for uuid in uuids:
+            task = self._tasks.pop(uuid, None)
+            if task is not None:
+                of_worker = self._uuids[task.worker]
+                of_worker.remove(uuid)
+                if not of_worker:
+                    del self._uuids[task.worker]
+
+    def of(self, worker: str) -> dict[str, InFlightTask]:
+        """Return the tasks of a worker by id."""
+        return {uuid: self._tasks[uuid] for uuid in self._uuids.get(worker, ())}
 
     def waiting(self, workers: Container[str]) -> dict[tuple[str, str], int]:
         """Return, by worker and name, how many tasks wait at these workers for nothing but their turn."""
         numbers: dict[tuple[str, str], int] = defaultdict(int)
-        for task in self.values():
+        for task in self._tasks.values():
             if task.started is None and not task.eta and task.worker in workers:
                 numbers[task.worker, task.name] += 1
         return numbers
 
     def last_started(self, workers: Container[str]) -> dict[tuple[str, str], InFlightTask]:
         """Return, by worker and name, which of the tasks that these workers run was started last."""
-        running = [task for task in self.values() if task.started is not None and task.worker in workers]
+        running = [task for task in self._tasks.values() if task.started is not None and task.worker in workers]
         return {(task.worker, task.name): task for task in sorted(running, key=lambda task: task.started or 0)}

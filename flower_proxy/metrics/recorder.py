@@ -141,7 +141,7 @@ class Recorder:
             self._meet(worker)
         # A new worker has no tasks yet; the broker redelivers those of a stopped one
         if event["type"] in ("worker-online", "worker-offline"):
-            self._in_flight.drop_where(lambda uuid, held: held.worker == worker)
+            self._in_flight.drop(self._in_flight.of(worker))
 
     def _meet(self, worker: str) -> None:
         if worker not in self._workers:
@@ -158,7 +158,8 @@ class Recorder:
         gone = self._workers.difference(self._state.workers)
         if gone:
             self._workers -= gone
-            self._in_flight.drop_where(lambda uuid, held: held.worker in gone)
+            for worker in gone:
+                self._in_flight.drop(self._in_flight.of(worker))
             self._tasks.remove_workers(gone)
             for label, limit in self._limits.items():
                 if limit.is_full:
@@ -191,7 +192,7 @@ class Recorder:
             if held and held.unended:
                 held.unended = held.unended[1:]
             elif held:
-                del self._in_flight[uuid]
+                self._in_flight.drop([uuid])
             runtime = _measured(event.get("runtime"))
             if kind == "task-succeeded" and runtime is not None:
                 self._tasks.runtime.observe(runtime, worker, name)
@@ -259,9 +260,8 @@ class Recorder:
         :param ids: its tasks: active, reserved and scheduled.
         :param asked_at: when it was asked, by `clock`; newer tasks are kept.
         """
-        self._in_flight.drop_where(
-            lambda uuid, held: held.worker == worker and held.seen < asked_at and uuid not in ids
-        )
+        held = self._in_flight.of(worker)
+        self._in_flight.drop(uuid for uuid, task in held.items() if task.seen < asked_at and uuid not in ids)
 
     # Scrapes
 
