@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import pickle
 import tracemalloc
 from collections import Counter
@@ -125,7 +126,7 @@ def test_every_label_is_bounded_and_no_event_is_lost(app: FlowerProxy) -> None:
     assert workers_in(app) == {f"w{number}@host" for number in range(MAX_WORKERS)}
 
 
-def test_workers_beyond_the_limit_take_their_counts_along(app: FlowerProxy) -> None:
+def test_evicted_workers_are_dropped_with_their_counts(app: FlowerProxy) -> None:
     feed = Feed(app)
     for number in range(3 * MAX_WORKERS):
         feed("task-received", f"w{number}@host", uuid=str(number), name="add")
@@ -217,6 +218,32 @@ def test_reading_a_worker_does_not_keep_it(app: FlowerProxy) -> None:
     feed("worker-heartbeat", "w1@host")
     feed("worker-heartbeat", "new@host")
     assert ("w0@host" in state.workers, "w1@host" in state.workers) == (False, True)
+
+
+def test_names_that_never_repeat_take_no_more_memory(app: FlowerProxy) -> None:
+    """Each event names something new; memory is flat once every limit is reached."""
+    feed, numbers, sizes = Feed(app), itertools.count(), []
+    tracemalloc.start()
+    try:
+        for _ in range(4):
+            for number in itertools.islice(numbers, max(LIMIT.values()) // 2 + 1):
+                worker, uuid, task = f"w{number}@host", str(number), f"task{number}"
+                feed(f"custom{number}-event", f"any{number}")
+                for name in (worker, "steady@host"):
+                    feed(f"worker-step{number}", name)
+                    feed("task-sent", f"gen{number}@pod{number}", uuid=uuid, name=task, queue=f"queue{number}")
+                    feed("task-received", name, uuid=uuid, name=task, parent_id=f"parent{number}")
+                    feed(f"task-step{number}", name, uuid=uuid)
+                    feed("task-started", name, uuid=f"unknown{number}")
+                    feed("task-failed", name, uuid=uuid, exception=f"Error{number}()")
+                app.workers[worker].update(timestamp=number)
+            app.forget_workers()
+            scraped(app)
+            gc.collect()
+            sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert sizes[3] == pytest.approx(sizes[1], rel=0.05), sizes
 
 
 @pytest.mark.parametrize("settings", [{"max_workers": 500}])

@@ -1,7 +1,7 @@
-"""What workers cost that come and go, without end: ``python -m tests.bench.churn``. It asserts nothing.
+"""The cost of short-lived workers: ``python -m tests.bench.churn``. It asserts nothing.
 
-A week of pods, each of which is a worker with a name of its own; then the same for a purge. Each case is a process of
-its own, and in it the whole application without its network.
+A week of pods, each of which is a worker with a new name; then a purge. Each case runs in a process of its own: the
+application without network.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def report(name: str, app: FlowerProxy, cpu: float) -> None:
 
 
 def run(app: FlowerProxy, churn: Churn, workers: int) -> float:
-    """Let workers come and go; a scrape comes for each hundred.
+    """Start and stop workers; purge after each hundred.
 
-    :returns: microseconds of CPU time an event, scrapes included.
+    :returns: microseconds of CPU time an event, purges included.
     """
     begin, sent = time.process_time(), churn.sent
     for _ in range(workers // 100):

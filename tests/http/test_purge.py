@@ -43,7 +43,7 @@ def workers(app: FlowerProxy, event: Callable[..., None]) -> None:
 
 @pytest.mark.usefixtures("workers")
 @pytest.mark.parametrize("first", SOURCES)
-def test_whoever_is_asked_first_the_worker_is_gone_everywhere(site: Site, app: FlowerProxy, first: str) -> None:
+def test_a_purged_worker_is_gone_everywhere_at_the_first_request(site: Site, app: FlowerProxy, first: str) -> None:
     asked = {name: site.page(SOURCES[name]) for name in [first, *SOURCES]}
     assert [name for name, text in asked.items() if OLD in text] == []
     assert [name for name, text in asked.items() if RECENT not in text] == []
@@ -54,7 +54,7 @@ def test_whoever_is_asked_first_the_worker_is_gone_everywhere(site: Site, app: F
 
 
 @pytest.mark.usefixtures("workers")
-def test_it_is_gone_without_any_request(app: FlowerProxy) -> None:
+def test_a_worker_is_purged_without_any_request(app: FlowerProxy) -> None:
     app._purge_timer._callback()
     assert list(app.events.state.workers) == [RECENT]
 

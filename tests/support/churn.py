@@ -1,4 +1,4 @@
-"""A cluster whose workers come and go: every short-lived worker has a name that no other one had."""
+"""A cluster of short-lived workers, each with a new name."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Churn:
     """Sends the events of steady and of short-lived workers.
 
     :param process: is called with each event.
-    :param steady: number of workers that send a heartbeat whenever `heartbeat_every` others have come.
+    :param steady: number of workers that send a heartbeat after every `heartbeat_every` others.
     :param tasks: number of tasks that a short-lived worker runs.
     """
 
@@ -32,7 +32,7 @@ class Churn:
         self._workers, self._uuids = itertools.count(), itertools.count()
 
     def run(self, workers: int) -> None:
-        """Let so many new workers come; every second one goes without a word."""
+        """Start and stop so many new workers; every second one stops without a worker-offline event."""
         for number in itertools.islice(self._workers, workers):
             if number % self._heartbeat_every == 0:
                 for name in self.steady:
