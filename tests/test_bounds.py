@@ -22,6 +22,7 @@ from flower_proxy.metrics.broker_poller import MAX_QUEUES, _sum_up, _Worker
 from flower_proxy.settings.loader import make_options
 from tests.support.churn import Churn, scraped
 from tests.support.processes import PROJECT
+from tests.support.states import restored
 
 MAX_WORKERS = 50
 LIMIT = {"task": 20, "exception": 100, "queue_name": 1000, "producer": 1000, "type": 100}
@@ -229,6 +230,7 @@ def test_names_that_never_repeat_take_no_more_memory(app: FlowerProxy) -> None:
             for number in itertools.islice(numbers, max(LIMIT.values()) // 2 + 1):
                 worker, uuid, task = f"w{number}@host", str(number), f"task{number}"
                 feed(f"custom{number}-event", f"any{number}")
+                feed("task-step", "steady@host", uuid="one", **{f"field{number}": f"value{number}"})
                 for name in (worker, "steady@host"):
                     feed(f"worker-step{number}", name)
                     feed("task-sent", f"gen{number}@pod{number}", uuid=uuid, name=task, queue=f"queue{number}")
@@ -333,8 +335,7 @@ def test_flower_loads_a_state_that_was_saved_here() -> None:
     assert b"flower_proxy" not in saved
     loaded = pickle.loads(saved)
     assert (type(loaded), list(loaded.workers), loaded.workers.limit) == (EventsState, ["w1", "w2"], 2)
-    restored = State.restored(loaded, max_tasks_in_memory=10, max_workers_in_memory=1)
-    assert list(restored.workers) == ["w2"]
+    assert list(restored(loaded, max_workers_in_memory=1).workers) == ["w2"]
 
 
 # Inspections

@@ -85,7 +85,7 @@ class Project:
         file = StateFile(str(self.folder / "flower"))
         try:
             state = file.load()
-            return list(state.tasks) if state else []
+            return [uuid for uuid, _ in state.tasks()] if state else []
         finally:
             file.release()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import pickle
 import re
 import subprocess
 import time
@@ -26,6 +25,7 @@ from flower_proxy.metrics.broker_poller import QueueFigures
 from flower_proxy.metrics.exposition import render
 from flower_proxy.metrics.in_flight import InFlight, InFlightTask
 from flower_proxy.metrics.recorder import Recorder
+from tests.support import states
 
 W1, W2, W3 = "w1@host", "w2@host", "w3@host"
 PRODUCER = "gen4711@web"
@@ -613,7 +613,7 @@ def restored(cluster: Cluster) -> Cluster:
     """The same after a restart with --persistent."""
     after = Cluster()
     limits = {"max_workers_in_memory": 1000, "max_tasks_in_memory": 1000}
-    after.state = State.restored(pickle.loads(pickle.dumps(cluster.state)), **limits)
+    after.state = states.restored(cluster.state, **limits)
     after.recorder.begin(after.state)
     return after
 

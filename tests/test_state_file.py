@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flower_proxy._flower import EventsState
+from flower_proxy.events.saved_state import SavedState
 from flower_proxy.events.state_file import StateFile, StateFileError
 from tests.support.processes import PROJECT
 from tests.support.states import private, state_with
@@ -36,8 +36,8 @@ def file(tmp_path: Path) -> Iterator[StateFile]:
 
 
 def tasks(state: object) -> list[str]:
-    assert isinstance(state, EventsState)
-    return list(state.tasks)
+    assert isinstance(state, SavedState)
+    return [uuid for uuid, _ in state.tasks()]
 
 
 def output(program: str, *arguments: str) -> object:
@@ -86,7 +86,7 @@ for moment in range(1, 1000):
         save_until(moment)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     file = StateFile(path)
-    found.append([status, list(file.load().tasks)])
+    found.append([status, [uuid for uuid, _ in file.load().tasks()]])
     file.release()
     if status != 9:
         break

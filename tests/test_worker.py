@@ -12,8 +12,10 @@ import pytest
 from celery.events import state as celery_state
 
 from flower_proxy._flower import EventsState, last_heard
+from flower_proxy.events.saved_state import SavedState
 from flower_proxy.events.state import State
 from flower_proxy.events.worker import Worker
+from tests.support.states import restored
 
 NAME, HOUR = "w1@host", 3600
 FREQUENCY = 2.0  # seconds; a worker that is silent for twice as long is offline
@@ -143,30 +145,32 @@ def test_a_worker_is_saved_as_celerys_and_restored(last: str, state: State, cloc
     send(state, clocks, "task-received", uuid="1", name="add")
     send(state, clocks, last, active=3)
     heard = clocks.wall
-    saved = pickle.loads(pickle.dumps(state))
+    pickled = pickle.dumps(state)
+    saved = pickle.loads(pickled)
     assert type(saved) is EventsState
     assert type(saved.workers[NAME]) is celery_state.Worker
     assert saved.workers[NAME].timestamp == heard
     # The process ends, and the machine is started anew
     clocks.pass_(60)
     clocks.uptime = 10
-    restored = State.restored(saved, max_tasks_in_memory=10)
-    worker = restored.workers[NAME]
+    after = State(max_tasks_in_memory=10)
+    after.restore(SavedState(pickled, {}))
+    worker = after.workers[NAME]
     assert type(worker) is Worker
     assert (worker.active, worker.freq, worker.alive) == (3, FREQUENCY, False)
     assert (worker.timestamp, worker.heartbeats) == (heard, [] if last == "worker-offline" else [heard])
     # So that the page of a task tells of the same one
-    assert restored.tasks["1"].worker is worker
+    assert after.tasks["1"].worker is worker
 
 
 def test_a_task_keeps_its_worker_though_that_is_forgotten(state: State, clocks: Clocks) -> None:
     for uuid in "12":
         send(state, clocks, "task-received", uuid=uuid, name="add")
     state.workers.pop(NAME)
-    restored = State.restored(pickle.loads(pickle.dumps(state)), max_tasks_in_memory=10)
-    assert NAME not in restored.workers
-    assert type(restored.tasks["1"].worker) is Worker
-    assert restored.tasks["1"].worker is restored.tasks["2"].worker
+    after = restored(state)
+    assert NAME not in after.workers
+    assert type(after.tasks["1"].worker) is Worker
+    assert after.tasks["1"].worker is after.tasks["2"].worker
 
 
 def test_a_worker_that_celery_has_saved_is_restored(clocks: Clocks) -> None:
@@ -177,8 +181,7 @@ def test_a_worker_that_celery_has_saved_is_restored(clocks: Clocks) -> None:
         for each in ("worker-online", kind):
             saved.event({"type": each, "hostname": name, "clock": 1, "timestamp": now, "local_received": now})
     clocks.wall = now + 1
-    restored = State.restored(pickle.loads(pickle.dumps(saved)), max_tasks_in_memory=10)
-    assert {name: (worker.alive, last_heard(worker)) for name, worker in restored.workers.items()} == {
+    assert {name: (worker.alive, last_heard(worker)) for name, worker in restored(saved).workers.items()} == {
         "lives": (True, now),
         "stopped": (False, 0.0),
     }

@@ -11,11 +11,12 @@ from typing import Any
 
 from kombu import Connection
 
-from flower_proxy._flower import Events, EventsState
+from flower_proxy._flower import Events
 from flower_proxy._timer import Timer
 from flower_proxy.events.broker import back_off, connected, problem_of
 from flower_proxy.events.listener import Listener
 from flower_proxy.events.rejections import Rejections
+from flower_proxy.events.saved_state import SavedState
 from flower_proxy.events.state import State
 from flower_proxy.events.state_file import StateFile
 from flower_proxy.events.stream import Stream
@@ -54,6 +55,7 @@ class Receiver(Events):
 
     # Flower loads the state while it is made
     _state_file: StateFile | None = None
+    _loaded: SavedState | None = None
 
     def __init__(
         self,
@@ -67,7 +69,10 @@ class Receiver(Events):
     ) -> None:
         limits = {"max_workers_in_memory": max_workers_in_memory, "max_tasks_in_memory": max_tasks_in_memory}
         super().__init__(*args, **limits, **kwargs)
-        self.state: State = State.restored(self.state, **limits)
+        self.state: State = State(**limits)
+        if self._loaded is not None:
+            self._restore(self._loaded)
+            self._loaded = None
         self.timer = Timer(self.on_enable_events, self.events_enable_interval / 1000)
         saves = self.persistent and self.state_save_interval
         self.state_save_timer = Timer(self.save_state, self.state_save_interval / 1000) if saves else None
@@ -98,9 +103,20 @@ class Receiver(Events):
         if self._state_file is not None:
             self._state_file.release()
 
-    def load_state(self) -> EventsState | None:
+    def load_state(self) -> None:
+        """Load the state that was saved, and return none, as what was saved is validated first."""
         self._state_file = StateFile(self.db, self.state_save_interval / 1000)
-        return self._state_file.load()
+        self._loaded = self._state_file.load()
+
+    def _restore(self, saved: SavedState) -> None:
+        self.state.restore(saved)
+        if saved.invalid:
+            logger.warning(
+                "Left %d invalid workers and tasks of %r behind; the first is %r",
+                len(saved.invalid),
+                self.db,
+                saved.invalid[0],
+            )
 
     def save_state(self) -> None:
         if self._state_file is not None:

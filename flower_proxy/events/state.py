@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from flower_proxy._flower import EventsState, NoMetrics, TaskSearch, forget_counts, forget_task_names
+from celery.events.state import Task
+
+from flower_proxy._flower import EventsState, NoMetrics, TaskSearch, forget_counts, forget_task_names, task_of
+from flower_proxy.events.saved_state import SavedState
 from flower_proxy.events.worker import Worker
 from flower_proxy.events.worker_cache import WorkerCache
 
 _MAX_TASK_NAMES = 1000
 _MAX_EVENT_TYPES = 100
+# Each event adds its undocumented fields to those of the task
+_MAX_TASK_FIELDS = 100
+_TASK_FIELDS = {*Task._fields, *vars(Task()), "queue"}
 
 
 class State(EventsState):
@@ -23,30 +29,30 @@ class State(EventsState):
         self.search_engine = TaskSearch()
         self.workers = WorkerCache(self.max_workers_in_memory)
 
-    @classmethod
-    def restored(cls, saved: EventsState, **limits: int) -> State:
-        """Return the state that holds what was saved.
+    def restore(self, saved: SavedState) -> None:
+        """Add the valid workers and tasks of a state that was saved.
 
-        :param saved: as it was loaded.
-        :param limits: ``max_workers_in_memory`` and ``max_tasks_in_memory``.
+        :param saved: has a list of what was left out afterwards.
         """
-        state = cls(**limits)
-        workers = {name: Worker.restored(worker) for name, worker in saved.workers.items()}
-        state.workers.update(workers)
-        for uuid, task in saved.itertasks():
+        for name, worker in saved.workers():
+            self.workers[name] = Worker.restored(worker)
+            self.counter[name].update(saved.counts(name))
+        workers = dict(self.workers)
+        for uuid, task in saved.tasks():
+            restored = self.tasks[uuid] = self.Task(cluster_state=self, **task.fields)
             if task.worker is not None:
-                name = task.worker.hostname
-                task.worker = workers.get(name) or workers.setdefault(name, Worker.restored(task.worker))
-            state.tasks[uuid] = task
-        state.counter.update(saved.counter)
-        state.search_engine.rebuild(state.tasks.items())
-        state.rebuild_taskheap()
-        return state
+                name = task.worker.fields["hostname"]
+                restored.worker = workers.get(name) or workers.setdefault(name, Worker.restored(task.worker))
+        self.search_engine.rebuild(self.tasks.items())
+        self.rebuild_taskheap()
 
     def event(self, event: dict[str, Any]) -> None:
         """Process an event, and make its worker the most recently heard one."""
         super().event(event)
         name, kind, counts = event["hostname"], event["type"], self.counter
+        if kind.startswith("task-") and len(fields := vars(task_of(self, event["uuid"]))) > _MAX_TASK_FIELDS:
+            for field in fields.keys() - _TASK_FIELDS - event.keys():
+                del fields[field]
         if not self.workers.touch(name):
             # Flower shows no counts of clients, each process of which has a name of its own
             counts.pop(name, None)

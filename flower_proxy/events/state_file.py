@@ -8,12 +8,12 @@ import fcntl
 import logging
 import os
 import pickle
-import shelve
 import shutil
 import time
 import weakref
 
 from flower_proxy._flower import EventsState
+from flower_proxy.events.saved_state import SavedState
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class StateFile:
         self._problem = ""
         self.release = weakref.finalize(self, _unlock, _lock(self.path), os.getpid())
 
-    def load(self) -> EventsState | None:
+    def load(self) -> SavedState | None:
         """Return the state that was saved; None if there is none.
 
         Files that contain no state are moved aside, with the suffix ``.corrupt``.
@@ -62,8 +62,12 @@ class StateFile:
             return None
         try:
             # Not read-only, or else SQLite leaves files behind
-            with shelve.open(self.path, flag="w") as shelf:  # noqa: S301  only its owner can write to it
-                return _state_in(shelf) if shelf else None
+            with dbm.open(self.path, "w") as database:
+                if not database.keys():
+                    return None
+                # As shelve writes them; stock Flower may not have saved any counts
+                counter = pickle.loads(database.get(b"counter") or pickle.dumps({}))  # noqa: S301  only its owner writes it
+                return SavedState(database[b"events"], counter)
         except Exception as error:
             logger.error("Failed to load the state from %r (%s); moved it aside", self.path, _reason(error))
             for file in self._files():
@@ -135,15 +139,6 @@ class StateFile:
 
     def _files(self) -> list[str]:
         return [file for suffix in _SUFFIXES if os.path.lexists(file := f"{self.path}{suffix}")]
-
-
-def _state_in(shelf: shelve.Shelf[object]) -> EventsState:
-    state, counter = shelf["events"], shelf.get("counter", {})
-    if not isinstance(state, EventsState):
-        raise TypeError(f"it contains a {type(state).__name__}")
-    # Pickling leaves the counts out
-    state.counter.update(counter)
-    return state
 
 
 def _lock(path: str) -> int:

@@ -6,6 +6,7 @@ The fields are those of Celery's events reference; whoever can publish to the br
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, NoReturn
 
 MAX_TEXT = 255
@@ -68,10 +69,10 @@ def validate(message: object) -> dict[str, Any]:
     """
     if type(message) is not dict:
         raise InvalidEventError(NOT_AN_EVENT, f"{type(message).__name__} is not an event")
-    for name in ("type", "hostname", "timestamp"):
+    required, checks, reserved = _rules_for(_identifier("type", message.get("type")))
+    for name in required:
         if name not in message:
             raise InvalidEventError(MISSING_FIELD, f"{name} is missing")
-    checks, reserved = _rules_for(_identifier("type", message["type"]), message)
     event, unknown = {}, 0
     for name, value in message.items():
         check = checks.get(name)
@@ -89,17 +90,20 @@ def validate(message: object) -> dict[str, Any]:
     return event
 
 
-def _rules_for(kind: str, message: Mapping[str, Any]) -> tuple[Mapping[str, Check], frozenset[str]]:
+@lru_cache
+def _rules_for(kind: str) -> tuple[tuple[str, ...], Mapping[str, Check], frozenset[str]]:
+    """Return the fields that an event of this type must have, the checks of fields, and the fields it must not have."""
     group, _, subject = kind.partition("-")
     if group not in ("task", "worker"):
-        return _COMMON, frozenset()
+        return _REQUIRED, _COMMON, frozenset()
     if not subject:
         raise InvalidEventError(WRONG_TYPE, f"type {kind!r} has no event after the group")
     if group == "worker":
-        return _WORKER, frozenset()
-    if "uuid" not in message:
-        raise InvalidEventError(MISSING_FIELD, "uuid is missing")
-    return _TASK, _RESERVED_OF_TASKS
+        return _REQUIRED, _WORKER, frozenset()
+    return (*_REQUIRED, "uuid"), _TASK, _RESERVED_OF_TASKS
+
+
+# Checks of fields, which return the value. They run for each field of each event, so the usual case comes first
 
 
 def _wrong(name: str, value: Any, expected: str) -> NoReturn:
@@ -107,56 +111,60 @@ def _wrong(name: str, value: Any, expected: str) -> NoReturn:
 
 
 def _text(name: str, value: Any) -> Any:
-    if value is None:
+    if value is None or (type(value) is str and len(value) <= MAX_TEXT and value.isascii()):
         return value
     if type(value) is not str:
         _wrong(name, value, "text")
     if len(value) > MAX_TEXT:
         raise InvalidEventError(TOO_LONG, f"{name} has {len(value)} characters, more than {MAX_TEXT}")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise InvalidEventError(NOT_ENCODABLE, f"{name} cannot be encoded as UTF-8") from None
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidEventError(NOT_ENCODABLE, f"{name} cannot be encoded as UTF-8") from None
     return value
 
 
-def _identifier(name: str, value: Any) -> str:
+def _identifier(name: str, value: Any) -> Any:
     if not value or type(value) is not str:
         _wrong(name, value, "text of at least one character")
-    return str(_text(name, value))
+    return _text(name, value)
 
 
-def _payload(name: str, value: Any) -> str | None:
-    if value is None:
-        return None
+def _payload(name: str, value: Any) -> Any:
+    if value is None or (type(value) is str and len(value) <= MAX_PAYLOAD and value.isascii()):
+        return value
     if type(value) is not str:
         # Celery sends representations; of any other value one is made, unless it is nested too deeply for that
         _weigh(name, value)
-    text = value if type(value) is str else repr(value)
-    if text.isascii():
-        return text if len(text) <= MAX_PAYLOAD else text[: MAX_PAYLOAD - len(_CUT.encode())] + _CUT
-    encoded = text.encode(errors="replace")
+    encoded = (value if type(value) is str else repr(value)).encode(errors="replace")
     if len(encoded) > MAX_PAYLOAD:
         return encoded[: MAX_PAYLOAD - len(_CUT.encode())].decode(errors="ignore") + _CUT
     return encoded.decode()
 
 
-def _number(name: str, value: Any, *, low: float = 0, high: float = _MAX_NUMBER) -> Any:
+def _number(name: str, value: Any) -> Any:
+    if (type(value) is float or type(value) is int) and 0 <= value <= _MAX_NUMBER:
+        return value
+    return _number_in(0, _MAX_NUMBER, name, value)
+
+
+def _timestamp(name: str, value: Any) -> Any:
+    if (type(value) is float or type(value) is int) and 0 <= value <= _MAX_TIMESTAMP:
+        return value
+    return _number_in(0, _MAX_TIMESTAMP, name, value)
+
+
+def _offset(name: str, value: Any) -> Any:
+    return _number_in(-_MAX_NUMBER, _MAX_NUMBER, name, value)
+
+
+def _number_in(low: float, high: float, name: str, value: Any) -> Any:
     if type(value) is not float and type(value) is not int:
         _wrong(name, value, "a number")
     # NaN is in no range
     if not low <= value <= high:
         raise InvalidEventError(OUT_OF_RANGE, f"{name} is not from {low} to {high}")
     return value
-
-
-def _timestamp(name: str, value: Any) -> Any:
-    return _number(name, value, high=_MAX_TIMESTAMP)
-
-
-def _offset(name: str, value: Any) -> Any:
-    return _number(name, value, low=-_MAX_NUMBER)
 
 
 def _optional(check: Check) -> Check:
@@ -184,6 +192,7 @@ def _weigh(name: str, value: Any, depth: int = 0) -> int:
     return 1
 
 
+_REQUIRED = ("type", "hostname", "timestamp")
 _COMMON: dict[str, Check] = {
     "type": _identifier,
     "hostname": _identifier,

@@ -8,6 +8,8 @@ from typing import Any
 
 from celery.events import state
 
+from flower_proxy.events.saved_state import SavedWorker
+
 _FIELDS = ("pid", "freq", "clock", "active", "processed", "loadavg", "sw_ident", "sw_ver", "sw_sys")
 
 
@@ -24,16 +26,12 @@ class Worker(state.Worker):
     _stopped = False
 
     @classmethod
-    def restored(cls, saved: state.Worker) -> Worker:
-        """Return the worker that was saved.
-
-        :param saved: as it was loaded, Celery's own.
-        """
-        worker = cls(*saved.__reduce__()[1])
-        last = getattr(saved, "timestamp", None)
-        if worker._heard is None and last is not None:
-            worker._hear(last)
-            worker._stopped = True
+    def restored(cls, saved: SavedWorker) -> Worker:
+        """Return the worker that was saved."""
+        worker = cls(**saved.fields)
+        if saved.heard is not None:
+            worker._hear(saved.heard)
+        worker._stopped = saved.stopped
         return worker
 
     def __reduce__(self) -> tuple[Any, ...]:

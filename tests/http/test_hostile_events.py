@@ -17,6 +17,7 @@ from tornado.ioloop import IOLoop
 
 from flower_proxy.app import FlowerProxy
 from flower_proxy.events.receiver import Receiver
+from flower_proxy.events.saved_state import SavedState
 from flower_proxy.events.stream import Stream
 from tests.http.conftest import Site
 from tests.support.events import ATTRIBUTES, BASE, EVENTS, HOSTILE, messages
@@ -105,8 +106,10 @@ def assert_unharmed(site: Site, sender: Sender, before: dict[str, int]) -> None:
     assert {path: after[path] for path in before} == before
     assert {code for path, code in after.items() if path not in before} <= {200}
     assert sender.receiver.rejections.counts["processing_failed"] == 0
-    restored = pickle.loads(pickle.dumps(sender.receiver.state))
-    assert set(restored.tasks) == set(sender.receiver.state.tasks)
+    state = sender.receiver.state
+    saved = SavedState(pickle.dumps(state), dict(state.counter))
+    assert (len(dict(saved.workers())), len(dict(saved.tasks()))) == (len(state.workers), len(state.tasks))
+    assert saved.invalid == []
     counted = heartbeats_of(sender)
     sender.send(GOOD)
     assert heartbeats_of(sender) == counted + 1

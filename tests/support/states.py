@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
+from flower_proxy._flower import EventsState
+from flower_proxy.events.saved_state import SavedState
 from flower_proxy.events.state import State
 
 
@@ -21,3 +24,10 @@ def state_with(*uuids: str, size: int = 0) -> State:
 def private(path: Path) -> bool:
     """Tell whether only its owner can read a file, by its own mode or that of its folder."""
     return any(one.stat().st_mode & 0o077 == 0 for one in (path, path.parent))
+
+
+def restored(state: EventsState, **limits: int) -> State:
+    """Return a state as it is after a restart."""
+    after = State(**{"max_tasks_in_memory": 10, **limits})
+    after.restore(SavedState(pickle.dumps(state), dict(state.counter)))
+    return after

@@ -1,0 +1,129 @@
+"""States as they were saved: their workers and tasks are data that has not been validated."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from celery.events import state
+
+from flower_proxy.events.validation import WRONG_TYPE, InvalidEventError, validate
+
+_LINKS = frozenset(("worker", "children", "root", "parent"))
+
+
+class _Pickled:
+    """An instance of a class whose constructor is not called, with the arguments that it would have got."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
+
+
+# By module and name. The constructors sort and index, and fail for all if one task or worker is invalid
+_IN_PLACE_OF = {
+    ("flower.events", "EventsState"): _Pickled,
+    ("celery.events.state", "Worker"): _Pickled,
+    ("celery.events.state", "_depickle_task"): lambda kind, fields: fields,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        return _IN_PLACE_OF.get((module, name)) or super().find_class(module, name)
+
+
+class SavedWorker(NamedTuple):
+    """A worker that is valid.
+
+    :ivar fields: arguments of Celery's worker, by name.
+    :ivar heard: when it was last heard, in seconds since the epoch; None if that is not known.
+    :ivar stopped: whether it had stopped.
+    """
+
+    fields: dict[str, Any]
+    heard: float | None
+    stopped: bool
+
+
+class SavedTask(NamedTuple):
+    """A task that is valid.
+
+    :ivar fields: of Celery's task, by name, but for its links to other objects.
+    :ivar worker: None for a task that no worker has received.
+    """
+
+    fields: dict[str, Any]
+    worker: SavedWorker | None
+
+
+class SavedState:
+    """A state that was saved by `flower_proxy.events.state_file.StateFile` or by stock Flower.
+
+    :param events: pickled, as the file has it.
+    :param counter: numbers of events by sender and type.
+    :raises Exception: it is no state.
+    :ivar invalid: the reason for each worker and task that was left out, one line each.
+    """
+
+    def __init__(self, events: bytes, counter: Mapping[Any, Any]) -> None:
+        saved = _Unpickler(io.BytesIO(events)).load()
+        if not isinstance(saved, _Pickled):
+            raise TypeError(f"it contains a {type(saved).__name__}")
+        _, workers, tasks, *_ = saved.arguments
+        self._workers, self._tasks = dict(workers.items()), dict(tasks.items())
+        self._counter = counter
+        self.invalid: list[str] = []
+
+    def workers(self) -> Iterator[tuple[str, SavedWorker]]:
+        """Yield the valid workers by name, the least recently heard one first."""
+        for name, worker in self._workers.items():
+            try:
+                yield name, _worker(worker, name)
+            except InvalidEventError as error:
+                self.invalid.append(f"a worker: {error}")
+
+    def tasks(self) -> Iterator[tuple[str, SavedTask]]:
+        """Yield the valid tasks by id, the least recent one first."""
+        for uuid, fields in self._tasks.items():
+            try:
+                yield uuid, _task(uuid, fields)
+            except InvalidEventError as error:
+                self.invalid.append(f"a task: {error}")
+
+    def counts(self, worker: str) -> dict[str, int]:
+        """Return the numbers of a worker's events by type."""
+        counts = self._counter.get(worker)
+        if not isinstance(counts, Mapping):
+            return {}
+        return {kind: n for kind, n in counts.items() if type(kind) is str and type(n) is int and n > 0}
+
+
+def _validate(kind: str, hostname: Any, timestamp: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    given = {name: value for name, value in fields.items() if value is not None}
+    valid = validate({**given, "type": kind, "hostname": hostname, "timestamp": 0 if timestamp is None else timestamp})
+    return {name: valid[name] for name in given}
+
+
+def _worker(worker: Any, name: Any = None) -> SavedWorker:
+    if not isinstance(worker, _Pickled):
+        raise InvalidEventError(WRONG_TYPE, f"{type(worker).__name__} is no worker")
+    fields = dict(zip(state.Worker._fields, worker.arguments, strict=False))
+    heartbeats, timestamp = fields.pop("heartbeats", None) or [], getattr(worker, "timestamp", None)
+    if type(heartbeats) is not list:
+        raise InvalidEventError(WRONG_TYPE, f"heartbeats is of type {type(heartbeats).__name__}, not a list")
+    hostname = fields.get("hostname")
+    if name not in (None, hostname):
+        raise InvalidEventError(WRONG_TYPE, f"hostname is {hostname!r:.99}, not {name!r:.99}")
+    for heard in (timestamp, *heartbeats):
+        valid = _validate("worker-saved", hostname, heard, fields)
+    return SavedWorker(valid, max(heartbeats, default=timestamp), stopped=not heartbeats)
+
+
+def _task(uuid: Any, fields: Any) -> SavedTask:
+    if type(fields) is not dict or fields.get("uuid") != uuid:
+        raise InvalidEventError(WRONG_TYPE, f"{type(fields).__name__} is no task of this id")
+    worker = None if fields.get("worker") is None else _worker(fields["worker"])
+    known = {name: value for name, value in fields.items() if name in state.Task._fields and name not in _LINKS}
+    return SavedTask(_validate("task-saved", "saved", fields.get("timestamp"), known), worker)

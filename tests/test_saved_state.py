@@ -1,0 +1,146 @@
+"""A saved state is validated as events are: what is invalid is left behind, and only that."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import shelve
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+from celery.events.state import Task, Worker
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tornado.ioloop import IOLoop
+
+from flower_proxy._flower import EventsState
+from flower_proxy.events.receiver import Receiver
+from flower_proxy.events.saved_state import SavedState
+from flower_proxy.events.state import State
+from tests.support.events import BASE, EVENTS, HOSTILE, values
+
+GOOD = "good@host"
+# Celery cannot save a task with any value of these
+FIELDS = sorted(set(Task._fields) - {"children", "parent_id", "root_id"})
+
+
+def stock_state() -> EventsState:
+    """Return a state of stock Flower, with two workers and a task of each."""
+    state = EventsState(max_tasks_in_memory=10)
+    for number, name in enumerate((GOOD, "w1@host")):
+        for event in (*EVENTS[:2], *EVENTS[3:7]):
+            state.event({**event, "hostname": name, "local_received": 1.0, "uuid": f"id-{number}"})
+    return state
+
+
+def restored(state: EventsState) -> tuple[State, list[str]]:
+    saved = SavedState(pickle.dumps(state), dict(state.counter))
+    after = State(max_tasks_in_memory=10)
+    after.restore(saved)
+    return after, saved.invalid
+
+
+def test_a_state_of_stock_flower_is_restored() -> None:
+    before = stock_state()
+    after, invalid = restored(before)
+    assert invalid == []
+    assert list(after.workers) == [GOOD, "w1@host"]
+    shown = {uuid: {**task.as_dict(), "worker": task.worker.hostname} for uuid, task in before.itertasks()}
+    assert {uuid: {**task.as_dict(), "worker": task.worker.hostname} for uuid, task in after.itertasks()} == shown
+    fields = set(Worker._fields) - {"heartbeats"}
+    for name, worker in before.workers.items():
+        assert {field: getattr(after.workers[name], field) for field in fields} == {
+            field: getattr(worker, field) for field in fields
+        }
+    assert after.counter == before.counter
+    assert after.search_engine.search(after.tasks, "tasks.add").filtered_count == 2
+
+
+def set_heartbeats(state: EventsState, value: Any) -> None:
+    state.workers["w1@host"].heartbeats = value
+
+
+def set_attribute(name: str) -> Callable[[EventsState, Any], None]:
+    return lambda state, value: setattr(state.workers["w1@host"], name, value)
+
+
+def set_field(name: str) -> Callable[[EventsState, Any], None]:
+    return lambda state, value: setattr(state.tasks["id-1"], name, value)
+
+
+@pytest.mark.parametrize("value", ["x", 5, {"a": 1}, [["x"]], float("nan"), "\ud800"], ids=repr)
+@pytest.mark.parametrize(
+    "change", [set_attribute("freq"), set_attribute("active"), set_attribute("clock"), set_heartbeats], ids=range(4)
+)
+def test_a_worker_that_is_invalid_is_left_behind(change: Callable[[EventsState, Any], None], value: Any) -> None:
+    state = stock_state()
+    change(state, value)
+    after, invalid = restored(state)
+    if value == 5 and change is not set_heartbeats:
+        assert invalid == []
+        return
+    assert list(after.workers) == [GOOD]
+    # Its task refers to it
+    assert list(after.tasks) == ["id-0"]
+    assert len(invalid) == 2
+
+
+@pytest.mark.parametrize("name", ["uuid", "name", "state", "received", "clock", "timestamp", "runtime", "worker"])
+@pytest.mark.parametrize("value", [["x"], {"a": 1}, -(10**400), b"x"], ids=lambda value: f"{value!r:.9}")
+def test_a_task_that_is_invalid_is_left_behind(name: str, value: Any) -> None:
+    state = stock_state()
+    set_field(name)(state, value)
+    after, invalid = restored(state)
+    assert (list(after.tasks), list(after.workers), len(invalid)) == (["id-0"], [GOOD, "w1@host"], 1)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    fields=st.dictionaries(st.sampled_from(FIELDS), values()),
+    attributes=st.dictionaries(st.sampled_from(Worker._fields), values()),
+)
+def test_no_value_keeps_the_rest_from_being_restored(fields: dict[str, Any], attributes: dict[str, Any]) -> None:
+    state = stock_state()
+    for name, value in fields.items():
+        set_field(name)(state, value)
+    for name, value in attributes.items():
+        set_attribute(name)(state, value)
+    after, _ = restored(state)
+    assert GOOD in after.workers
+    assert "id-0" in after.tasks
+    for worker in after.workers.values():
+        assert worker.alive in (True, False)
+    after.event({**BASE, **EVENTS[1], "local_received": 2.0})
+
+
+@pytest.mark.parametrize("counter", [{GOOD: "x"}, {GOOD: {5: "x"}}, {5: {}}, {GOOD: {"worker-online": "x"}}], ids=repr)
+def test_counts_that_are_invalid_are_left_behind(counter: dict[Any, Any]) -> None:
+    state = State(max_tasks_in_memory=10)
+    state.restore(SavedState(pickle.dumps(stock_state()), counter))
+    assert state.counter[GOOD] == {}
+
+
+@pytest.mark.parametrize("value", HOSTILE[:4], ids=repr)
+def test_other_values_are_no_state(value: Any) -> None:
+    with pytest.raises(TypeError, match="it contains a"):
+        SavedState(pickle.dumps(value), {})
+
+
+def test_what_was_left_behind_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As Flower saved it: one worker with an invalid heartbeat used to cost the whole state at each start."""
+    path, state = str(tmp_path / "flower"), stock_state()
+    set_heartbeats(state, "x")
+    with shelve.open(path) as shelf:
+        shelf["events"], shelf["counter"] = state, dict(state.counter)
+    loop = IOLoop(make_current=False)
+    with Celery(broker="memory://") as capp, caplog.at_level(logging.WARNING):
+        receiver = Receiver(capp, io_loop=loop, db=path, persistent=True, enable_events=False, max_tasks_in_memory=10)
+    assert list(receiver.state.workers) == [GOOD]
+    assert receiver.state.counter[GOOD]["worker-online"] == 1
+    (message,) = (record.message for record in caplog.records if record.name == "flower_proxy.events.receiver")
+    assert message.startswith(f"Left 2 invalid workers and tasks of {path!r} behind; the first is 'a worker: ")
+    receiver.release()
+    loop.close()
