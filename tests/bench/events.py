@@ -1,7 +1,7 @@
 """How many events a second the state takes in, and how late others are meanwhile: ``python -m tests.bench.events``.
 
-Stock Flower's way into the event loop and ours, by turns in one process. A thread hands the events over, as fast as it
-can and then at a steady pace, while the event loop is to serve a ping every 10 ms. It asserts nothing.
+Stock Flower's way from decoded messages to its state and ours, by turns in one process. A thread hands the events over,
+as fast as it can and then at a steady pace, while the event loop is to serve a ping every 10 ms. It asserts nothing.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ from statistics import median
 from typing import Any
 
 from celery import Celery
+from celery.events import EventReceiver
 from flower.events import Events
+from kombu import Connection
 from prometheus_client import Histogram
 from tornado.ioloop import IOLoop
 
 from flower_proxy.events.receiver import MAX_WAITING, Receiver
+from flower_proxy.events.stream import Stream
 from flower_proxy.events.task_events import TaskEvents
 from flower_proxy.metrics.process import EventDelay
 from flower_proxy.metrics.recorder import Recorder
@@ -30,6 +33,23 @@ from flower_proxy.metrics.recorder import Recorder
 WORKERS, NAMES = 10, 50
 PING = 0.010  # seconds
 TASK_EVENTS = ("task-received", "task-started", "task-succeeded")
+
+
+def stock_intake(receiver: Events) -> EventReceiver:
+    """Return what decoded messages go through before the receiver gets them."""
+    return EventReceiver(Connection("memory://"), handlers={"*": receiver.on_event}, app=receiver.capp)
+
+
+def our_intake(receiver: Events) -> EventReceiver:
+    """Return the same; it validates events."""
+    return Stream(
+        Connection("memory://"),
+        receiver.capp,
+        rejections=receiver.rejections,
+        on_ready=lambda: None,
+        on_event=receiver.on_event,
+        is_stopping=lambda: False,
+    )
 
 
 def ours(capp: Celery, **settings: Any) -> Receiver:
@@ -40,7 +60,10 @@ def ours(capp: Celery, **settings: Any) -> Receiver:
     return receiver
 
 
-KINDS: dict[str, Callable[..., Events]] = {"stock": Events, "ours": ours}
+KINDS: dict[str, tuple[Callable[..., Events], Callable[[Events], EventReceiver]]] = {
+    "stock": (Events, stock_intake),
+    "ours": (ours, our_intake),
+}
 
 
 @dataclass
@@ -79,7 +102,6 @@ def events(count: int) -> Iterator[dict[str, Any]]:
             "pid": 1,
             "utcoffset": 0,
             "timestamp": now,
-            "local_received": now,
         }
 
 
@@ -101,22 +123,23 @@ def collections_noted(pauses: list[float]) -> Iterator[None]:
         gc.callbacks.remove(note)
 
 
-def hand_over(receiver: Events, count: int, pace: float | None) -> None:
+def hand_over(intake: EventReceiver, count: int, pace: float | None) -> None:
     begin = time.perf_counter()
     # In blocks of 10 ms, as to sleep for less is not exact
     block = max(1, int(pace * PING)) if pace else count
     for number, event in enumerate(events(count)):
         if pace and number % block == 0:
             time.sleep(max(0.0, begin + number / pace - time.perf_counter()))
-        receiver.on_event(event)
+        intake._receive(event, None)
 
 
 async def measure(kind: str, count: int, pace: float | None) -> Turn:
     """Hand over that many events, at this pace a second or, if None, as fast as it goes."""
     turn = Turn()
     capp = Celery(broker="memory://")
-    receiver = KINDS[kind](capp, io_loop=IOLoop.current(), enable_events=False, max_tasks_in_memory=10_000)
-    thread = threading.Thread(target=hand_over, args=(receiver, count, pace))
+    make, intake = KINDS[kind]
+    receiver = make(capp, io_loop=IOLoop.current(), enable_events=False, max_tasks_in_memory=10_000)
+    thread = threading.Thread(target=hand_over, args=(intake(receiver), count, pace))
     begin = due = time.perf_counter()
     thread.start()
     with collections_noted(turn.pauses):
