@@ -17,7 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from celery import Celery
-from celery.events.state import Task, Worker
+from celery.events.state import Task
 from celery.utils.imports import symbol_by_name
 from flower import __version__ as flower_version
 from flower.api.tasks import TaskApply, TaskAsyncApply, TaskSend
@@ -73,7 +73,6 @@ __all__ = [
     "flower_version",
     "forget_counts",
     "forget_task_names",
-    "last_heard",
     "task_of",
 ]
 
@@ -314,11 +313,6 @@ def task_of(state: EventsState, uuid: str) -> Task:
     :raises KeyError: the state does not have it.
     """
     return state.tasks.data[uuid]
-
-
-def last_heard(worker: Worker) -> float:
-    """Return when a worker of the state was last heard of, in seconds since the epoch; 0.0 for never."""
-    return float(max(worker.heartbeats[-1:] or [getattr(worker, "timestamp", None) or 0]))
 
 
 def forget_counts(state: EventsState, is_gone: Callable[[str], bool]) -> None:

@@ -56,7 +56,6 @@ from flower_proxy._flower import (
     flower_settings,
     flower_version,
     forget_counts,
-    last_heard,
     task_of,
 )
 from flower_proxy.auth.factory import matches_address
@@ -432,17 +431,9 @@ def test_a_task_is_in_the_state_after_its_event(state: EventsState) -> None:
     assert list(state.tasks) == ["3", "4"]
 
 
-def test_when_a_worker_was_last_heard(state: EventsState) -> None:
-    state.event(event("worker-heartbeat", local_received=2000.0))
-    worker = state.workers[WORKER]
-    assert last_heard(worker) == 2000.0
-    state.event(event("worker-heartbeat", 2, local_received=2001.0))
-    assert last_heard(worker) == 2001.0
-    state.event(event("worker-offline", 3))
-    # By the worker's clock, as Flower does
-    assert last_heard(worker) == 1003.0
+def test_flowers_page_takes_the_latest_heartbeat_for_the_time_of_the_last_event() -> None:
+    """`Worker.heartbeats` has it."""
     assert "max(worker.heartbeats)" in inspect.getsource(Flower.purge_offline_worker_metrics)
-    assert last_heard(pickle.loads(pickle.dumps(worker))) == 0.0
 
 
 def test_events_are_counted_by_sender_and_type(state: EventsState) -> None:

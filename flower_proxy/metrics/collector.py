@@ -11,7 +11,6 @@ from celery import Celery
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
-from flower_proxy._flower import last_heard
 from flower_proxy.events.receiver import Receiver
 from flower_proxy.events.rejections import Rejections
 from flower_proxy.events.replies import REASONS
@@ -92,7 +91,7 @@ class MetricsCollector:
             heard_before = time.time() - silent_for
             offline = [(name, worker) for name, worker in state.workers.items() if not worker.alive]
             for name, worker in offline:
-                if last_heard(worker) <= heard_before:
+                if (worker.timestamp or 0) <= heard_before:
                     del state.workers[name]
         state.forget_evicted()
         return self.recorder.forget_evicted()
