@@ -25,10 +25,10 @@ from prometheus_client import Histogram
 from tornado.ioloop import IOLoop
 
 from flower_proxy.events.receiver import MAX_WAITING, Receiver
-from flower_proxy.events.stream import Stream
 from flower_proxy.events.task_events import TaskEvents
 from flower_proxy.metrics.process import EventDelay
 from flower_proxy.metrics.recorder import Recorder
+from tests.support.intake import intake_of
 
 WORKERS, NAMES = 10, 50
 PING = 0.010  # seconds
@@ -40,18 +40,6 @@ def stock_intake(receiver: Events) -> EventReceiver:
     return EventReceiver(Connection("memory://"), handlers={"*": receiver.on_event}, app=receiver.capp)
 
 
-def our_intake(receiver: Events) -> EventReceiver:
-    """Return the same; it validates events."""
-    return Stream(
-        Connection("memory://"),
-        receiver.capp,
-        rejections=receiver.rejections,
-        on_ready=lambda: None,
-        on_event=receiver.on_event,
-        is_stopping=lambda: False,
-    )
-
-
 def ours(capp: Celery, **settings: Any) -> Receiver:
     """Return a receiver with the listeners that `flower_proxy.app` gives it."""
     recorder = Recorder(Histogram.DEFAULT_BUCKETS)
@@ -60,9 +48,9 @@ def ours(capp: Celery, **settings: Any) -> Receiver:
     return receiver
 
 
-KINDS: dict[str, tuple[Callable[..., Events], Callable[[Events], EventReceiver]]] = {
+KINDS: dict[str, tuple[Callable[..., Any], Callable[[Any], EventReceiver]]] = {
     "stock": (Events, stock_intake),
-    "ours": (ours, our_intake),
+    "ours": (ours, intake_of),
 }
 
 

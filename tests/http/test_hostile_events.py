@@ -11,16 +11,15 @@ from urllib.parse import quote
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kombu import Connection
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 from tornado.ioloop import IOLoop
 
 from flower_proxy.app import FlowerProxy
 from flower_proxy.events.receiver import Receiver
 from flower_proxy.events.saved_state import SavedState
-from flower_proxy.events.stream import Stream
 from tests.http.conftest import Site
 from tests.support.events import ATTRIBUTES, BASE, EVENTS, HOSTILE, messages
+from tests.support.intake import intake_of
 
 PAGES = (
     "/",
@@ -50,14 +49,7 @@ class Sender:
 
     def __init__(self, receiver: Receiver) -> None:
         self.receiver = receiver
-        self._stream = Stream(
-            Connection("memory://"),
-            receiver.capp,
-            rejections=receiver.rejections,
-            on_ready=lambda: None,
-            on_event=receiver.on_event,
-            is_stopping=lambda: False,
-        )
+        self._stream = intake_of(receiver)
 
     def send(self, body: Any) -> None:
         self._stream._receive(json.loads(json.dumps(body)))
