@@ -17,6 +17,9 @@ from tests.support import programs
 from tests.support.invalid_replies import INSPECTIONS, Answer, answering_worker
 from tests.support.processes import request, wait_until
 
+# The oldest kombu calls redis in a way that its newest release for that kombu no longer likes
+pytestmark = pytest.mark.filterwarnings("ignore:Call to 'get_connection' function:DeprecationWarning")
+
 BAD = "bad@test"
 # What the field of a reply that is a mapping, or of the first item of one that is a list, becomes
 FIELDS: dict[str, list[dict[str, Any]]] = {

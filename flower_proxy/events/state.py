@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from celery.events.state import Task
+from kombu.utils.functional import LRUCache
 
 from flower_proxy._flower import EventsState, NoMetrics, TaskSearch, forget_counts, forget_task_names, task_of
 from flower_proxy.events.saved_state import SavedState
@@ -28,6 +29,8 @@ class State(EventsState):
         self.metrics = NoMetrics()
         self.search_engine = TaskSearch()
         self.workers = WorkerCache(self.max_workers_in_memory)
+        # Older releases of Celery never drop the parents of which they see no event
+        self._tasks_to_resolve = LRUCache(self.max_tasks_in_memory)
 
     def restore(self, saved: SavedState) -> None:
         """Add the valid workers and tasks of a state that was saved.
