@@ -496,6 +496,17 @@ SCENARIOS = {
         ],
         {celery("queue_wait_time_count", queue="fast"): 2, celery("queue_wait_time_sum", queue="fast"): 2 + 4},
     ),
+    "each run of a task waits from its own sending, though its start is told after the next run was received": Scenario(
+        [
+            *(sent(at=0), received(at=1), received(at=4, retries=1), sent(at=3, by=W1, retries=1), started(at=2)),
+            *(retried(at=3), started(at=7), succeeded(at=8)),
+        ],
+        {
+            celery("queue_wait_time_count", queue="fast"): 2,
+            celery("queue_wait_time_sum", queue="fast"): 2 + 4,
+            runtime("sum"): 1 + 0.5,
+        },
+    ),
     "a task that is delivered again has waited in the queue once": Scenario(
         [sent(at=0), received(at=1), started(at=2), received(at=9), started(at=10)],
         {celery("queue_wait_time_count", queue="fast"): 1, celery("queue_wait_time_sum", queue="fast"): 2},

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Container, Iterable
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(slots=True)
@@ -14,6 +14,8 @@ class InFlightTask:
     :ivar seen: when the first event of it was processed, by the recorder's clock.
     :ivar eta: as Celery writes it.
     :ivar retries: which run it is, counted from 0.
+    :ivar unstarted: its runs before this one that have been received but whose start has not been told yet, by their
+        retries, with their etas. A worker may receive the next run before it learns that this one was started.
     :ivar unended: when its runs before this one were started whose end has not been told yet. The next run may be
         received before the end of this one is told; and what takes longer than the broker waits is delivered again.
     """
@@ -25,6 +27,7 @@ class InFlightTask:
     eta: str | None = None
     retries: int = 0
     started: float | None = None
+    unstarted: Mapping[int, str | None] = field(default_factory=dict)
     unended: tuple[float, ...] = ()
 
     @property
@@ -33,6 +36,11 @@ class InFlightTask:
         if self.eta or self.received is None or self.started is None:
             return 0
         return max(0, self.started - self.received)
+
+    @property
+    def to_start(self) -> Mapping[int, str | None]:
+        """The etas of its runs that have been received and not been started, by their retries, the first one first."""
+        return {**self.unstarted, self.retries: self.eta} if self.started is None else self.unstarted
 
     @property
     def begun(self) -> tuple[float, ...]:

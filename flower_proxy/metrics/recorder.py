@@ -178,6 +178,7 @@ class Recorder:
                 timestamp,
                 eta=event.get("eta"),
                 retries=_retries(event),
+                unstarted=_earlier(held.to_start, _retries(event)) if held else {},
                 unended=held.begun[-_MAX_UNENDED:] if held else (),
             )
             self._in_flight.put(uuid, held)
@@ -185,8 +186,13 @@ class Recorder:
             if held is None:
                 held = InFlightTask(worker, name, self._clock(), eta=task.eta, retries=task.retries or 0)
                 self._in_flight.put(uuid, held)
-            held.started = timestamp
-            self._note_start((uuid, held.retries), _Start(worker, name, timestamp, _timestamp(held.eta)), queue)
+            if held.unstarted:
+                (retries, eta), *later = held.unstarted.items()
+                held.unstarted = dict(later)
+                held.unended = (*held.unended, timestamp)[-_MAX_UNENDED:]
+            else:
+                retries, eta, held.started = held.retries, held.eta, timestamp
+            self._note_start((uuid, retries), _Start(worker, name, timestamp, _timestamp(eta)), queue)
         elif kind in _ENDS:
             begin = held.begun[0] if held and held.begun else None
             if held and held.unended:
@@ -286,6 +292,11 @@ class Recorder:
         for name, worker in sorted(self._state.workers.items()):
             active[name] = (_measured(worker.active) or 0) if worker.alive else None
         return active
+
+
+def _earlier(runs: Mapping[int, str | None], retries: int) -> dict[int, str | None]:
+    """Return the latest of these runs, by their retries, without the one that is delivered again."""
+    return {run: eta for run, eta in list(runs.items())[-_MAX_UNENDED:] if run < retries}
 
 
 def _retries(event: Mapping[str, Any]) -> int:
