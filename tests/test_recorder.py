@@ -716,6 +716,18 @@ def test_a_task_whose_end_was_not_heard_is_dropped_when_its_worker_says_so() -> 
     assert (samples[prefetched(W1)], samples[prefetched(W2)], samples[prefetch_time(W1)]) == (1, 1, 0)
 
 
+def test_a_run_waits_from_its_own_sending_though_its_worker_was_asked_between_two_runs() -> None:
+    """The worker does not have the task at that moment, and the next run may be sent before a start is told."""
+    cluster = Cluster(sent(at=0), received(at=1))
+    cluster.now += 1
+    cluster.recorder.reconcile(W1, set(), asked_at=cluster.now)
+    cluster.feed(sent(at=3, by=W1, retries=1), started(at=2), retried(at=3))
+    cluster.feed(received(at=4, retries=1), started(at=7), succeeded(at=8))
+    samples = cluster.samples()
+    assert samples[celery("queue_wait_time_count", queue="fast")] == 2
+    assert samples[celery("queue_wait_time_sum", queue="fast")] == 2 + 4
+
+
 def test_a_worker_that_starts_costs_no_scan_of_other_tasks() -> None:
     """With 100,000 tasks in flight each worker-online event took 55 ms."""
     looked_at = []

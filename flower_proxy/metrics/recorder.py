@@ -30,7 +30,7 @@ _MAX_EXCEPTIONS = 100
 _MAX_QUEUES = 1000
 _MAX_PRODUCERS = 1000
 _MAX_TYPES = 100
-_MAX_UNENDED = 10
+_MAX_RUNS = 10
 # Runs without a task-sent event so far; clients without task_send_sent_event never send one
 _MAX_UNSENT = 5000
 
@@ -179,17 +179,18 @@ class Recorder:
                 eta=event.get("eta"),
                 retries=_retries(event),
                 unstarted=_earlier(held.to_start, _retries(event)) if held else {},
-                unended=held.begun[-_MAX_UNENDED:] if held else (),
+                unended=held.begun[-_MAX_RUNS:] if held else (),
             )
             self._in_flight.put(uuid, held)
         elif kind == "task-started":
             if held is None:
-                held = InFlightTask(worker, name, self._clock(), eta=task.eta, retries=task.retries or 0)
+                run = self._next_run(uuid, int(task.retries or 0))
+                held = InFlightTask(worker, name, self._clock(), eta=task.eta, retries=run)
                 self._in_flight.put(uuid, held)
             if held.unstarted:
                 (retries, eta), *later = held.unstarted.items()
                 held.unstarted = dict(later)
-                held.unended = (*held.unended, timestamp)[-_MAX_UNENDED:]
+                held.unended = (*held.unended, timestamp)[-_MAX_RUNS:]
             else:
                 retries, eta, held.started = held.retries, held.eta, timestamp
             self._note_start((uuid, retries), _Start(worker, name, timestamp, _timestamp(eta)), queue)
@@ -205,6 +206,10 @@ class Recorder:
                 self._tasks.celery_runtime.observe(runtime, name, worker, queue)
             elif kind in ("task-failed", "task-retried") and begin is not None:
                 self._tasks.runtime.observe(max(0.0, timestamp - begin), worker, name)
+
+    def _next_run(self, uuid: str, retries: int) -> int:
+        """Return which run of a task is started; the next one may have been sent before the start is told."""
+        return next((run for run in range(max(0, retries - _MAX_RUNS), retries) if (uuid, run) in self._sent), retries)
 
     def _note_sent(self, event: Mapping[str, Any], task: Task) -> None:
         run = event["uuid"], _retries(event)
@@ -296,7 +301,7 @@ class Recorder:
 
 def _earlier(runs: Mapping[int, str | None], retries: int) -> dict[int, str | None]:
     """Return the latest of these runs, by their retries, without the one that is delivered again."""
-    return {run: eta for run, eta in list(runs.items())[-_MAX_UNENDED:] if run < retries}
+    return {run: eta for run, eta in list(runs.items())[-_MAX_RUNS:] if run < retries}
 
 
 def _retries(event: Mapping[str, Any]) -> int:
