@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
-from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
 
 
 @dataclass(slots=True)
@@ -14,8 +14,8 @@ class InFlightTask:
     :ivar seen: when the first event of it was processed, by the recorder's clock.
     :ivar eta: as Celery writes it.
     :ivar retries: which run it is, counted from 0.
-    :ivar unstarted: its runs before this one that have been received but whose start has not been told yet, by their
-        retries, with their etas. A worker may receive the next run before it learns that this one was started.
+    :ivar unstarted: retries and eta of its runs before this one that have been received but whose start has not been
+        told yet. A worker may receive the next run before it learns that this one was started.
     :ivar unended: when its runs before this one were started whose end has not been told yet. The next run may be
         received before the end of this one is told; and what takes longer than the broker waits is delivered again.
     """
@@ -27,7 +27,7 @@ class InFlightTask:
     eta: str | None = None
     retries: int = 0
     started: float | None = None
-    unstarted: Mapping[int, str | None] = field(default_factory=dict)
+    unstarted: tuple[tuple[int, str | None], ...] = ()
     unended: tuple[float, ...] = ()
 
     @property
@@ -38,9 +38,9 @@ class InFlightTask:
         return max(0, self.started - self.received)
 
     @property
-    def to_start(self) -> Mapping[int, str | None]:
-        """The etas of its runs that have been received and not been started, by their retries, the first one first."""
-        return {**self.unstarted, self.retries: self.eta} if self.started is None else self.unstarted
+    def to_start(self) -> tuple[tuple[int, str | None], ...]:
+        """Retries and eta of its runs that have been received and not been started, the first one first."""
+        return (*self.unstarted, (self.retries, self.eta)) if self.started is None else self.unstarted
 
     @property
     def begun(self) -> tuple[float, ...]:

@@ -178,7 +178,8 @@ class Recorder:
                 timestamp,
                 eta=event.get("eta"),
                 retries=_retries(event),
-                unstarted=_earlier(held.to_start, _retries(event)) if held else {},
+                # The same run may be delivered again
+                unstarted=tuple(run for run in held.to_start[-_MAX_RUNS:] if run[0] < _retries(event)) if held else (),
                 unended=held.begun[-_MAX_RUNS:] if held else (),
             )
             self._in_flight.put(uuid, held)
@@ -188,8 +189,8 @@ class Recorder:
                 held = InFlightTask(worker, name, self._clock(), eta=task.eta, retries=run)
                 self._in_flight.put(uuid, held)
             if held.unstarted:
-                (retries, eta), *later = held.unstarted.items()
-                held.unstarted = dict(later)
+                (retries, eta), *later = held.unstarted
+                held.unstarted = tuple(later)
                 held.unended = (*held.unended, timestamp)[-_MAX_RUNS:]
             else:
                 retries, eta, held.started = held.retries, held.eta, timestamp
@@ -297,11 +298,6 @@ class Recorder:
         for name, worker in sorted(self._state.workers.items()):
             active[name] = (_measured(worker.active) or 0) if worker.alive else None
         return active
-
-
-def _earlier(runs: Mapping[int, str | None], retries: int) -> dict[int, str | None]:
-    """Return the latest of these runs, by their retries, without the one that is delivered again."""
-    return {run: eta for run, eta in list(runs.items())[-_MAX_RUNS:] if run < retries}
 
 
 def _retries(event: Mapping[str, Any]) -> int:
