@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection
 from types import MappingProxyType
 from typing import Any
 
+from flower_proxy.events.validation import MAX_TEXT
+
 MALFORMED = "malformed"
 UNKNOWN_WORKER = "unknown_worker"
 TOO_LARGE = "too_large"
@@ -20,7 +22,6 @@ the worker replied with an error; a part of it is missing or has another type.""
 MAX_QUEUES = 1000
 """Maximum number of queues of one worker."""
 
-_MAX_NAME = 255  # characters
 _MAX_DEPTH = 50
 _MAX_BITS = 4096
 _MAX_COUNT = 2**63
@@ -55,7 +56,7 @@ class InvalidReplyError(ValueError):
 
 def is_worker_name(name: str) -> bool:
     """Return whether a text can be the name of a worker."""
-    return 0 < len(name) <= _MAX_NAME and _to_text(name) == name
+    return 0 < len(name) <= MAX_TEXT and _to_text(name) == name
 
 
 def validate_reply(command: str, reply: Any) -> Any:
