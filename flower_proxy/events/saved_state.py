@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 from celery.events import state
 
 from flower_proxy.events.validation import WRONG_TYPE, InvalidEventError, validate
+
+T = TypeVar("T")
 
 _LINKS = frozenset(("worker", "children", "root", "parent"))
 
@@ -74,23 +76,44 @@ class SavedState:
         _, workers, tasks, *_ = saved.arguments
         self._workers, self._tasks = dict(workers.items()), dict(tasks.items())
         self._counter = counter
+        self._checked: dict[_Pickled, SavedWorker] = {}
         self.invalid: list[str] = []
 
     def workers(self) -> Iterator[tuple[str, SavedWorker]]:
         """Yield the valid workers by name, the least recently heard one first."""
-        for name, worker in self._workers.items():
-            try:
-                yield name, _worker(worker, name)
-            except InvalidEventError as error:
-                self.invalid.append(f"a worker: {error}")
+        return self._valid("a worker", self._workers, self._worker)
 
     def tasks(self) -> Iterator[tuple[str, SavedTask]]:
         """Yield the valid tasks by id, the least recent one first."""
-        for uuid, fields in self._tasks.items():
+        return self._valid("a task", self._tasks, self._task)
+
+    def _valid(self, what: str, saved: Mapping[Any, Any], check: Callable[[Any, Any], T]) -> Iterator[tuple[str, T]]:
+        for key, value in saved.items():
             try:
-                yield uuid, _task(uuid, fields)
+                yield key, check(key, value)
             except InvalidEventError as error:
-                self.invalid.append(f"a task: {error}")
+                self.invalid.append(f"{what}: {error}")
+
+    def _worker(self, name: Any, pickled: Any) -> SavedWorker:
+        worker = self._checked_worker(pickled)
+        if worker.fields["hostname"] != name:
+            raise InvalidEventError(WRONG_TYPE, f"hostname is {worker.fields['hostname']!r:.99}, not {name!r:.99}")
+        return worker
+
+    def _task(self, uuid: Any, fields: Any) -> SavedTask:
+        if type(fields) is not dict or fields.get("uuid") != uuid:
+            raise InvalidEventError(WRONG_TYPE, f"{type(fields).__name__} is no task of this id")
+        worker = None if fields.get("worker") is None else self._checked_worker(fields["worker"])
+        known = {name: value for name, value in fields.items() if name in state.Task._fields and name not in _LINKS}
+        return SavedTask(_validate("task-saved", "saved", fields.get("timestamp"), known), worker)
+
+    def _checked_worker(self, pickled: Any) -> SavedWorker:
+        if not isinstance(pickled, _Pickled):
+            raise InvalidEventError(WRONG_TYPE, f"{type(pickled).__name__} is no worker")
+        # The tasks of a worker share it
+        if pickled not in self._checked:
+            self._checked[pickled] = _worker(pickled)
+        return self._checked[pickled]
 
     def counts(self, worker: str) -> dict[str, int]:
         """Return the numbers of a worker's events by type."""
@@ -106,24 +129,13 @@ def _validate(kind: str, hostname: Any, timestamp: Any, fields: Mapping[str, Any
     return {name: valid[name] for name in given}
 
 
-def _worker(worker: Any, name: Any = None) -> SavedWorker:
-    if not isinstance(worker, _Pickled):
-        raise InvalidEventError(WRONG_TYPE, f"{type(worker).__name__} is no worker")
-    fields = dict(zip(state.Worker._fields, worker.arguments, strict=False))
-    heartbeats, timestamp = fields.pop("heartbeats", None) or [], getattr(worker, "timestamp", None)
+def _worker(pickled: _Pickled) -> SavedWorker:
+    fields = dict(zip(state.Worker._fields, pickled.arguments, strict=False))
+    heartbeats, timestamp = fields.pop("heartbeats", None) or [], getattr(pickled, "timestamp", None)
     if type(heartbeats) is not list:
         raise InvalidEventError(WRONG_TYPE, f"heartbeats is of type {type(heartbeats).__name__}, not a list")
     hostname = fields.get("hostname")
-    if name not in (None, hostname):
-        raise InvalidEventError(WRONG_TYPE, f"hostname is {hostname!r:.99}, not {name!r:.99}")
-    for heard in (timestamp, *heartbeats):
-        valid = _validate("worker-saved", hostname, heard, fields)
+    for heartbeat in heartbeats:
+        _validate("worker-saved", hostname, heartbeat, {})
+    valid = _validate("worker-saved", hostname, timestamp, fields)
     return SavedWorker(valid, max(heartbeats, default=timestamp), stopped=not heartbeats)
-
-
-def _task(uuid: Any, fields: Any) -> SavedTask:
-    if type(fields) is not dict or fields.get("uuid") != uuid:
-        raise InvalidEventError(WRONG_TYPE, f"{type(fields).__name__} is no task of this id")
-    worker = None if fields.get("worker") is None else _worker(fields["worker"])
-    known = {name: value for name, value in fields.items() if name in state.Task._fields and name not in _LINKS}
-    return SavedTask(_validate("task-saved", "saved", fields.get("timestamp"), known), worker)
