@@ -196,8 +196,10 @@ def test_what_kubernetes_sets_is_left_alone_with_a_note(folder: Path) -> None:
         assert name in notes[0]
 
 
-def test_an_empty_folder_of_overrides_is_none(folder: Path) -> None:
-    assert values(environ={"FLOWER_STATIC_OVERRIDES": ""}) == {"static_overrides": ""}
+@pytest.mark.parametrize("name", ["static_overrides", "url_prefix", "broker_api"])
+def test_an_empty_value_is_none(folder: Path, name: str) -> None:
+    """As in stock Flower: units name variables that may be unset."""
+    assert values(environ={f"FLOWER_{name.upper()}": ""}) == {name: ""}
 
 
 @pytest.mark.parametrize("level", ["INFO", "Debug", "warning"])

@@ -196,7 +196,7 @@ _BY_GROUP = {
         Option("state_save_interval", int, 0, "save them every so many milliseconds; 0 only at the end",
                checks.between(0)),
         Option("broker_api", str, None, "RabbitMQ's management API: http://user:password@host:15672/api/",
-               checks.broker_api, secret=True),
+               checks.unless_empty(checks.broker_api), secret=True),
         Option("task_runtime_metric_buckets", float, _BUCKETS, "upper bounds of the runtime histogram, in seconds",
                checks.buckets, multiple=True),
         _own("metrics", str, _METRICS,

@@ -130,6 +130,16 @@ def broker_api(value: str) -> None:
         raise ValueError("the URL names no host")
 
 
+def unless_empty(check: Callable[[str], None]) -> Callable[[str], None]:
+    """Return a check that accepts the empty text too."""
+
+    def check_given(value: str) -> None:
+        if value:
+            check(value)
+
+    return check_given
+
+
 def columns(value: str) -> None:
     for column in value.split(","):
         if column.strip() not in TASK_COLUMNS:
