@@ -7,8 +7,8 @@ GROUPS = test lint
 ARGS =
 
 # The programs that the tests need, and Debian's packages that have them; `example` needs a few of them only
-PROGRAMS = nginx apache2 caddy haproxy redis-server rabbitmq-server prometheus promtool chromium chromedriver curl openssl htpasswd systemd-analyze systemd-socket-activate
-PACKAGES = nginx apache2-bin caddy haproxy redis-server rabbitmq-server prometheus chromium chromium-driver curl openssl apache2-utils systemd
+PROGRAMS = nginx apache2 caddy haproxy redis-server rabbitmq-server prometheus promtool chromium chromedriver curl git openssl htpasswd systemd-analyze systemd-socket-activate
+PACKAGES = nginx apache2-bin caddy haproxy redis-server rabbitmq-server prometheus chromium chromium-driver curl git openssl apache2-utils systemd
 
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 

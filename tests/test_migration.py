@@ -1,0 +1,189 @@
+"""The move from `celery flower`, and back, as examples/migration/README.md has it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from configparser import ConfigParser
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.markdown import blocks
+from tests.support.processes import PROJECT, Address, answers, basic, free_port, program, request, running, wait_until
+from tests.support.programs import Broker, Flower, redis, worker_process
+from tests.support.prometheus import prometheus, promtool
+
+pytestmark = pytest.mark.filterwarnings("ignore:Call to 'get_connection' function:DeprecationWarning")
+
+BLOCKS = blocks((PROJECT / "examples" / "migration" / "README.md").read_text())
+UNIT, ENVIRONMENT = (block.text for block in BLOCKS if block.language == "ini")
+(SCRAPE_JOB,) = (block.text for block in BLOCKS if block.language == "yaml")
+(HASHING,) = (block.text for block in BLOCKS if block.language == "sh")
+DIFFS = [block.text for block in BLOCKS if block.language == "diff"]
+USERS = {"u1": "p1", "u2": "p2"}
+
+
+@dataclass
+class Server:
+    """The machine of the page, with its folders below another one.
+
+    :ivar unit: the unit, as it is now.
+    :ivar port: in place of the page's 5555.
+    """
+
+    folder: Path
+    broker: Broker
+    unit: str = UNIT
+    port: int = field(default_factory=free_port)
+
+    def here(self, text: str) -> str:
+        """Replace the paths and the port of the page by those of this machine."""
+        bin_ = "/srv/app/.venv/bin"
+        # In one pass, as the paths of this machine may contain those of the page
+        text = re.sub(
+            rf"{bin_}|/srv/app|/etc|/var/lib",
+            lambda found: str(Path(sys.executable).parent) if found[0] == bin_ else f"{self.folder}{found[0]}",
+            text,
+        )
+        return text.replace("127.0.0.1:5555", f"127.0.0.1:{self.port}").replace("--port=5555", f"--port={self.port}")
+
+    def patch(self, diff: str, *options: str) -> None:
+        """Apply a diff to the unit, with a program that takes nothing but a well-formed one."""
+        (self.folder / "flower.service").write_text(self.unit)
+        command = [program("git"), "apply", *options, "-"]
+        subprocess.run(command, input=diff, text=True, check=True, cwd=self.folder)
+        patched = (self.folder / "flower.service").read_text()
+        assert patched != self.unit
+        self.unit = patched
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[Flower]:
+        """Start what the unit starts, as the folders say, and end it as systemd does."""
+        parser = ConfigParser(interpolation=None, strict=False)
+        parser.optionxform = str  # type: ignore[assignment,method-assign]
+        parser.read_string(self.here(self.unit).replace("\\\n", ""))
+        service = parser["Service"]
+        environment = {**self.broker.environment, "PYTHONPATH": str(PROJECT)}
+        if "EnvironmentFile" in service:
+            lines = Path(service["EnvironmentFile"]).read_text().split()
+            environment |= dict(line.split("=", 1) for line in lines)
+        address = Address(self.port)
+        with running(
+            shlex.split(service["ExecStart"]),
+            log=self.folder / "flower.log",
+            ready=lambda: answers(address, "/flower/healthcheck"),
+            env=environment,
+            cwd=Path(service["WorkingDirectory"]),
+        ):
+            yield Flower(address, "/flower", basic("u1:p1"))
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
+    folder = tmp_path_factory.mktemp("broker")
+    with redis(folder) as broker, worker_process(broker, folder, name="w1@host"):
+        yield broker
+
+
+@pytest.fixture(scope="module")
+def old(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> tuple[Server, Mapping[str, object]]:
+    """The server where stock Flower has run, and the tasks that it knew."""
+    server = Server(tmp_path_factory.mktemp("old"), broker)
+    for path in ("srv/app", "var/lib/flower", "etc/flower", "etc/prometheus"):
+        (server.folder / path).mkdir(parents=True)
+    (server.folder / "srv/app/server.py").write_text("from tests.support.server import app\n")
+    (server.folder / "etc/flower/environment").write_text(ENVIRONMENT)
+    (password,) = (line.rpartition(":")[2] for line in ENVIRONMENT.splitlines() if "METRICS_AUTH" in line)
+    (server.folder / "etc/prometheus/flower.password").write_text(password)
+    with server.running() as flower:
+        flower.watch_tasks(broker)
+        assert scrapes(server)
+        tasks = flower.tasks()
+    return server, tasks
+
+
+@pytest.fixture(params=[1, 2], ids=["same-options", "no-passwords-in-ps"])
+def moved(
+    request: pytest.FixtureRequest, old: tuple[Server, Mapping[str, object]], tmp_path: Path
+) -> tuple[Server, Mapping[str, object]]:
+    """The same server, after the first diff, or after both."""
+    before, tasks = old
+    shutil.copytree(before.folder, tmp_path, dirs_exist_ok=True)
+    server = Server(tmp_path, before.broker)
+    hash_passwords(server)
+    for diff in DIFFS[: request.param]:
+        server.patch(diff)
+    return server, tasks
+
+
+def hash_passwords(server: Server) -> None:
+    """Run the commands that make the file of users; those after them copy it as root."""
+    commands = [line for line in server.here(HASHING).splitlines() if "hash-password" in line]
+    for command, (user, password) in zip(commands, USERS.items(), strict=True):
+        assert f" {user} " in command
+        folder = server.folder / "etc/flower"
+        subprocess.run(["sh", "-c", command], input=password, text=True, check=True, cwd=folder)
+
+
+def scrapes(server: Server) -> bool:
+    """Tell whether Prometheus scrapes by the page's job, which promtool finds sound."""
+    folder = server.folder / "prometheus"
+    folder.mkdir()
+    config = {"global": {"scrape_interval": "1s"}, **yaml.safe_load(server.here(SCRAPE_JOB))}
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    promtool("check", "config", str(folder / "prometheus.yml"))
+    with prometheus(folder / "prometheus.yml", folder) as scraper:
+        found = wait_until(lambda: scraper.query('up{job="celery"}'), what="Prometheus has scraped")
+    shutil.rmtree(folder)
+    return [value for _, value in found] == [1]
+
+
+def status(flower: Flower, path: str, credentials: str = "") -> int:
+    return request(flower.address, flower.path + path, headers=basic(credentials) if credentials else {}).status
+
+
+def test_users_tasks_and_workers_stay(moved: tuple[Server, Mapping[str, object]]) -> None:
+    server, tasks = moved
+    with server.running() as flower:
+        assert flower.tasks() == tasks
+        assert [worker["hostname"] for worker in flower.workers()] == ["w1@host"]
+        found = {text: status(flower, "/tasks", text) for text in ("u1:p1", "u2:p2", "u1:p2", "u3:p3")}
+        assert found == {"u1:p1": 200, "u2:p2": 200, "u1:p2": 401, "u3:p3": 401}
+
+
+def test_metrics_require_a_password(moved: tuple[Server, Mapping[str, object]]) -> None:
+    server, _ = moved
+    with server.running() as flower:
+        assert [status(flower, "/metrics", text) for text in ("", "u1:p1")] == [401, 200]
+        assert scrapes(server) == ("EnvironmentFile" in server.unit)
+
+
+def test_stock_flower_goes_on_with_the_state(moved: tuple[Server, Mapping[str, object]]) -> None:
+    server, before = moved
+    with server.running() as flower:
+        flower.watch_tasks(server.broker)
+        tasks = flower.tasks()
+    assert len(tasks) > len(before)
+    for diff in reversed(DIFFS[: 1 + ("EnvironmentFile" in server.unit)]):
+        server.patch(diff, "--reverse")
+    assert server.unit == UNIT
+    with server.running() as flower:
+        assert flower.tasks() == tasks
+        assert [worker["hostname"] for worker in flower.workers()] == ["w1@host"]
+
+
+def test_no_password_is_on_the_command_line_after_both_diffs(old: tuple[Server, Mapping[str, object]]) -> None:
+    before, _ = old
+    server = Server(before.folder, before.broker)
+    assert all(f"{user}:{password}" in server.unit for user, password in USERS.items())
+    for diff in DIFFS:
+        server.patch(diff)
+    assert not any(secret in server.unit for secret in ("u1:", "u2:", "guest:"))
