@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,10 @@ from tests.support.processes import (
     wait_until,
 )
 
-ANNOUNCEMENT = re.compile(r"Open http://127\.0\.0\.1:(\d+)/flower/  user (\S+), password (\S+)  \(Ctrl-C ends it\)\n")
+ANNOUNCEMENT = re.compile(
+    r"Open http://([\d.]+):(\d+)/flower/\nUser: (\S+)\nPassword: (\S+)\n"
+    r"(?:From another machine, where HOST is this one: (ssh .*)\n)?Ctrl-C ends it\n"
+)
 
 
 @dataclass(frozen=True)
@@ -66,30 +70,30 @@ class Demo:
 
 
 @contextlib.contextmanager
-def demo(tmp_path: Path, *arguments: str) -> Iterator[Demo]:
+def demo(tmp_path: Path, *arguments: str, **env: str) -> Iterator[Demo]:
     port, log, folder = free_port(), tmp_path / "log", tmp_path / "temporary"
     folder.mkdir()
     with running(
         command(port, *arguments),
         log=log,
         ready=lambda: ANNOUNCEMENT.search(log.read_text()),
-        env={"TMPDIR": str(folder), "FLOWER_URL_PREFIX": "not-for-the-demo"},
+        env={"TMPDIR": str(folder), "FLOWER_URL_PREFIX": "not-for-the-demo", **env},
     ) as process:
         announced = ANNOUNCEMENT.search(log.read_text())
         assert announced is not None
-        assert announced[1] == str(port)
-        yield Demo(process, log, folder, Address(port), f"{announced[2]}:{announced[3]}")
+        assert announced[2] == str(port)
+        yield Demo(process, log, folder, Address(port), f"{announced[3]}:{announced[4]}")
 
 
 def command(port: int, *arguments: str) -> list[str]:
     return [sys.executable, "-m", "flower_proxy", "demo", f"--port={port}", *arguments]
 
 
-def refusal(folder: Path, arguments: Sequence[str], **env: str) -> str:
+def refusal(folder: Path, arguments: Sequence[str], *, status: int = 1, **env: str) -> str:
     """Run a demo that cannot start, and return what it says."""
     environ = {**os.environ, "TMPDIR": str(folder), **env}
     ended = subprocess.run(arguments, env=environ, capture_output=True, text=True, timeout=60)
-    assert (ended.returncode, ended.stdout) == (1, "")
+    assert (ended.returncode, ended.stdout) == (status, "")
     nothing_is_left(folder)
     return ended.stderr
 
@@ -134,6 +138,19 @@ def test_has_tasks_in_every_state(shown: Demo) -> None:
 def test_has_queues_in_which_messages_wait(shown: Demo) -> None:
     assert set(shown.waiting()) == {"flower-proxy-demo", "flower-proxy-demo-later"}
     wait_until(lambda: shown.waiting()["flower-proxy-demo-later"], timeout=60, what="messages that wait")
+
+
+def test_listens_at_the_given_address_and_names_the_tunnel_to_it(tmp_path: Path) -> None:
+    with demo(tmp_path, "--address=127.0.0.2", DISPLAY="", WAYLAND_DISPLAY="") as shown:
+        announced = ANNOUNCEMENT.search(shown.log.read_text())
+        assert announced is not None
+        _, port, _, _, tunnel = announced.groups()
+        assert tunnel == f"ssh -L {port}:127.0.0.2:{port} HOST"
+        with urllib.request.urlopen(f"http://127.0.0.2:{port}/healthcheck") as answer:
+            assert answer.status == 200
+        assert not shown.address.accepts()
+        shown.process.terminate()
+        shown.ends()
 
 
 def test_ends_at_ctrl_c(tmp_path: Path) -> None:
@@ -202,6 +219,11 @@ def test_refuses_a_port_that_is_in_use(tmp_path: Path) -> None:
         port = server.getsockname()[1]
         said = refusal(tmp_path, command(port))
     assert said == f"flower-proxy: --port: cannot listen on 127.0.0.1, port {port}: Address already in use\n"
+
+
+def test_refuses_an_address_that_does_not_exist(tmp_path: Path) -> None:
+    said = refusal(tmp_path, command(free_port(), "--address=no such host"), status=2)
+    assert re.fullmatch(r"flower-proxy: --address: 'no such host': .*\n", said)
 
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])

@@ -20,12 +20,15 @@ from typing import TYPE_CHECKING
 import click
 
 from flower_proxy.cli.demo_app import CONTROL, FOLDER_BROKER, MESSAGES, QUEUE, UNFINISHED, app, use_folder
+from flower_proxy.cli.errors import InputError, MachineError
+from flower_proxy.cli.reach import hosts_of, tunnel
 from flower_proxy.cli.signals import end_requested
+from flower_proxy.proxy.addresses import host_and_port
 
 if TYPE_CHECKING:
     from flower_proxy import FlowerProxy
 
-_ADDRESS, _USER, _WORKER = "127.0.0.1", "demo", "demo"
+_USER, _WORKER = "demo", "demo"
 # What several programs bind queues to: kombu loses a binding where two of them make such a file at once
 _EXCHANGES = ("celeryev", "celery.pidbox", "reply.celery.pidbox", QUEUE)
 _TIMEOUT, _PAUSE, _GRACE = 5.0, 0.1, 4.0  # seconds
@@ -38,47 +41,59 @@ _Programs = dict[str, "subprocess.Popen[bytes]"]
 @click.option(
     "--broker", default=FOLDER_BROKER, show_default=True, help="another one, such as redis://localhost:6379/0"
 )
+@click.option(
+    "--address", default="127.0.0.1", show_default=True, help="the address to listen on; 0.0.0.0 for all interfaces"
+)
 @click.option("--port", type=click.IntRange(1, 65535), default=5555, show_default=True, help="the port to listen on")
-def demo(broker: str, port: int) -> None:
+def demo(broker: str, address: str, port: int) -> None:
     """Show Flower with a real worker and a steady trickle of tasks, until Ctrl-C."""
     _check_broker(broker)
     # What Flower has to say of a broker that was empty a moment ago is for nobody
     logging.getLogger().addHandler(logging.NullHandler())
-    asyncio.run(_run(broker, port))
+    asyncio.run(_run(broker, address, port))
 
 
-async def _run(broker: str, port: int) -> None:
+async def _run(broker: str, address: str, port: int) -> None:
     # Before there is anything to leave behind; its end takes seconds, and nothing may cut it short
     signalled = end_requested(exit_on_second=False)
     with tempfile.TemporaryDirectory(prefix="flower-proxy-demo-") as name:
-        await _demo(Path(name), broker, port, signalled)
+        await _demo(Path(name), broker, address, port, signalled)
 
 
-async def _demo(folder: Path, broker: str, port: int, signalled: asyncio.Event) -> None:
+async def _demo(folder: Path, broker: str, address: str, port: int, signalled: asyncio.Event) -> None:
     # They import Flower
     from flower_proxy import FlowerProxy, make_options
+    from flower_proxy.web.sockets import AddressError
 
     _make_folders(folder)
     app.conf.update(broker_url=broker, result_backend=_results(folder))
     if broker == FOLDER_BROKER:
         use_folder(folder)
     password = secrets.token_urlsafe(9)
-    options = make_options(address=_ADDRESS, port=port, url_prefix="flower", basic_auth=f"{_USER}:{password}")
+    options = make_options(address=address, port=port, url_prefix="flower", basic_auth=f"{_USER}:{password}")
     flower = FlowerProxy(capp=app, options=options)
     try:
         await flower.open()
+    except AddressError as error:
+        raise InputError(str(error)) from None
     except OSError as error:
-        raise click.ClickException(str(error)) from None
+        raise MachineError(str(error)) from None
     try:
         with _running(folder, broker) as programs:
             if await _wait(lambda: _knows_worker(flower), programs, folder, signalled):
-                click.echo(
-                    f"Open http://{_ADDRESS}:{port}/flower/  user {_USER}, password {password}  (Ctrl-C ends it)"
-                )
+                _announce(address, port, password)
                 await _wait(lambda: False, programs, folder, signalled)
             click.echo("Ending")
     finally:
         await flower.close()
+
+
+def _announce(address: str, port: int, password: str) -> None:
+    urls = [f"http://{host_and_port(host, port)}/flower/" for host in hosts_of(address)[0]]
+    click.echo(f"Open {' or '.join(urls)}\nUser: {_USER}\nPassword: {password}")
+    if command := tunnel(address, port):
+        click.echo(f"From another machine, where HOST is this one: {command}")
+    click.echo("Ctrl-C ends it")
 
 
 def _check_broker(url: str) -> None:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import socket
 import sys
 import threading
 import traceback
 from collections.abc import Iterable, Iterator
-from ipaddress import ip_address
 from logging import INFO, WARNING
-from urllib.parse import quote
 
 import celery
 import click
@@ -21,6 +18,7 @@ from tornado.options import OptionParser
 
 from flower_proxy.app import FlowerProxy
 from flower_proxy.cli.errors import InputError, MachineError
+from flower_proxy.cli.reach import hosts_of
 from flower_proxy.cli.signals import end_requested
 from flower_proxy.events.state_file import StateFileError
 from flower_proxy.proxy.addresses import host_and_port, is_loopback
@@ -177,7 +175,7 @@ def banner(flower: FlowerProxy) -> Iterator[tuple[int, str]]:
     if flower.port is None:
         yield INFO, f"Listening on the unix socket {options.unix_socket}, for a proxy to serve at {path}"
     else:
-        hosts, everywhere = _hosts(options.address)
+        hosts, everywhere = hosts_of(options.address)
         beyond = everywhere or not all(map(is_loopback, hosts))
         for host in hosts:
             yield INFO, f"Visit me at {scheme}://{host_and_port(host, flower.port)}{path}"
@@ -187,7 +185,7 @@ def banner(flower: FlowerProxy) -> Iterator[tuple[int, str]]:
                 "Listening on all interfaces: whoever can reach this machine can ask; --address=127.0.0.1 closes that",
             )
     if flower.metrics_port is not None:
-        for host in _hosts(options.metrics_address or "")[0]:
+        for host in hosts_of(options.metrics_address or "")[0]:
             yield INFO, f"Metrics at {scheme}://{host_and_port(host, flower.metrics_port)}/metrics"
     for line in _who(flower):
         yield INFO, line
@@ -195,27 +193,6 @@ def banner(flower: FlowerProxy) -> Iterator[tuple[int, str]]:
         yield WARNING, "NOBODY IS ASKED WHO THEY ARE, and it listens beyond this machine: whoever reaches it may act"
     yield INFO, f"Trusted proxies: {flower.locator.trusted}"
     yield INFO, f"Broker: {flower.broker_uri}"
-
-
-def _hosts(address: str) -> tuple[list[str], bool]:
-    """Return the hosts that lead to what listens there, and whether that is every interface."""
-    try:
-        everywhere = not address or ip_address(address).is_unspecified
-    except ValueError:
-        everywhere = False
-    if not everywhere:
-        # The zone of an IPv6 address is encoded in a URL (RFC 6874)
-        return [quote(address, safe=":")], False
-    found = ["127.0.0.1" if address != "::" else "::1"]
-    try:
-        infos = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
-    except OSError:
-        infos = []
-    for *_, sockaddr in infos:
-        ip = ip_address(str(sockaddr[0]).partition("%")[0])
-        if not (ip.is_loopback or ip.is_link_local or str(ip) in found):
-            found.append(str(ip))
-    return found, True
 
 
 def _who(flower: FlowerProxy) -> Iterator[str]:
