@@ -9,8 +9,11 @@ import re
 import runpy
 import signal
 import socket
+import ssl
 import subprocess
 import sys
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +42,16 @@ UNITS = sorted((FOLDER / "systemd").glob("*.service"))
 README = (PROJECT / "README.md").read_text()
 _, _, SECTION = README.partition("## The whole stack\n")
 WALK = "".join(re.findall(r"```sh\n(.*?)```", SECTION.partition("\n## ")[0], re.DOTALL))
-ANNOUNCED = re.compile(r"User (\S+); the password is in (\S+)/password, .*\nCtrl-C ends it\n")
+ANNOUNCED = re.compile(
+    r"Django  (?P<origin>https://\S+)/ +public\n"
+    r"Admin   (?P=origin)/admin/ +(?P<login>user (?P<user>\S+), password (?P<password>\S+))\n"
+    r"Flower  (?P=origin)/flower/ +(?P=login)\n"
+    r"The browser warns: .*\n"
+    r"Logs    (?P<root>\S+)/var/log/server\n"
+    r"(?:From another machine, where HOST is this one: (?P<tunnel>ssh .*)\n)?"
+    r"Ctrl-C ends it\n"
+)
+DISPLAYED = {"DISPLAY": ":0", "SSH_CONNECTION": ""}
 as_run = runpy.run_path(str(FOLDER / "run.py"))["as_run"]
 
 
@@ -64,6 +76,17 @@ class Example:
 
     def ask(self, path: str, headers: Mapping[str, str] | None = None) -> Answer:
         return request(self.address, path, headers=basic(self.credentials) if headers is None else headers)
+
+    def manage(self, code: str) -> str:
+        """Run code in Django's shell, as the example's own environment has it, and return what it prints."""
+        pid = (self.root / "supervisord.pid").read_text().strip()
+        entries = (entry.partition("=") for entry in Path(f"/proc/{pid}/environ").read_text().split("\0"))
+        command = [sys.executable, "manage.py", "shell", "-v", "0", "-c", code]
+        environ = {name: value for name, _, value in entries}
+        ended = subprocess.run(
+            command, cwd=self.root / "srv/server", env=environ, capture_output=True, text=True, check=True
+        )
+        return ended.stdout.strip()
 
     def worker(self) -> int:
         """The process of the worker that Flower shows as online, or 0."""
@@ -90,13 +113,14 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Example]:
         [*COMMAND, f"--port={address.port}"],
         log=log,
         ready=lambda: ANNOUNCED.search(log.read_text()),
-        env={"TMPDIR": str(folder), "FLOWER_URL_PREFIX": "not-for-the-example"},
+        env={"TMPDIR": str(folder), "FLOWER_URL_PREFIX": "not-for-the-example", **DISPLAYED},
     ) as process:
         announced = ANNOUNCED.search(log.read_text())
         assert announced is not None
-        user, root = announced.groups()
-        password = (Path(root) / "password").read_text().strip()
-        yield Example(process, log, address, Path(root), f"{user}:{password}")
+        assert announced["origin"] == f"https://localhost:{address.port}"
+        assert announced["tunnel"] is None
+        credentials = f"{announced['user']}:{announced['password']}"
+        yield Example(process, log, address, Path(announced["root"]), credentials)
         # As a terminal sends it: to make, to this, and to all they have started there
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=60) == 0
@@ -104,6 +128,18 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Example]:
         nothing_is_left(folder)
         assert elsewhere() == before
         assert not address.accepts()
+
+
+def log_in(browser: Browser, example: Example) -> None:
+    """Follow the link of Django's page, as staff."""
+    browser.open(example.origin + "/")
+    browser.click("Log in", by=By.LINK_TEXT)
+    user, _, password = example.credentials.partition(":")
+    browser.wait(lambda: browser.find_all("#id_username"), what="Django asks who it is")
+    browser.find("#id_username").send_keys(user)
+    browser.find("#id_password").send_keys(password)
+    browser.click("input[type=submit]")
+    browser.wait(lambda: browser.find_all("button[value=add]"), what="the page with its buttons")
 
 
 def send(browser: Browser, example: Example, task: str) -> str:
@@ -134,14 +170,10 @@ def test_django_and_flower_side_by_side(example: Example, browser: Browser, tmp_
     browser.open(example.origin + "/")
     # A rule of its stylesheet, which nginx serves
     browser.wait(lambda: browser.style("nav", "textAlign") == "right", what="a styled page")
+    log_in(browser, example)
     tasks = {task: send(browser, example, task) for task in ("add", "report", "fail")}
 
     browser.click("Admin", by=By.LINK_TEXT)
-    user, _, password = example.credentials.partition(":")
-    browser.wait(lambda: browser.find_all("#id_username"), what="Django asks who it is")
-    browser.find("#id_username").send_keys(user)
-    browser.find("#id_password").send_keys(password)
-    browser.click("input[type=submit]")
     browser.wait(lambda: browser.find_all("#user-tools"), what="the admin's first page")
     all_is_well(browser, example)
 
@@ -165,6 +197,7 @@ def test_django_and_flower_side_by_side(example: Example, browser: Browser, tmp_
 
 def test_a_worker_that_was_killed_is_online_again_while_people_look_on(example: Example, browser: Browser) -> None:
     Journey(browser, example.place).log_in(example.credentials)
+    log_in(browser, example)
     browser.open(example.place.url + "/")
     killed = wait_until(example.worker, what="the worker is online")
     os.kill(killed, signal.SIGKILL)
@@ -178,6 +211,52 @@ def test_a_worker_that_was_killed_is_online_again_while_people_look_on(example: 
     browser.open(example.place.url + "/")
     browser.wait(lambda: browser.text("#workers-table tbody .badge") == "Online", what="the worker's badge")
     all_is_well(browser, example)
+
+
+def post(example: Example, session: str = "", task: str = "add") -> Answer:
+    """Press the button without a browser: Django's token is in a cookie and in the form."""
+    token = "t" * 32
+    headers = {
+        "Cookie": f"csrftoken={token}; sessionid={session}",
+        "Content-Type": "application/x-www-form-urlencoded",
+        "Referer": f"{example.origin}/",
+        "Host": example.origin.partition("://")[2],
+    }
+    body = f"csrfmiddlewaretoken={token}&task={task}"
+    return request(example.address, "/send", method="POST", body=body, headers=headers)
+
+
+def session_of(example: Example, user: str, *, is_staff: bool) -> str:
+    """Create a user who is logged in, and return the session."""
+    return example.manage(
+        "from django.contrib.auth.models import User; from django.test import Client\n"
+        f"client = Client(); client.force_login(User.objects.create_user({user!r}, is_staff={is_staff}))\n"
+        "print(client.cookies['sessionid'].value)"
+    )
+
+
+def sent_tasks(example: Example) -> list[str]:
+    """The ids of the tasks of the front page; beat sends its own with other arguments."""
+    tasks = json.loads(example.ask("/flower/api/tasks?taskname=server.tasks.fail").text)
+    return sorted(tasks)
+
+
+def test_anonymous_users_see_the_page_but_no_buttons(example: Example) -> None:
+    answer = example.ask("/", headers={})
+    assert answer.status == 200
+    assert "<button" not in answer.text
+    assert '<a href="/admin/login/?next=/">Log in</a>' in answer.text
+
+
+def test_only_staff_sends_tasks(example: Example) -> None:
+    before = sent_tasks(example)
+    anonymous = post(example, task="fail")
+    assert (anonymous.status, anonymous.headers["Location"]) == (302, "/admin/login/?next=/")
+    assert post(example, session_of(example, "visitor", is_staff=False), "fail").status == 403
+    staff = post(example, session_of(example, "colleague", is_staff=True), "fail")
+    assert (staff.status, staff.headers["Location"]) == (302, "/")
+    wait_until(lambda: len(sent_tasks(example)) > len(before), what="the task of staff")
+    assert len(sent_tasks(example)) == len(before) + 1
 
 
 def test_nobody_comes_in_without_a_password(example: Example) -> None:
@@ -220,6 +299,48 @@ def test_a_port_in_use_is_refused() -> None:
     assert re.fullmatch(rf"--port: cannot listen on 127\.0\.0\.1, port {port}: .*in use\n", ended.stderr)
 
 
+def test_it_serves_other_hosts_at_the_given_address(tmp_path: Path) -> None:
+    folder, log, port = tmp_path / "temporary", tmp_path / "log", free_port()
+    folder.mkdir()
+    with running(
+        [*COMMAND, "--address=127.0.0.2", f"--port={port}"],
+        log=log,
+        ready=lambda: ANNOUNCED.search(log.read_text()),
+        env={"TMPDIR": str(folder), "DISPLAY": "", "WAYLAND_DISPLAY": ""},
+    ) as process:
+        announced = ANNOUNCED.search(log.read_text())
+        assert announced is not None
+        assert announced["tunnel"] == f"ssh -L {port}:127.0.0.2:{port} HOST"
+        assert announced["origin"] == f"https://127.0.0.2:{port}"
+        certificate = Path(announced["root"]) / "etc/letsencrypt/live/example.com/fullchain.pem"
+        context = ssl.create_default_context(cafile=str(certificate))
+        jar = urllib.request.build_opener(
+            urllib.request.HTTPSHandler(context=context), urllib.request.HTTPCookieProcessor()
+        )
+        # With the Host and Origin of that address, Django's login succeeds
+        with jar.open(f"{announced['origin']}/admin/login/?next=/") as page:
+            [token] = re.findall(r'name="csrfmiddlewaretoken" value="(\w+)"', page.read().decode())
+        form = {"csrfmiddlewaretoken": token, "username": announced["user"], "password": announced["password"]}
+        login = urllib.request.Request(
+            page.url,
+            data=urllib.parse.urlencode({**form, "next": "/"}).encode(),
+            headers={"Origin": announced["origin"]},
+        )
+        with jar.open(login) as page:
+            assert page.url == f"{announced['origin']}/"
+            assert "<button" in page.read().decode()
+        assert not Address(port).accepts()
+        process.terminate()
+        assert process.wait(timeout=60) == 0
+        nothing_is_left(folder)
+
+
+def test_a_port_out_of_range_is_refused() -> None:
+    ended = subprocess.run([*COMMAND, "--port=70000"], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    assert ended.stderr.endswith("error: --port: 70000 is not between 1 and 65535\n")
+
+
 def test_it_can_be_ended_while_it_is_set_up(tmp_path: Path) -> None:
     folder, log = tmp_path / "temporary", tmp_path / "log"
     folder.mkdir()
@@ -230,11 +351,22 @@ def test_it_can_be_ended_while_it_is_set_up(tmp_path: Path) -> None:
         env={"TMPDIR": str(folder)},
     ) as process:
         os.killpg(process.pid, signal.SIGINT)
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            # What has only just been started may take its time to end; people press once more then
-            os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+    assert log.read_text() == "Setting up\nEnding\n"
+    nothing_is_left(folder)
+
+
+def test_it_can_be_ended_while_its_programs_start(tmp_path: Path) -> None:
+    """supervisord has just started them: it would lose its SIGTERM to them, and wait a minute for the worker."""
+    folder, log = tmp_path / "temporary", tmp_path / "log"
+    folder.mkdir()
+    with running(
+        [*COMMAND, f"--port={free_port()}"],
+        log=log,
+        ready=lambda: any("spawned" in path.read_text() for path in folder.glob("*/var/log/server/supervisord.log")),
+        env={"TMPDIR": str(folder)},
+    ) as process:
+        os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=30) == 0
     assert log.read_text() == "Setting up\nEnding\n"
     nothing_is_left(folder)

@@ -24,11 +24,20 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
+
+from flower_proxy.cli.reach import hosts_of, tunnel
+from flower_proxy.proxy.addresses import host_and_port, is_loopback
+from flower_proxy.web.sockets import bind
 
 HERE = Path(__file__).resolve().parent
 ROOTED = re.compile(r"(?<![\w.])(/(etc/letsencrypt|etc/server|srv/server|var/lib/server|var/log/server)\b)")
 USER = "admin"
+# Those received; what takes long looks here
+SIGNALS: list[int] = []
+LOCALHOST = ("127.0.0.1", "::1")
 
 SUPERVISORD = """
 [supervisord]
@@ -78,47 +87,98 @@ http {{
 """
 
 
+@dataclass(frozen=True)
+class Site:
+    """Where nginx listens for HTTPS."""
+
+    address: str
+    port: int
+
+    @property
+    def listen(self) -> str:
+        """The address and port, as nginx has them."""
+        return host_and_port(self.address or "*", self.port)
+
+    @property
+    def hosts(self) -> list[str]:
+        """The hosts that reach it from this machine, and, on all interfaces, those that do so from others."""
+        return ["localhost" if host in LOCALHOST else host for host in hosts_of(self.address)[0]]
+
+    @property
+    def names(self) -> list[str]:
+        """The subjects of the certificate; a tunnel ends at localhost."""
+        return sorted({"localhost", *LOCALHOST, *self.hosts})
+
+    @property
+    def allowed_hosts(self) -> str:
+        """Django's ALLOWED_HOSTS: on all interfaces any, since other machines have their own names for this one."""
+        if hosts_of(self.address)[1]:
+            return "*"
+        return ",".join(f"[{name}]" if ":" in name else name for name in self.names)
+
+    @property
+    def origin(self) -> str:
+        """What a user opens in a browser, preferably from any machine."""
+        beyond = [host for host in self.hosts if not is_loopback(host)]
+        return f"https://{host_and_port([*beyond, *self.hosts][0], self.port)}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Run the example until Ctrl-C.")
+    parser.add_argument(
+        "--address", default="127.0.0.1", help="the address for HTTPS; 0.0.0.0 for all interfaces (default: 127.0.0.1)"
+    )
     parser.add_argument("--port", type=int, default=8443, help="the port for HTTPS (default: 8443)")
-    port = parser.parse_args().port
-    _refuse_port_in_use(port)
-    signals: list[int] = []
+    arguments = parser.parse_args()
+    if not 0 < arguments.port < 65536:
+        parser.error(f"--port: {arguments.port} is not between 1 and 65535")
+    site = Site(arguments.address, arguments.port)
+    try:
+        for probe in bind(site.address, site.port):
+            probe.close()
+    except OSError as error:
+        sys.exit(str(error))
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: signals.append(number))
-    with tempfile.TemporaryDirectory(prefix="flower-proxy-example-") as name:
+        signal.signal(number, lambda number, _: SIGNALS.append(number))
+    with tempfile.TemporaryDirectory(prefix="flower-proxy-example-") as name, contextlib.suppress(KeyboardInterrupt):
         root = Path(name).resolve()
         print("Setting up", flush=True)
-        environ = _set_up(root, port)
-        with _supervised(root, environ, signals) as supervisord:
-
-            def goes_on() -> bool:
-                time.sleep(0.1)
-                return not signals and supervisord.poll() is None
-
-            while goes_on() and not all(_answers(root, port, path) for path in ("/", "/flower/ready")):
-                pass
-            if goes_on():
-                _announce(root, port)
-            while goes_on():
-                pass
-            if not signals:
-                print((root / "var/log/server/supervisord.log").read_text(), file=sys.stderr)
-                sys.exit("supervisor has ended; this was its log")
-            print("Ending", flush=True)
+        _run_site(root, site)
+    print("Ending", flush=True)
 
 
-def _refuse_port_in_use(port: int) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError) as error:
-            sys.exit(f"--port: cannot listen on 127.0.0.1, port {port}: {error}")
+def _run_site(root: Path, site: Site) -> None:
+    """Run the example until a signal.
+
+    :raises KeyboardInterrupt: there was a signal during the set-up.
+    """
+    environ, password = _set_up(root, site)
+    with _supervised(root, environ) as supervisord:
+
+        def goes_on() -> bool:
+            time.sleep(0.1)
+            return not SIGNALS and supervisord.poll() is None
+
+        while goes_on() and not all(_answers(root, site, path) for path in ("/", "/flower/ready")):
+            pass
+        if goes_on():
+            _announce(root, site, password)
+        elif SIGNALS:
+            # supervisord loses its SIGTERM to programs that it is starting, and then waits a minute for the worker
+            supervisord.kill()
+        while goes_on():
+            pass
+        if not SIGNALS:
+            print((root / "var/log/server/supervisord.log").read_text(), file=sys.stderr)
+            sys.exit("supervisor has ended; this was its log")
 
 
-def _set_up(root: Path, port: int) -> dict[str, str]:
-    """Fill the folder that stands for the root of the file system, and return the environment for what runs there."""
+def _set_up(root: Path, site: Site) -> tuple[dict[str, str], str]:
+    """Fill the folder that stands for the root of the file system.
+
+    :returns: the environment for what runs there, and the password of `USER`.
+    :raises KeyboardInterrupt: there was a signal.
+    """
     for folder in ("etc/server", "tmp", "var/lib/server/media", "var/log/server"):
         (root / folder).mkdir(parents=True)
     shutil.copytree(HERE, root / "srv/server", ignore=shutil.ignore_patterns("__pycache__"))
@@ -130,7 +190,7 @@ def _set_up(root: Path, port: int) -> dict[str, str]:
         **{name: value for name, value in os.environ.items() if not name.startswith(("CELERY_", "DJANGO_", "FLOWER_"))},
         # What a killed worker leaves there goes with the rest
         "TMPDIR": f"{root}/tmp",
-        "DJANGO_ALLOWED_HOSTS": "localhost",
+        "DJANGO_ALLOWED_HOSTS": site.allowed_hosts,
         "DJANGO_SECRET_KEY": secrets.token_urlsafe(48),
         "SERVER_DATA": f"{root}/var/lib/server",
         "CELERY_BROKER_URL": f"redis://:{passwords['redis']}@127.0.0.1:{redis}/0",
@@ -141,9 +201,8 @@ def _set_up(root: Path, port: int) -> dict[str, str]:
         "127.0.0.1:5555": f"127.0.0.1:{flower}",
         "--port=5555": f"--port={flower}",
         "listen 80;": f"listen 127.0.0.1:{plain};",
-        "listen 443 ssl;": f"listen 127.0.0.1:{port} ssl;",
-        "server_name example.com;": "server_name localhost;",
-        "https://example.com$": f"https://localhost:{port}$",
+        "listen 443 ssl;": f"listen {site.listen} ssl;",
+        "https://example.com$": f"{site.origin}$",
         "user=server\n": "",
     }
     for source, target in (("nginx.conf", "nginx-server.conf"), ("supervisor.conf", "supervisor.conf")):
@@ -155,8 +214,7 @@ def _set_up(root: Path, port: int) -> dict[str, str]:
         root / "etc/supervisord.conf",
         SUPERVISORD.format(root=root, redis=programs["redis-server"], nginx=programs["nginx"]),
     )
-    _make_certificate(root / "etc/letsencrypt/live/example.com", programs["openssl"])
-    _write(root / "password", passwords[USER] + "\n")
+    _make_certificate(root / "etc/letsencrypt/live/example.com", site.names, programs["openssl"])
     _write(root / "etc/prometheus.password", passwords["metrics"] + "\n")
     hashed = _run([sys.executable, "-m", "flower_proxy", "hash-password", USER], text=passwords[USER])
     _write(root / "etc/server/htpasswd", hashed)
@@ -167,7 +225,7 @@ def _set_up(root: Path, port: int) -> dict[str, str]:
         ["createsuperuser", "--noinput", f"--username={USER}", f"--email={USER}@example.com"],
     ):
         _run([sys.executable, "manage.py", *command], {**environ, **superuser}, root / "srv/server")
-    return environ
+    return environ, passwords[USER]
 
 
 def as_run(root: Path, text: str, changes: Mapping[str, str]) -> str:
@@ -203,17 +261,26 @@ def _program(name: str) -> str:
     return path
 
 
-def _make_certificate(folder: Path, openssl: str) -> None:
+def _make_certificate(folder: Path, names: Sequence[str], openssl: str) -> None:
     folder.mkdir(parents=True)
     command = [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    command += ["-days", "30", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    command += ["-days", "30", "-subj", "/CN=localhost", "-addext", f"subjectAltName={','.join(map(_subject, names))}"]
     command += ["-keyout", str(folder / "privkey.pem"), "-out", str(folder / "fullchain.pem")]
     _run(command)
+
+
+def _subject(name: str) -> str:
+    try:
+        return f"IP:{ip_address(name)}"
+    except ValueError:
+        return f"DNS:{name}"
 
 
 def _run(
     command: Sequence[str], environ: Mapping[str, str] | None = None, cwd: Path | None = None, text: str = ""
 ) -> str:
+    if SIGNALS:
+        raise KeyboardInterrupt
     # In a session of its own, where Ctrl-C does not reach it
     ended = subprocess.run(
         command, input=text, env=environ, cwd=cwd, capture_output=True, text=True, start_new_session=True
@@ -224,7 +291,7 @@ def _run(
 
 
 @contextlib.contextmanager
-def _supervised(root: Path, environ: dict[str, str], signals: Sequence[int]) -> Iterator[subprocess.Popen[bytes]]:
+def _supervised(root: Path, environ: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     """Run supervisor with everything, and end both with the block; at once if a second signal comes."""
     supervisord = subprocess.Popen(
         [sys.executable, "-m", "supervisor.supervisord", "-c", str(root / "etc/supervisord.conf")],
@@ -239,7 +306,7 @@ def _supervised(root: Path, environ: dict[str, str], signals: Sequence[int]) -> 
         yield supervisord
     finally:
         supervisord.terminate()
-        while supervisord.poll() is None and len(signals) < 2:
+        while supervisord.poll() is None and len(SIGNALS) < 2:
             time.sleep(0.1)
         # What a killed worker has left
         for pid in _session(supervisord.pid):
@@ -255,20 +322,23 @@ def _session(leader: int) -> Iterator[int]:
                 yield int(path.name)
 
 
-def _answers(root: Path, port: int, path: str) -> bool:
+def _answers(root: Path, site: Site, path: str) -> bool:
     context = ssl.create_default_context(cafile=root / "etc/letsencrypt/live/example.com/fullchain.pem")
-    connection = http.client.HTTPSConnection("localhost", port, timeout=5, context=context)
+    connection = http.client.HTTPSConnection(site.hosts[0], site.port, timeout=5, context=context)
     with contextlib.closing(connection), contextlib.suppress(OSError, http.client.HTTPException):
         connection.request("GET", path)
         return connection.getresponse().status == 200
     return False
 
 
-def _announce(root: Path, port: int) -> None:
-    for what, path in (("Django", "/"), ("Admin", "/admin/"), ("Flower", "/flower/")):
-        print(f"{what:7} https://localhost:{port}{path}")
-    print("The browser warns, since the certificate has signed itself.")
-    print(f"User {USER}; the password is in {root}/password, and the logs are in {root}/var/log/server")
+def _announce(root: Path, site: Site, password: str) -> None:
+    login = f"user {USER}, password {password}"
+    for what, path, users in (("Django", "/", "public"), ("Admin", "/admin/", login), ("Flower", "/flower/", login)):
+        print(f"{what:7} {site.origin}{path:9} {users}")
+    print("The browser warns: the certificate is self-signed.")
+    print(f"Logs    {root}/var/log/server")
+    if command := tunnel(site.address, site.port):
+        print(f"From another machine, where HOST is this one: {command}")
     print("Ctrl-C ends it", flush=True)
 
 

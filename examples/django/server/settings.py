@@ -41,6 +41,7 @@ TEMPLATES = [
     },
 ]
 ROOT_URLCONF = "server.urls"
+LOGIN_URL = "admin:login"
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": DATA / "db.sqlite3"}}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 TIME_ZONE = "UTC"

@@ -1,7 +1,10 @@
 from django.conf import settings
 from django.contrib import messages
+from django.contrib.auth.views import redirect_to_login
+from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.views.decorators.http import require_POST
 
 from server import tasks
@@ -17,6 +20,12 @@ def front(request: HttpRequest) -> HttpResponse:
 
 @require_POST
 def send(request: HttpRequest) -> HttpResponse:
+    """Send a task, for staff only."""
+    if not request.user.is_authenticated:
+        # Not back to this URL, which accepts POST only
+        return redirect_to_login(reverse("front"))
+    if not request.user.is_staff:
+        raise PermissionDenied
     task = SENDABLE.get(request.POST.get("task", ""))
     if task is None:
         return HttpResponse("There is no such task", status=400)
