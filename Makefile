@@ -1,4 +1,4 @@
-# make demo, make example, make test: from a bare clone, with nothing prepared but Python and Debian's programs
+# make demo, make example, make test: from a bare clone; each target names the programs that are missing
 
 PYTHON = python3
 VENV = .venv
@@ -18,8 +18,8 @@ PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 .PHONY: help demo example test lint bench prerequisites clean
 
 help:
-	@echo 'make demo     Flower with a worker and a trickle of tasks; ARGS="--port 8000 --broker redis://localhost:6379/0"'
-	@echo 'make example  Django, its worker and Flower behind nginx with TLS; ARGS="--port 8443"'
+	@echo 'make demo     Flower with a worker and a trickle of tasks; ARGS="--address 0.0.0.0 --broker redis://localhost:6379/0"'
+	@echo 'make example  Django, its worker and Flower behind nginx with TLS; ARGS="--address 0.0.0.0 --port 8443"'
 	@echo 'make test     lint and all tests; ARGS="-k name" for some of them'
 	@echo 'make lint     ruff, mypy and the layers of imports'
 	@echo 'make bench    what it costs, measured against stock Flower'
