@@ -356,18 +356,23 @@ def test_it_can_be_ended_while_it_is_set_up(tmp_path: Path) -> None:
     nothing_is_left(folder)
 
 
-def test_it_can_be_ended_while_its_programs_start(tmp_path: Path) -> None:
-    """supervisord has just started them: it would lose its SIGTERM to them, and wait a minute for the worker."""
-    folder, log = tmp_path / "temporary", tmp_path / "log"
+def test_programs_that_are_starting_are_not_waited_for(tmp_path: Path) -> None:
+    """supervisord loses its SIGTERM to programs that it has just started, and waits a minute for the worker."""
+    folder, log, redis = tmp_path / "temporary", tmp_path / "log", tmp_path / "redis-server"
     folder.mkdir()
+    redis.write_text(
+        f"#!/bin/sh\ntrap 'touch {tmp_path}/asked' TERM\ntouch {tmp_path}/started\nwhile :; do sleep 1; done"
+    )
+    redis.chmod(0o755)
     with running(
         [*COMMAND, f"--port={free_port()}"],
         log=log,
-        ready=lambda: any("spawned" in path.read_text() for path in folder.glob("*/var/log/server/supervisord.log")),
-        env={"TMPDIR": str(folder)},
+        ready=(tmp_path / "started").exists,
+        env={"TMPDIR": str(folder), "PATH": f"{tmp_path}:{os.environ['PATH']}"},
     ) as process:
         os.killpg(process.pid, signal.SIGINT)
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=60) == 0
+    assert not (tmp_path / "asked").exists()
     assert log.read_text() == "Setting up\nEnding\n"
     nothing_is_left(folder)
 
