@@ -36,7 +36,7 @@ from flower_proxy.proxy.addresses import TrustedProxies
 from flower_proxy.proxy.location import Locator
 from flower_proxy.proxy.paths import parse_mount
 from flower_proxy.settings.loader import make_options
-from flower_proxy.settings.validators import parse_frame_ancestors, parse_mode
+from flower_proxy.settings.validators import load_provider, parse_frame_ancestors, parse_mode
 from flower_proxy.web import audit
 from flower_proxy.web.connections import BoundedServer, ConnectionLimit, max_connections
 from flower_proxy.web.flower_handlers import Routes
@@ -300,6 +300,7 @@ def _tornado_settings(options: OptionParser) -> dict[str, Any]:
     if options.cookie_secret:
         settings["cookie_secret"] = options.cookie_secret
     if options.auth:
+        load_provider(options.auth_provider)
         settings["oauth"] = {
             "key": options.oauth2_key,
             "secret": options.oauth2_secret,

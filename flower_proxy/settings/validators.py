@@ -109,17 +109,21 @@ def auth(value: str) -> None:
         raise ValueError(f"{value!r} is not an address, several with |, or a pattern with one * before the @")
 
 
-def provider(value: str) -> None:
+def load_provider(name: str) -> None:
+    """Import the class that ``--auth_provider`` names, once the Celery application is loaded: it may extend sys.path.
+
+    :raises ValueError: there is no such class of request handlers.
+    """
     # Only a start with OAuth needs them
     from celery.utils.imports import symbol_by_name
     from tornado.web import RequestHandler
 
     try:
-        provider = symbol_by_name(value)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{value!r} cannot be imported: {error}") from None
+        provider = symbol_by_name(name)
+    except Exception as error:
+        raise ValueError(f"--auth_provider: {name!r} cannot be imported: {error}") from None
     if not (isinstance(provider, type) and issubclass(provider, RequestHandler)):
-        raise ValueError(f"{value!r} is not a class of request handlers")
+        raise ValueError(f"--auth_provider: {name!r} is not a class of request handlers")
 
 
 def broker_api(value: str) -> None:
