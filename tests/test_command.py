@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,17 +18,8 @@ import tornado
 import flower_proxy
 from flower_proxy._flower import FLOWER_JS, flower_settings, flower_version
 from flower_proxy.settings.options import OPTIONS
+from tests.support.command import APPLICATION, OPEN, environment, run, run_program, run_python, started
 from tests.support.processes import Address, answers, free_port, request, running
-
-APPLICATION = """\
-from celery import Celery
-
-app = Celery("shop", broker="memory://")
-"""
-
-
-# Nobody is asked who they are
-OPEN = {"FLOWER_NO_AUTH": "true"}
 
 
 @pytest.fixture
@@ -38,44 +27,6 @@ def project(tmp_path: Path) -> Path:
     """A user's project with a Celery application called ``shop``."""
     (tmp_path / "shop.py").write_text(APPLICATION)
     return tmp_path
-
-
-def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    plain = {name: value for name, value in os.environ.items() if not name.startswith(("FLOWER_", "CELERY_"))}
-    return {**plain, **(extra or {})}
-
-
-def run(
-    arguments: Sequence[str], project: Path, *, env: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run to the end: for input that must not start anything."""
-    return _run(["-m", "flower_proxy", *arguments], project, env)
-
-
-def run_program(
-    program: str, arguments: Sequence[str], project: Path, *, env: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """Run a Python program to the end."""
-    return _run(["-c", program, *arguments], project, env)
-
-
-def _run(words: Sequence[str], project: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *words], cwd=project, env=environment(env), capture_output=True, text=True, timeout=60
-    )
-
-
-@contextmanager
-def started(
-    command: Sequence[str], project: Path, **env: str
-) -> Iterator[tuple[Address, subprocess.Popen[bytes], Path]]:
-    """Run in the background until the block ends; ``PORT`` in the command becomes a free one."""
-    address, log = Address(free_port()), project / "log"
-    words = [sys.executable, "-m", *(word.replace("PORT", str(address.port)) for word in command)]
-    with running(
-        words, log=log, ready=lambda: answers(address, "/healthcheck"), cwd=project, env=environment({**OPEN, **env})
-    ) as process:
-        yield address, process, log
 
 
 @pytest.mark.parametrize(
@@ -143,12 +94,16 @@ def test_variables_and_file_set_options(project: Path) -> None:
         (["-A", "shop", "--address=300.1.1.1"], "--address: '300.1.1.1': ", 2),
         (["-A", "shop", "--workdir=/nowhere"], "--workdir: '/nowhere': No such file or directory", 2),
         (["-A", "missing"], "-A: 'missing' cannot be loaded: ModuleNotFoundError: No module named 'missing'", 2),
-        (["-A", "os"], "-A: 'os' cannot be loaded: AttributeError", 2),
+        (["-A", "os"], "-A: 'os' contains no Celery application; write -A MODULE:ATTRIBUTE", 2),
         (["-A", "broken"], "-A: 'broken' cannot be loaded: ZeroDivisionError: division by zero (", 2),
         ([], "neither an application nor a broker is given", 2),
         (["-b", "nope://host"], "the broker cannot be used: No such transport: nope", 2),
-        (["-b", "memory://", "--config=missing_settings"], "Celery's configuration cannot be loaded: No module", 2),
-        (["-A", "configured"], "Celery's configuration cannot be loaded: No module named 'missing_settings'", 2),
+        (
+            ["-b", "memory://", "--config=missing_settings"],
+            "Celery's configuration cannot be loaded: ModuleNotFoundError: No module",
+            2,
+        ),
+        (["-A", "configured"], "-A: 'configured': Celery's configuration cannot be loaded: ModuleNotFoundError", 2),
         (["-A", "shop", "--certfile=shop.py", "--keyfile=shop.py"], "--certfile and --keyfile: ", 2),
         (
             ["-A", "shop", "--unix_socket=/nowhere/flower.sock"],
@@ -177,7 +132,7 @@ def test_a_mistake_is_one_line_and_starts_nothing(
 
 @pytest.mark.parametrize("option", ["--basic_auht=a:b", "--port=abc", "--db --basic_auth=a:b", "-basic_auth=a"])
 def test_a_mistake_is_one_line_as_a_command_of_celery_too(project: Path, option: str) -> None:
-    result = _run(["-m", "celery", "-A", "shop", "flower-proxy", *option.split()], project)
+    result = run_python(["-m", "celery", "-A", "shop", "flower-proxy", *option.split()], project)
     assert result.returncode == 2
     assert result.stderr.startswith("Error: ")
     assert result.stderr.count("\n") == 1, result.stderr
@@ -395,7 +350,7 @@ def test_a_mistake_in_an_option_of_a_later_flower_is_one_line(project: Path, wor
 
 
 def test_help_of_celerys_command(project: Path) -> None:
-    result = _run(["-m", "celery", "-A", "shop", "flower-proxy", "--help"], project)
+    result = run_python(["-m", "celery", "-A", "shop", "flower-proxy", "--help"], project)
     assert result.returncode == 0
     assert "--url_prefix" in result.stdout
 

@@ -71,9 +71,9 @@ def _run(
             os.environ[name] = value
     options, notes = _read(given)
     # It imports Flower
-    from flower_proxy.cli.serve import find_app, serve
+    from flower_proxy.cli.serve import serve
 
-    serve(find_app(app), options, notes, no_color=no_color, quiet=quiet)
+    serve(app, options, notes, no_color=no_color, quiet=quiet)
 
 
 def _read(given: Mapping[str, Sequence[str]]) -> tuple[OptionParser, list[str]]:

@@ -13,10 +13,10 @@ from logging import INFO, WARNING
 
 import celery
 import click
-from celery.app.utils import find_app as import_app
 from tornado.options import OptionParser
 
 from flower_proxy.app import FlowerProxy
+from flower_proxy.cli.application import check_broker, describe, import_app, load_configuration, one_line
 from flower_proxy.cli.errors import InputError, MachineError
 from flower_proxy.cli.reach import hosts_of
 from flower_proxy.cli.signals import end_requested
@@ -30,63 +30,30 @@ logger = logging.getLogger("flower_proxy")
 _SECONDS_TO_END = 2.0
 
 
-def find_app(name: str | None) -> celery.Celery:
-    """Load the Celery application.
-
-    :param name: as for ``celery -A``; None where only a broker is given.
-    :raises InputError: it cannot be loaded, or there is neither an application nor a broker.
-    """
-    app = celery.Celery() if name is None else _import_app(name)
-    try:
-        # Celery reads its configuration when it is first asked for something
-        configured = app.conf.broker_url, app.conf.task_default_queue
-    except Exception as error:
-        raise InputError(f"Celery's configuration cannot be loaded: {one_line(error)}") from None
-    if name is None and not configured[0]:
-        raise InputError("neither an application nor a broker is given: add -A with the module of your Celery app")
-    return app
-
-
-def _import_app(name: str) -> celery.Celery:
-    try:
-        app = import_app(name)
-    except SyntaxError as error:
-        raise InputError(
-            f"-A: {name!r} cannot be loaded: {error.msg} ({error.filename}, line {error.lineno})"
-        ) from None
-    except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        known = isinstance(error, ModuleNotFoundError) and error.name in (name, name.partition(".")[0])
-        where = "; is it in this folder, or in --workdir?" if known else f" ({frame.filename}, line {frame.lineno})"
-        raise InputError(f"-A: {name!r} cannot be loaded: {type(error).__name__}: {one_line(error)}{where}") from None
-    if not isinstance(app, celery.Celery):
-        raise InputError(f"-A: {name!r} is not a Celery application")
-    return app
-
-
-def one_line(error: BaseException) -> str:
-    """Return what an error says, on one line."""
-    # A KeyError's text is the key, in quotes
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return " ".join(text.split())
-
-
-def serve(capp: celery.Celery, options: OptionParser, notes: Iterable[str], *, no_color: bool, quiet: bool) -> None:
+def serve(
+    app: celery.Celery | str | None, options: OptionParser, notes: Iterable[str], *, no_color: bool, quiet: bool
+) -> None:
     """Serve until SIGINT, SIGTERM or SIGHUP, and end the process if its end is not a plain one.
 
-    :param capp: the Celery application to watch.
+    :param app: the Celery application to watch, or its name as for ``celery -A``; None if only a broker is given.
     :param options: Flower's and ours, and Tornado's for the log.
-    :param notes: what is to be said in the log.
+    :param notes: lines for the log.
     :param no_color: leave colours out of the log.
-    :param quiet: do not say what is served where.
-    :raises InputError: the settings cannot be used.
-    :raises MachineError: the address or socket cannot be listened on, or the state file cannot be used.
+    :param quiet: omit the start-up summary.
+    :raises InputError: the application cannot be loaded, or the settings cannot be used.
+    :raises MachineError: the address or socket cannot be listened on, the state file cannot be used, or the client
+        library of the broker is missing.
     :raises SystemExit: the state could not be saved at the end, with status 1; the log has the reason.
     """
+    capp = app if isinstance(app, celery.Celery) else import_app(app, debug=options.debug)
+    # After the import, as the application may set up logging itself
     _set_up_logging(options, no_color)
     for note in notes:
         logger.warning(note)
-    _check_broker(capp)
+    load_configuration(capp, source=f"-A: {app!r}: " if isinstance(app, str) else "", debug=options.debug)
+    if app is None and not capp.conf.broker_url:
+        raise InputError("neither an application nor a broker is given: add -A with the module of your Celery app")
+    check_broker(capp)
     loop = asyncio.new_event_loop()
     # Not asyncio.run, which waits for threads without an end
     _leave(status=loop.run_until_complete(_serve(capp, options, quiet=quiet)))
@@ -100,7 +67,9 @@ async def _serve(capp: celery.Celery, options: OptionParser, *, quiet: bool) -> 
     except StateFileError as error:
         raise MachineError(str(error)) from None
     except Exception as error:
-        raise InputError(f"the application cannot be set up: {type(error).__name__}: {one_line(error)}") from error
+        if options.debug:
+            traceback.print_exception(error)
+        raise InputError(f"the application cannot be set up: {describe(error)}") from error
     signalled = end_requested(exit_on_second=True)
     try:
         await flower.open(handed_over())
@@ -124,19 +93,6 @@ def _announce(flower: FlowerProxy, *, quiet: bool) -> None:
         # Not by the log, which may be kept
         user, password = flower.entrance.made_up
         click.echo(f"Log in as {user} with the password {password} (made up for this run)", err=True)
-
-
-def _check_broker(capp: celery.Celery) -> None:
-    try:
-        with capp.connection_for_read() as connection:
-            _ = connection.transport
-    except ValueError:
-        # Its text may hold a part of the password
-        raise InputError(
-            "the broker's URL is malformed: / # @ and the like in a password are written %2F %23 %40"
-        ) from None
-    except Exception as error:
-        raise InputError(f"the broker cannot be used: {one_line(error)}") from None
 
 
 def _set_up_logging(options: OptionParser, no_color: bool) -> None:
