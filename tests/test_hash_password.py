@@ -166,3 +166,138 @@ def test_other_lines_of_htpasswd_are_refused_by_their_name(option: str, scheme: 
     made = subprocess.run(["htpasswd", "-nb", option, "me", "secret"], check=True, capture_output=True, text=True)
     with pytest.raises(ValueError, match=scheme):
         parse_auth_file(made.stdout)
+
+
+# --output
+
+HASH = "$2b$04$abcdefghijklmnopqrstuu5LfzlFrd8BdBOeBJQm6nsqKQKWzeVgW"
+OTHERS = f"# users of the shop\nyou:$apr1$md5$x:comment\n\nme:{HASH}\nthey:{HASH}"
+
+
+def write(file: Path, user: str = "me", password: str = "secret") -> Result:
+    return invoke([*QUICK, "--output", str(file), user], input=f"{password}\n")
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o077, 0o777])
+def test_a_new_file_has_the_users_line_and_mode_0600_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    file, before = tmp_path / "htpasswd", os.umask(umask)
+    try:
+        result = write(file)
+    finally:
+        os.umask(before)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert result.stderr == f"Added the user 'me' to {str(file)!r} (mode 0600)\n"
+    assert parse_auth_file(file.read_text())["me"].matches(b"secret")
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_users_line_is_replaced_and_other_lines_are_kept(tmp_path: Path) -> None:
+    file = tmp_path / "htpasswd"
+    file.write_text(OTHERS)
+    result = write(file)
+    assert result.stderr.startswith("Replaced the password of the user 'me' in ")
+    kept, replaced = OTHERS.split("\n"), file.read_text().split("\n")
+    assert replaced[:3] + replaced[4:] == kept[:3] + kept[4:] + [""]
+    assert parse_auth_file(replaced[3])["me"].matches(b"secret")
+
+
+def test_a_users_line_is_added_at_the_end(tmp_path: Path) -> None:
+    file = tmp_path / "htpasswd"
+    file.write_bytes(f"you:{HASH}\r\nthey:{HASH}".encode())
+    write(file)
+    assert file.read_bytes().startswith(f"you:{HASH}\r\nthey:{HASH}\nme:$2b$".encode())
+    assert set(parse_auth_file(file.read_text())) == {"you", "they", "me"}
+
+
+def test_an_existing_file_keeps_its_mode_and_owner_since_a_proxy_may_read_it(tmp_path: Path) -> None:
+    file = tmp_path / "htpasswd"
+    file.touch()
+    file.chmod(0o640)
+    owner = (65534, 65533) if os.getuid() == 0 else (os.getuid(), os.getgid())
+    os.chown(file, *owner)
+    assert write(file).stderr.endswith("(mode 0640)\n")
+    stat = file.stat()
+    assert (stat.st_mode & 0o777, stat.st_uid, stat.st_gid) == (0o640, *owner)
+
+
+def test_the_file_that_a_link_points_to_is_written(tmp_path: Path) -> None:
+    file, link = tmp_path / "htpasswd", tmp_path / "link"
+    file.touch()
+    link.symlink_to(file)
+    write(link)
+    assert link.is_symlink()
+    assert "me:" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        pytest.param(
+            f"basic_auth_users:\n  me: {HASH}\n", "is a web.yml: add the line below basic_auth_users", id="web"
+        ),
+        pytest.param("tls_server_config: {}\n", "is not an htpasswd file (line 1", id="another-yaml"),
+        pytest.param("me:x\nSECRET\n", "is not an htpasswd file (line 2", id="no-colon"),
+        pytest.param("[Unit]\nDescription=x\n", "is not an htpasswd file (line 1", id="unit"),
+        pytest.param(b"\xff:x\n", "is not UTF-8", id="not-utf-8"),
+    ],
+)
+def test_another_kind_of_file_is_refused_and_unchanged(tmp_path: Path, content: str | bytes, reason: str) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    before = file.read_bytes()
+    result = write(file)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"Error: --output: {str(file)!r} {reason}")
+    assert len(result.stderr.splitlines()) == 1
+    assert "SECRET" not in result.stderr
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("path", ["/nowhere/htpasswd", "/proc/htpasswd", "/dev/null", "/tmp"])
+def test_a_place_that_cannot_be_written_to_is_refused_in_one_line(path: str) -> None:
+    result = write(Path(path))
+    assert result.exit_code in (1, 2)
+    assert result.stderr.startswith(f"Error: --output: cannot write {path!r}: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_line_in_a_file_needs_a_user(tmp_path: Path) -> None:
+    result = invoke([*QUICK, "--output", str(tmp_path / "htpasswd")], input="secret\n")
+    assert result.exit_code == 2
+    assert "--output: name the USER" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+FULL_DISK = """
+import os, signal, sys
+failure = sys.argv.pop(1)
+def fail(*_):
+    if failure == "full":
+        raise OSError(28, "No space left on device")
+    os.kill(os.getpid(), getattr(signal, failure))
+original, os.fsync = os.fsync, fail
+from flower_proxy.__main__ import main
+main()
+"""
+
+
+@pytest.mark.parametrize("failure", ["full", "SIGINT", "SIGTERM", "SIGHUP"])
+def test_nothing_is_left_after_a_failure_or_a_signal(tmp_path: Path, failure: str) -> None:
+    file = tmp_path / "htpasswd"
+    file.write_text(OTHERS)
+    arguments = ["hash-password", "--output", str(file), *QUICK, "me"]
+    command = [sys.executable, "-c", FULL_DISK, failure, *arguments]
+    result = subprocess.run(command, input=b"secret\n", capture_output=True, timeout=60)
+    assert list(tmp_path.iterdir()) == [file]
+    if failure == "full":
+        assert result.stderr.decode() == (
+            f"flower-proxy: --output: cannot write {str(file)!r}: No space left on device\n"
+        )
+        assert file.read_text() == OTHERS
+        assert result.returncode == 1
+    else:
+        # The signal waits until the new file is in its place
+        assert parse_auth_file(file.read_text().replace("$apr1$md5$x", HASH))["me"].matches(b"secret")
+        assert result.returncode != 0

@@ -82,6 +82,28 @@ def parse_auth_file(text: str) -> dict[str, Bcrypt]:
     return users
 
 
+def set_user(text: str, user: str, hashed: str) -> tuple[str, bool]:
+    """Add a user to an htpasswd file, or replace the user's hash; all other lines stay as they are.
+
+    :returns: the new text, and whether the user was in it.
+    :raises CredentialsError: the text is of another format; the message is a predicate without its subject.
+    """
+    if _YAML_LINE.search(_normalize(text)):
+        raise CredentialsError(f"is a web.yml: add the line below {_YAML_KEY}, as USER: HASH")
+    try:
+        for number, _, found in _read_htpasswd(_normalize(text)):
+            if not found.isprintable() or " " in found:
+                raise CredentialsError(f"line {number}: not user:hash")
+    except CredentialsError as error:
+        raise CredentialsError(f"is not an htpasswd file ({error})") from None
+    line, lines = f"{user}:{hashed}", text.removesuffix("\n").split("\n") if text else []
+    places = [index for index, kept in enumerate(lines) if kept.lstrip(" \t\ufeff").partition(":")[0] == user]
+    if not places:
+        return "\n".join([*lines, line, ""]), False
+    lines[places[0]] = line
+    return "\n".join([*(kept for index, kept in enumerate(lines) if index not in places[1:]), ""]), True
+
+
 def _read_htpasswd(text: str) -> Iterator[tuple[int, str, str]]:
     for number, line in _lines(text):
         line = line.strip(" \t")

@@ -1,4 +1,4 @@
-"""``flower-proxy hash-password``: a line for the file of ``--auth_file``."""
+"""``flower-proxy hash-password``: bcrypt hashes for the file of ``--auth_file``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ import click
 
 from flower_proxy.auth.passwords import COSTS, CredentialsError, check_user
 from flower_proxy.auth.passwords import hash_password as make_hash
-from flower_proxy.cli.errors import InputError
+from flower_proxy.cli.errors import InputError, MachineError
+from flower_proxy.cli.htpasswd_file import HtpasswdFile
 from flower_proxy.cli.signals import interruptible
 
 
 @click.command("hash-password")
 @click.argument("user", required=False)
+@click.option(
+    "--output",
+    metavar="FILE",
+    type=click.Path(readable=False),
+    help="add or replace the line of USER in this htpasswd file; a new file gets mode 0600",
+)
 @click.option(
     "--cost",
     type=click.IntRange(COSTS[0], COSTS[-1]),
@@ -22,18 +29,28 @@ from flower_proxy.cli.signals import interruptible
     show_default=True,
     help="how slow a guess is to be; one more doubles the time",
 )
-def hash_password(user: str | None, cost: int) -> None:
-    """Print a line for --auth_file: USER and the bcrypt hash of a password, or only the hash.
+def hash_password(user: str | None, output: str | None, cost: int) -> None:
+    """Hash a password for --auth_file.
+
+    Print a line with USER and the bcrypt hash, or only the hash. With --output, write the line to a file instead.
 
     The password is asked for, or read from standard input if that is no terminal.
     """
+    if output is not None and user is None:
+        raise InputError("--output: name the USER whose password it is")
     try:
         if user is not None:
             check_user(user)
+        file = None if output is None else HtpasswdFile(output)
         hashed = make_hash(ask_password(confirm=True) if sys.stdin.isatty() else read_password(), cost)
+        if file is None:
+            click.echo(hashed if user is None else f"{user}:{hashed}")
+        else:
+            click.echo(file.set_user(str(user), hashed), err=True)
     except CredentialsError as error:
         raise InputError(str(error)) from None
-    click.echo(hashed if user is None else f"{user}:{hashed}")
+    except OSError as error:
+        raise MachineError(f"--output: cannot write {output!r}: {error.strerror}") from None
 
 
 def ask_password(*, confirm: bool) -> str:
