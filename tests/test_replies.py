@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import datetime
 import json
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 from celery import Celery
+from flower.inspector import Inspector
 from hypothesis import given
 from hypothesis import strategies as st
+from tornado.ioloop import IOLoop
 
 from flower_proxy.events import control
 from flower_proxy.events.broker import connected, mailbox_of
@@ -276,3 +279,29 @@ def test_commands_without_reply_are_sent(capp: Celery, checked: CheckedCelery) -
         assert checked.control.broadcast("shutdown", destination=[GOOD]) is None
         assert checked.control.inspect(timeout=TIMEOUT, destination=[GOOD]).stats() == {GOOD: INSPECTIONS["stats"]}
     assert asked == ["shutdown", "stats"]
+
+
+# What is logged
+
+
+@pytest.mark.parametrize(
+    ("broker", "line"),
+    [
+        ("redis://127.0.0.1:1/0", "Failed to inspect workers: the broker cannot be reached"),
+        ("memory://localhost/", "No worker replied within 0.1 s: none is running, or increase --inspect_timeout"),
+    ],
+)
+def test_failed_inspections_are_one_log_line_with_the_cause(
+    rejections: Rejections, caplog: pytest.LogCaptureFixture, broker: str, line: str
+) -> None:
+    capp = Celery(broker=broker, set_as_current=False)
+    capp.conf.broker_transport_options = {"max_retries": 1, "interval_start": 0}
+    checked = CheckedCelery(capp, Inspected(2, GOOD.__eq__), rejections)
+
+    async def inspect() -> None:
+        for _ in range(2):
+            await Inspector(IOLoop.current(), checked, timeout=0.1).inspect()
+
+    with caplog.at_level("INFO"):
+        asyncio.run(inspect())
+    assert caplog.messages == [line]

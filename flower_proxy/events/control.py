@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -12,6 +14,7 @@ from celery.app.control import Control, Inspect
 from kombu import Connection, Consumer, Message, uuid
 from kombu.pidbox import Mailbox
 
+from flower_proxy.events.broker import problem_of
 from flower_proxy.events.rejections import Rejections
 from flower_proxy.events.replies import (
     MALFORMED,
@@ -21,6 +24,8 @@ from flower_proxy.events.replies import (
     is_worker_name,
     validate_reply,
 )
+
+logger = logging.getLogger(__name__)
 
 MAX_REPLY = 16 * 2**20
 """Maximum size of a worker's reply in bytes; 10,000 reserved tasks take about 6 MB."""
@@ -160,6 +165,53 @@ def _publish(
         )
 
 
+class _InspectionLog:
+    """Logs why inspections fail, once until another outcome; Flower sends several at the same time."""
+
+    def __init__(self) -> None:
+        self._outcome = ""
+        self._lock = threading.Lock()
+
+    def note(self, level: int, outcome: str) -> None:
+        """Note the outcome of an inspection; empty for a success."""
+        with self._lock:
+            changed, self._outcome = outcome != self._outcome, outcome
+        if changed and outcome:
+            logger.log(level, outcome)
+
+
+class Inspections:
+    """Celery's inspections, by the names of its `Inspect`. A failed one is logged and returns no replies.
+
+    Flower would log each of them without the cause.
+
+    :param app: the Celery application, with a `CheckedControl` as its ``control``.
+    :param log: notes the outcome.
+    :param timeout: seconds to wait for replies.
+    :param options: others of `Inspect`.
+    """
+
+    def __init__(self, app: Any, log: _InspectionLog, *, timeout: float = 1.0, **options: Any) -> None:
+        self._inspect = Inspect(app=app, timeout=timeout, **options)
+        self._log, self._timeout = log, timeout
+
+    def __getattr__(self, name: str) -> Callable[..., dict[str, Any]]:
+        method = getattr(self._inspect, name)
+
+        def inspect(**arguments: Any) -> dict[str, Any]:
+            try:
+                replies: dict[str, Any] = method(**arguments) or {}
+            except Exception as error:
+                self._log.note(logging.WARNING, f"Failed to inspect workers: {problem_of(error)}")
+                logger.debug("Failed to inspect workers", exc_info=True)
+                return {}
+            nobody = f"No worker replied within {self._timeout:g} s: none is running, or increase --inspect_timeout"
+            self._log.note(logging.INFO, "" if replies else nobody)
+            return replies
+
+        return inspect
+
+
 class CheckedControl(Control):
     """Celery's remote control, which returns valid replies only.
 
@@ -171,11 +223,12 @@ class CheckedControl(Control):
     def __init__(self, app: Any, *, rejections: Rejections, accepts_from_all: Callable[[str, int], bool]) -> None:
         super().__init__(app)
         self._rejections, self._accepts_from_all = rejections, accepts_from_all
+        self._log = _InspectionLog()
 
     @property
-    def inspect(self) -> Callable[..., Inspect]:
-        """Return the class of inspections, which ask through this."""
-        return partial(Inspect, app=self.app)
+    def inspect(self) -> Callable[..., Inspections]:
+        """Return what makes inspections, which ask through this."""
+        return partial(Inspections, self.app, self._log)
 
     def broadcast(
         self,
