@@ -100,7 +100,7 @@ def substitute(config: str, changes: Mapping[str, str]) -> str:
 
 
 def healthy() -> str:
-    """The README's block, in a whole file."""
+    """The README's block, in a server."""
     config, _ = read("README.md")
     return config
 
@@ -137,7 +137,7 @@ def flower(worker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
 def test_a_healthy_deployment_passes(flower: Flower, certificate: tuple[Path, Path], tmp_path: Path, tls: bool) -> None:
     certfile, keyfile = certificate
-    config = healthy().replace("http {", f"http {{ ssl_certificate {certfile}; ssl_certificate_key {keyfile};")
+    config = f"ssl_certificate {certfile}; ssl_certificate_key {keyfile}; {healthy()}"
     with proxied(config, flower, tmp_path, tls=tls) as url:
         found = ask(url, *([f"--ca={certfile}"] if tls else []))
     assert (found.exit_code, found.named("passed")) == (0, CHECKS), found
@@ -289,7 +289,7 @@ def test_what_is_broken_comes_up_alone_and_the_remedy_cures_it(
     certfile, keyfile = certificate
     options = ["--insecure"] if case.tls else []
     config = substitute(healthy(), case.changes)
-    config = config.replace("http {", f"http {{ ssl_certificate {certfile}; ssl_certificate_key {keyfile};")
+    config = f"ssl_certificate {certfile}; ssl_certificate_key {keyfile}; {config}"
     with proxied(config, flower, tmp_path / "broken", tls=case.tls) as url:
         found = ask(url, *options)
     status, name = case.wrong.split()
@@ -515,7 +515,7 @@ def test_another_version_than_the_one_that_checks_comes_up(
 
 
 ELSEWHERE = """
-  events {} http { server { listen 80;
+  server { listen 80;
     location = /flower/login-page/-/check { return 302 https://login.example/authorize?state=secret; }
     location = /flower/moved/-/check { return 301 /flower/new/-/check; }
     location /flower/private/ { auth_basic "intranet"; auth_basic_user_file USERS; }
@@ -524,7 +524,7 @@ ELSEWHERE = """
     location /flower/closed/ { deny all; }
     location /flower/prefix/ { proxy_pass http://127.0.0.1:5555; }
     location /flower/stock/ { rewrite ^/flower/stock(.*)$ /flower$1 break; proxy_pass http://STOCK; }
-  } }
+  }
 """
 
 
@@ -589,7 +589,7 @@ def test_a_refusal_of_the_launcher_is_passed_on(worker: Broker, tmp_path: Path) 
 
 
 def test_what_cannot_be_reached_is_said(flower: Flower, certificate: tuple[Path, Path], tmp_path: Path) -> None:
-    config = healthy().replace("http {", "http {{ ssl_certificate {}; ssl_certificate_key {};".format(*certificate))
+    config = "ssl_certificate {}; ssl_certificate_key {}; {}".format(*certificate, healthy())
     with proxied(config, flower, tmp_path / "tls", tls=True) as https, proxied(config, flower, tmp_path / "no") as http:
         said = {
             "nobody listens at": ask(f"http://127.0.0.1:{free_port()}/flower/"),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from flower_proxy.deploy.targets import TARGETS
+from flower_proxy.deploy.targets import PROXY_OPTIONS, TARGETS
 from tests.support.configurations import BY_HAND, EXAMPLES, config, documents, printed
 from tests.support.processes import PROJECT
 
@@ -60,13 +60,6 @@ REFUSED = [
     ("nginx --forward_auth=http://a", "--forward_auth: Flower would ask once more; add --auth_header"),
     (f"nginx {PROVIDER} --proxy_basic_auth", "--proxy_basic_auth: --forward_auth asks already who it is"),
     ("nginx --proxy_basic_auth", "--proxy_basic_auth: Flower has to know these users too; add --auth_file=PATH"),
-    (f"apache {PROVIDER}", "--forward_auth: this is not for apache; leave it out"),
-    (f"caddy {PASSWORD}", "--proxy_basic_auth: this is not for caddy; leave it out"),
-    (f"haproxy {PASSWORD}", "--proxy_basic_auth: this is not for haproxy; leave it out"),
-    (f"haproxy {PROVIDER}", "--forward_auth: this is not for haproxy; leave it out"),
-    ("traefik --unix_socket=/run/flower.sock", "--unix_socket: this is not for traefik; leave it out"),
-    ("ingress-nginx --unix_socket=/run/flower.sock", "--unix_socket: this is not for ingress-nginx; leave it out"),
-    (f"ingress-nginx {PASSWORD}", "--proxy_basic_auth: this is not for ingress-nginx; leave it out"),
     ("nginx --trusted_proxies=10.0.0.1", "--trusted_proxies: the proxy comes from 127.0.0.1 here; add it"),
     ("nginx --unix_socket=/s --trusted_proxies=127.0.0.1", "--trusted_proxies: the proxy comes from unix here; add it"),
     ("nginx --url_perfix=flower", "there is no option --url_perfix; did you mean --url_prefix?"),
@@ -80,6 +73,26 @@ def test_what_cannot_be_had_is_one_line(words: str, message: str) -> None:
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith(f"flower-proxy: {message}")
     assert result.stderr.count("\n") == 1
+
+
+ALONE = {
+    "server_name": "--server_name=flower.test",
+    "unix_socket": "--unix_socket=/run/flower.sock",
+    "forward_auth": "--forward_auth=http://127.0.0.1:4180",
+    # Flower would not start with these either
+    "proxy_basic_auth": "--proxy_basic_auth --no_auth --auth_file=/etc/flower/htpasswd",
+}
+"""Options without those that they need."""
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [(target, name) for target in TARGETS for name in sorted(PROXY_OPTIONS - TARGETS[target].takes)],
+)
+def test_an_option_that_is_not_for_the_target_is_refused_at_once(target: str, name: str) -> None:
+    result = config(target, *ALONE.get(name, f"--{name}").split())
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == f"flower-proxy: --{name}: not available for {target}; leave it out\n"
 
 
 @pytest.mark.parametrize("target", PROXIES)
@@ -152,8 +165,26 @@ def test_a_proxy_elsewhere_has_to_be_trusted() -> None:
     assert "--trusted_proxies=" not in printed("nginx")
 
 
-@pytest.mark.parametrize("target", PROXIES)
-@pytest.mark.parametrize("words", ["", "--url_prefix=flower", "--url_prefix=flower --strip", "--tls"])
+VARIANTS = [
+    "",
+    "--url_prefix=flower",
+    "--url_prefix=flower --strip",
+    "--tls",
+    "--snippet",
+    PASSWORD,
+    f"{PROVIDER} --snippet",
+]
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        (target, words)
+        for target in PROXIES
+        for words in VARIANTS
+        if PROXY_OPTIONS & {*re.findall(r"--(\w+)", words)} <= TARGETS[target].takes
+    ],
+)
 def test_what_is_printed_has_no_gaps(target: str, words: str) -> None:
     text = printed(f"{target} {words}")
     assert not re.search(r"\n\n\n|[ \t]\n|\{\{|%\}", text)

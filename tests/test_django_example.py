@@ -22,6 +22,7 @@ import pytest
 from selenium.webdriver.common.by import By
 
 from tests.support.browser import Browser
+from tests.support.configurations import printed
 from tests.support.journey import Journey, Place
 from tests.support.processes import (
     PROJECT,
@@ -425,9 +426,8 @@ def test_systemd_and_supervisor_start_the_same() -> None:
 
 
 def test_flower_stands_behind_nginx_as_in_the_other_examples() -> None:
-    tls = (PROJECT / "examples" / "nginx" / "tls.conf").read_text()
-    _, _, block = tls.partition("# ---- copy from here into your own server ----\n\n")
-    lines = [line.strip() for line in block.partition("    # ---- to here")[0].splitlines()]
+    _, _, block = printed("nginx --url_prefix=flower --tls --snippet").partition("\n\n")
+    lines = [line.strip() for line in block.splitlines()]
     ours = [line.strip() for line in (FOLDER / "nginx.conf").read_text().splitlines()]
     assert "\n".join(lines).strip() in "\n".join(ours)
 

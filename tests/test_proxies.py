@@ -20,7 +20,7 @@ from tests.support.configurations import BY_HAND, EXAMPLES, documents, printed
 from tests.support.journey import Journey, Place
 from tests.support.processes import PROJECT, Address, Answer, basic, free_port, program, request, wait_until
 from tests.support.programs import COLLEAGUE, CREDENTIALS, USER, Broker, launch
-from tests.support.proxies import proxy, substitute
+from tests.support.proxies import OWN_SERVERS, proxy, substitute
 from tests.support.standins import HostApplication, IdentityProvider, Mirror, NamelessProvider, serving
 
 README = "README.md"
@@ -45,6 +45,9 @@ VARIANTS = [
     f"caddy --url_prefix=flower --strip --unix_socket={SOCKET}",
     "haproxy --url_prefix=flower --tls",
     f"haproxy --url_prefix=flower --strip --unix_socket={SOCKET}",
+    "nginx --url_prefix=flower --strip --snippet",
+    "apache --url_prefix=flower --snippet",
+    "caddy --url_prefix=flower --snippet",
 ]
 RUN = ("nginx/", "apache/", "caddy/", "haproxy/")
 FILES = [README, *(name for name in (*EXAMPLES, *BY_HAND) if name.startswith(RUN))]
@@ -88,11 +91,11 @@ def read(name: str) -> tuple[str, dict[str, str]]:
     if name == README:
         text = (PROJECT / README).read_text()
         (block,) = re.findall(r"```nginx\n(.*?)```", text, re.DOTALL)
-        return f"events {{}} http {{ gzip on; gzip_types *; server {{ listen 80; {block} }} }}", {
-            "url_prefix": "flower"
-        }
+        return OWN_SERVERS["nginx"].format(block), {"url_prefix": "flower"}
     text = (PROJECT / "examples" / name).read_text() if name in FILES else printed(name)
     command = next(line for line in text.splitlines() if "flower-proxy -A" in line)
+    if "--snippet" in name:
+        text = OWN_SERVERS[name.split()[0]].format(text)
     return text, dict(word.lstrip("-").split("=", 1) for word in shlex.split(command.lstrip("# ")) if "=" in word)
 
 

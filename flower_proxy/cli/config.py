@@ -37,6 +37,9 @@ _OWN: list[click.Parameter] = [
         ["--forward_auth"], default="", metavar="URL", help="an identity provider, such as http://127.0.0.1:4180"
     ),
     click.Option(["--proxy_basic_auth"], is_flag=True, help="the proxy asks for the password too, out of --auth_file"),
+    click.Option(
+        ["--snippet"], is_flag=True, help="print only the part for a server, virtual host or site of your own"
+    ),
 ]
 
 
@@ -55,6 +58,7 @@ def _config(
     tls: bool,
     forward_auth: str,
     proxy_basic_auth: bool,
+    snippet: bool,
     **given: Any,
 ) -> None:
     """Print the configuration that fits the options.
@@ -63,7 +67,8 @@ def _config(
     TARGET is one of: {targets}.
 
     Say how flower-proxy is to be started, with any of its own options (flower-proxy --help), and how it is to be
-    reached. What is printed is complete, and begins with the command that belongs to it.
+    reached. What is printed is complete, and begins with the command that belongs to it, the file to save it as, and
+    the commands that test and load it.
     """
     if target not in TARGETS:
         meant = nearest(target, TARGETS, likeness=0.6)
@@ -74,7 +79,6 @@ def _config(
     try:
         settings = {name: texts for name, texts in given.items() if name in _OPTIONS and texts}
         values, notes = read(_OPTIONS, environ=os.environ, given=settings)
-        _check(values)
         spec = DeploymentSpec(
             values=values,
             celery={option: given[name] for name, option in _CELERY_OPTIONS.items() if given[name]}
@@ -85,8 +89,11 @@ def _config(
             tls=tls,
             forward_auth=forward_auth,
             proxy_basic_auth=proxy_basic_auth,
+            snippet=snippet,
         )
-        text = render(TARGETS[target], plan(TARGETS[target], spec, _OPTIONS))
+        deployment = plan(TARGETS[target], spec, _OPTIONS)
+        _check(values)
+        text = render(TARGETS[target], deployment)
     except (OptionError, DeploymentError) as error:
         raise InputError(str(error)) from None
     for note in notes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -48,6 +48,7 @@ class DeploymentSpec:
     :ivar tls: whether the proxy serves HTTPS.
     :ivar forward_auth: URL of the identity provider that the proxy asks about each request, or empty.
     :ivar proxy_basic_auth: whether the proxy asks for passwords (RFC 7617).
+    :ivar snippet: whether to print only the part that goes into a server of the operator's own.
     """
 
     values: Mapping[str, Any]
@@ -58,6 +59,7 @@ class DeploymentSpec:
     tls: bool
     forward_auth: str
     proxy_basic_auth: bool
+    snippet: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,7 @@ class Deployment:
     :ivar trusts_proxy: whether Flower leaves authentication to the proxy, so that the Host header must be validated.
     :ivar metrics_port: the port of /metrics alone, or None.
     :ivar metrics_user: the user of --metrics_auth, or empty.
+    :ivar snippet: whether only the part for a server of the operator's own is printed.
     :ivar is_elsewhere: whether the proxy seems to run on another machine and no option makes it trusted.
     """
 
@@ -99,6 +102,7 @@ class Deployment:
     trusts_proxy: bool
     metrics_port: int | None
     metrics_user: str
+    snippet: bool
     is_elsewhere: bool
 
 
@@ -133,15 +137,14 @@ def plan(target: Target, spec: DeploymentSpec, options: Mapping[str, Option]) ->
     """
     values = {name: value for name, value in spec.values.items() if value != options[name].default}
     spec = replace(spec, values=values)
+    _check_support(target, spec)
     started_with = _options_of_command(target, spec)
-    shown = [name for name in options if name in started_with and not options[name].secret]
     prefix = parse_mount(values.get("url_prefix", ""))
     unix_socket = values.get("unix_socket") or ""
     port = int(values.get("port", options["port"].default))
     user_header = values.get("auth_header") or ""
     deployment = Deployment(
-        # Functions are set in a configuration file, never on the command line
-        command=Command(spec.celery, {name: started_with[name] for name in shown if not callable(started_with[name])}),
+        command=Command(spec.celery, dict(_shown(started_with, options))),
         secrets=(*spec.secrets, *(options[name].variable for name in started_with if options[name].secret)),
         prefix=prefix,
         strips=spec.strip,
@@ -157,6 +160,7 @@ def plan(target: Target, spec: DeploymentSpec, options: Mapping[str, Option]) ->
         trusts_proxy=bool(user_header or values.get("no_auth")),
         metrics_port=values.get("metrics_port"),
         metrics_user=(values.get("metrics_auth") or "").partition(":")[0],
+        snippet=spec.snippet,
         is_elsewhere=not (_is_here(target, spec) or values.get("trusted_proxies")),
     )
     _validate(target, spec, deployment)
@@ -166,6 +170,13 @@ def plan(target: Target, spec: DeploymentSpec, options: Mapping[str, Option]) ->
 def reachable(address: str) -> str:
     """Return the address at which a client on the same machine reaches a server that listens on this one."""
     return "127.0.0.1" if address in _ANY_ADDRESS else address
+
+
+def _shown(values: Mapping[str, Any], options: Mapping[str, Option]) -> Iterator[tuple[str, Any]]:
+    for name, option in options.items():
+        # Functions are set in a configuration file, never on the command line
+        if name in values and not option.secret and not callable(values[name]):
+            yield name, values[name]
 
 
 def _options_of_command(target: Target, spec: DeploymentSpec) -> Mapping[str, Any]:
@@ -189,18 +200,22 @@ def _validate(target: Target, spec: DeploymentSpec, deployment: Deployment) -> N
     if target.is_proxy:
         _check_connection(spec, deployment, is_here=_is_here(target, spec))
         _check_authentication(spec)
+    _check_command(deployment, is_limited=target.is_proxy)
+
+
+def _check_support(target: Target, spec: DeploymentSpec) -> None:
     asked = {
         "strip": spec.strip,
         "tls": spec.tls,
         "forward_auth": spec.forward_auth,
         "proxy_basic_auth": spec.proxy_basic_auth,
+        "snippet": spec.snippet,
         "server_name": spec.server_name != EXAMPLE_HOST,
-        "unix_socket": deployment.unix_socket,
+        "unix_socket": spec.values.get("unix_socket"),
     }
     for name, is_asked in asked.items():
         if is_asked and name not in target.takes:
-            raise DeploymentError(f"--{name}: this is not for {target.name}; leave it out")
-    _check_command(deployment, is_limited=target.is_proxy)
+            raise DeploymentError(f"--{name}: not available for {target.name}; leave it out")
 
 
 def _is_host(text: str, versions: Collection[int] = (4, 6)) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import re
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -19,17 +21,23 @@ _LINE_OF_ITS_OWN = re.compile(r"^[ \t]*(\{[%#].*?[%#]\})\n", re.MULTILINE)
 def render(target: Target, deployment: Deployment) -> str:
     """Return the configuration file.
 
-    Its template has the fields of `Deployment` as names, `_yaml` as ``yaml``, and what `Target.context` adds.
+    Its template has the fields of `Deployment` as names, `_yaml` as ``yaml``, `_indented` as ``indented``, and what
+    `Target.context` adds.
 
     :raises DeploymentError: the target does not support the deployment.
     """
-    names = {**vars(deployment), "yaml": _yaml, **target.context(deployment)}
+    names = {**vars(deployment), "yaml": _yaml, "indented": _indented, **target.context(deployment)}
     return _templates().load(target.template).generate(**names).decode()
 
 
 def _yaml(text: str) -> str:
     """Quote a text for YAML; parsers differ in which plain words are texts."""
     return yaml.safe_dump(text, default_style='"', width=float("inf"), allow_unicode=True).rstrip("\n")
+
+
+def _indented(prefix: str) -> Callable[[bytes], str]:
+    """Return the function for ``{% apply %}`` that puts the prefix before each line."""
+    return lambda text: textwrap.indent(text.decode(), prefix)
 
 
 @functools.cache

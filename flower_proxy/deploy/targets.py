@@ -25,11 +25,21 @@ from flower_proxy.deploy.plan import (
 )
 from flower_proxy.proxy.addresses import host_and_port, is_ip, is_loopback
 
-PROXY_OPTIONS = frozenset({"strip", "server_name", "tls", "forward_auth", "proxy_basic_auth", "unix_socket"})
+PROXY_OPTIONS = frozenset({"strip", "server_name", "tls", "forward_auth", "proxy_basic_auth", "unix_socket", "snippet"})
 """The options of ``flower-proxy config`` that not every target supports."""
 
+REQUIREMENT = "/path/to/flower-proxy"
+"""What pip installs: a clone, since nothing is published on PyPI.
+
+Change it to ``flower-proxy`` once it is: `tests.test_package` then names the other files that have to follow.
+"""
+
 _SERVICE_OPTIONS = frozenset({"strip", "unix_socket"})
+_BASIC_OPTIONS = _SERVICE_OPTIONS | {"server_name", "tls"}
 _FOLDER = "/srv/app"
+_VENV = f"{_FOLDER}/.venv"
+# Python is there wherever flower-proxy is
+_RANDOM_HEX = "python3 -c 'import secrets; print(secrets.token_hex(32))'"
 _STATE = "flower.db"
 _STATE_FILE = f"/var/lib/flower/{_STATE}"
 # In the network of compose.yml: the host, and the address that is reserved for a proxy in a container
@@ -67,8 +77,14 @@ def _common(deployment: Deployment) -> dict[str, Any]:
     return {
         # Without it every user has to log in again after a restart
         "environment": list(dict.fromkeys(["FLOWER_COOKIE_SECRET", *deployment.secrets])),
+        "random_hex": _RANDOM_HEX,
+        "venv": _VENV,
         "keeps": bool(deployment.command.options.get("persistent")),
     }
+
+
+def _proxy(_: Deployment) -> Mapping[str, Any]:
+    return {"venv": _VENV}
 
 
 def _command_in_folder(deployment: Deployment) -> tuple[str, Command]:
@@ -145,6 +161,7 @@ def _supervisor(deployment: Deployment) -> Mapping[str, Any]:
     return {
         **_common(deployment),
         "folder": folder,
+        "venv": f"{folder}/.venv",
         "start": shlex.join([f"{folder}/.venv/bin/flower-proxy", *command.arguments()]).replace("%", "%%"),
         "users_from": _files(command).get("auth_file"),
         "folder_of_state": shlex.quote(str(PurePosixPath(command.options.get("db") or _STATE_FILE).parent)),
@@ -194,7 +211,7 @@ def _compose(deployment: Deployment) -> Mapping[str, Any]:
 
 def _dockerfile(deployment: Deployment) -> Mapping[str, Any]:
     arguments = _in_container(deployment).arguments()
-    return {**_common(deployment), "arguments": json.dumps(arguments, ensure_ascii=False)}
+    return {**_common(deployment), "arguments": json.dumps(arguments, ensure_ascii=False), "requirement": REQUIREMENT}
 
 
 def _kubernetes(deployment: Deployment) -> Mapping[str, Any]:
@@ -231,15 +248,15 @@ def _prometheus(deployment: Deployment) -> Mapping[str, Any]:
 
 
 _ALL = (
-    Target("nginx", "nginx.conf", PROXY_OPTIONS, is_proxy=True),
-    Target("apache", "apache.conf", PROXY_OPTIONS - {"forward_auth"}, is_proxy=True),
+    Target("nginx", "nginx.conf", PROXY_OPTIONS, is_proxy=True, context=_proxy),
+    Target("apache", "apache.conf", PROXY_OPTIONS - {"forward_auth"}, is_proxy=True, context=_proxy),
     Target("caddy", "Caddyfile", PROXY_OPTIONS - {"proxy_basic_auth"}, is_proxy=True),
-    Target("haproxy", "haproxy.cfg", PROXY_OPTIONS - {"forward_auth", "proxy_basic_auth"}, is_proxy=True),
-    Target("traefik", "traefik.yml", PROXY_OPTIONS - {"unix_socket"}, is_proxy=True),
+    Target("haproxy", "haproxy.cfg", _BASIC_OPTIONS, is_proxy=True),
+    Target("traefik", "traefik.yml", PROXY_OPTIONS - {"unix_socket", "snippet"}, is_proxy=True, context=_proxy),
     Target(
         "ingress-nginx",
         "ingress-nginx.yml",
-        PROXY_OPTIONS - {"proxy_basic_auth", "unix_socket"},
+        PROXY_OPTIONS - {"proxy_basic_auth", "unix_socket", "snippet"},
         is_proxy=True,
         is_local=False,
     ),
@@ -249,7 +266,7 @@ _ALL = (
     Target("compose", "compose.yml", _SERVICE_OPTIONS, is_local=False, context=_compose),
     Target("dockerfile", "Dockerfile", _SERVICE_OPTIONS, is_local=False, context=_dockerfile),
     Target("kubernetes", "kubernetes.yml", _SERVICE_OPTIONS, is_local=False, context=_kubernetes),
-    Target("prometheus", "prometheus.yml", PROXY_OPTIONS - {"forward_auth", "proxy_basic_auth"}, context=_prometheus),
+    Target("prometheus", "prometheus.yml", _BASIC_OPTIONS, context=_prometheus),
 )
 
 TARGETS = {target.name: target for target in _ALL}

@@ -24,14 +24,19 @@ COLLEAGUE = "bob:secret"
 # What lets the tests in where they ask Flower itself: by password, or by the word of a trusted proxy
 KNOWN = {**basic(CREDENTIALS), "X-Forwarded-User": USER}
 
-# without a folder of its own in each of these nginx would write below /var
-NGINX_FOLDERS = """
+# As on Debian, the main file includes what stands in conf.d. Without folders of its own nginx would write below /var
+NGINX_MAIN = """
+events {}
+http {
+  include /etc/nginx/mime.types;
   access_log access.log;
   client_body_temp_path body;
   proxy_temp_path proxy;
   fastcgi_temp_path fastcgi;
   uwsgi_temp_path uwsgi;
   scgi_temp_path scgi;
+  include conf.d/*.conf;
+}
 """
 
 COMMANDS = {
@@ -202,13 +207,13 @@ def htpasswd(folder: Path, *credentials: str) -> Path:
 
 
 def nginx_command(config: str, folder: Path) -> list[str]:
-    """Return the command that runs nginx with this configuration, which must be a whole file.
+    """Return the command that runs nginx with this configuration, as a file in ``conf.d``.
 
     :raises RuntimeError: nginx refuses it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    head, http, rest = config.partition("http {")
-    (folder / "nginx.conf").write_text(head + http + NGINX_FOLDERS + rest)
+    (folder / "conf.d").mkdir(parents=True, exist_ok=True)
+    (folder / "nginx.conf").write_text(NGINX_MAIN)
+    (folder / "conf.d" / "flower.conf").write_text(config)
     # one process that stays in front and changes no user, so that it works as root and not as root
     directives = "daemon off; master_process off; pid nginx.pid; error_log error.log;"
     command = [program("nginx"), "-p", str(folder), "-c", "nginx.conf", "-e", "error.log", "-g", directives]

@@ -40,6 +40,13 @@ LISTEN: Mapping[str, Callable[[Address, Address], dict[str, str]]] = {
     "haproxy": lambda plain, tls: {"bind :80\n": f"bind {plain}\n", "bind :443 ": f"bind {tls} "},
 }
 
+# Servers of the operator's own, for what `--snippet` prints
+OWN_SERVERS = {
+    "nginx": "server {{\nlisten 80;\nserver_name example.com;\n{}}}\n",
+    "apache": "<VirtualHost *:80>\nServerName example.com\n{}</VirtualHost>\n",
+    "caddy": "http://example.com {{\n{}}}\n",
+}
+
 
 def substitute(text: str, table: Mapping[str, str]) -> str:
     """Replace each key by its value, the longest first."""

@@ -231,6 +231,6 @@ def standing(
                 text = text.replace(placeholder, value)
             certfile, keyfile = certificate
             tls = f"ssl_certificate {certfile}; ssl_certificate_key {keyfile};"
-            stack.enter_context(nginx(f"events {{ }} http {{ {tls} {text} }}", folder / "nginx", ready=public))
+            stack.enter_context(nginx(f"{tls} {text}", folder / "nginx", ready=public))
         origin = f"{'https' if setup.tls else 'http'}://{setup.host}:{public.port}"
         yield [Place(origin, prefix, setup.only_the_browser_knows_the_slash) for prefix in setup.prefixes]
