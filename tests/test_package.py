@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from flower_proxy.deploy.targets import REQUIREMENT
+from tests.support.configurations import printed
 from tests.support.processes import PROJECT, Address, answers, free_port, request, running
 
 
@@ -54,3 +57,52 @@ def test_from_an_unpacked_source_archive(dist: Path, tmp_path: Path) -> None:
     source = next(tmp_path.glob("flower_proxy-*"))
     path = os.pathsep.join([str(source), os.environ.get("PYTHONPATH", "")])
     check([sys.executable, "-m", "flower_proxy"], tmp_path, PYTHONPATH=path)
+
+
+def sh(command: str, environment: Path, folder: Path) -> str:
+    """Run it in this folder, with this virtual environment active, and return what it prints."""
+    env = {**os.environ, "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
+    here = command.replace(REQUIREMENT, str(PROJECT)).replace("/srv/app/.venv", str(environment))
+    return subprocess.run(["sh", "-ec", here], check=True, capture_output=True, text=True, cwd=folder, env=env).stdout
+
+
+def test_the_commands_of_readme_and_dockerfile_install_it(tmp_path: Path) -> None:
+    """The clone is this folder, and a virtual environment stands for the image."""
+    environment = tmp_path / "venv"
+    venv.create(environment, with_pip=True)
+    (install,) = re.findall(r"^    (pip install .*)$", (PROJECT / "README.md").read_text(), re.MULTILINE)
+    sh(install, environment, tmp_path)
+    assert "flower-proxy" in sh("flower-proxy --version", environment, tmp_path)
+    sh("pip uninstall --quiet --yes flower-proxy", environment, tmp_path)
+
+    text = printed("dockerfile")
+    (tmp_path / "requirements.txt").touch()
+    (wheel,) = re.findall(r"^#   (.* pip wheel .*)$", text, re.MULTILINE)
+    sh(wheel, environment, tmp_path)
+    image = tmp_path / "image"
+    image.mkdir()
+    (copied,) = re.findall(r"^COPY (.*) \./$", text, re.MULTILINE)
+    sh(f"cp {copied} {image}", environment, tmp_path)
+    (run,) = re.findall(r"^RUN (pip .*)$", text, re.MULTILINE)
+    sh(run, environment, image)
+    assert "flower-proxy" in sh("flower-proxy --version", environment, image)
+
+
+def test_what_is_installed_is_where_it_is_published() -> None:
+    files = [
+        file for file in (PROJECT / "examples").rglob("*") if file.is_file() and file.suffix not in (".png", ".pyc")
+    ]
+    named = {}
+    for file in [PROJECT / "README.md", *files]:
+        words = [word for line in re.findall(r"\bpip (?:install|wheel) .*", file.read_text()) for word in line.split()]
+        named[str(file.relative_to(PROJECT))] = {word for word in words if word.rpartition("/")[2] == "flower-proxy"}
+    assert {file for file, found in named.items() if found} == {
+        "README.md",
+        "examples/compose/Dockerfile",
+        "examples/django/requirements.txt",
+    }
+    assert set().union(*named.values()) == {REQUIREMENT}
+    is_published = REQUIREMENT == "flower-proxy"
+    requirements = (PROJECT / "examples" / "django" / "requirements.txt").read_text()
+    assert bool(re.search(r"^flower-proxy\b", requirements, re.MULTILINE)) is is_published
+    assert ("not on PyPI yet" in (PROJECT / "README.md").read_text()) is not is_published
