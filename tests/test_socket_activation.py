@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,16 @@ from tests.support.processes import Address, answers, basic, free_port, program,
 from tests.support.programs import CREDENTIALS
 
 
+# root reads every file, unless it has no capabilities
+UNPRIVILEGED = ("setpriv", "--bounding-set=-all", "--inh-caps=-all") if os.geteuid() == 0 else ()
+
+
 @contextlib.contextmanager
-def activated(where: Address, folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+def activated(
+    where: Address, folder: Path, *options: str, prefix: Sequence[str] = ()
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
     """What systemd does: flower-proxy is started by the first connection, and takes the socket over."""
-    flower = [sys.executable, "-m", "flower_proxy", "-b", "memory://", f"--basic_auth={CREDENTIALS}", *options]
+    flower = [*prefix, sys.executable, "-m", "flower_proxy", "-b", "memory://", f"--basic_auth={CREDENTIALS}", *options]
     activate = [program("systemd-socket-activate"), f"--listen={where.socket_path or where}"]
     log = folder / "log"
     with running([*activate, *flower], log=log, ready=lambda: "Listening on" in log.read_text()) as process:
@@ -36,6 +43,14 @@ def test_the_request_that_starts_it_is_answered(where: Address, tmp_path: Path) 
         page = request(where, "/flower/", headers=basic(CREDENTIALS))
         assert page.status == 200
         assert 'href="/flower/tasks"' in page.text
+
+
+def test_a_socket_that_its_user_may_not_read_is_served(tmp_path: Path) -> None:
+    """As under systemd: the file belongs to root and the proxy's group, and the user is a dynamic one."""
+    where = Address(socket_path=tmp_path / "flower.sock")
+    with activated(where, tmp_path, f"--unix_socket={where.socket_path}", prefix=UNPRIVILEGED):
+        (tmp_path / "flower.sock").chmod(0o200)
+        wait_until(lambda: answers(where, "/healthcheck"), what="the socket is taken over")
 
 
 def test_the_log_says_where_it_listens(where: Address, tmp_path: Path) -> None:

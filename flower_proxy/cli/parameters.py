@@ -30,7 +30,8 @@ class SettingOption(click.Option):
         super().__init__(
             [f"--{setting.name}"],
             multiple=True,
-            type=click.Path() if setting.is_path else click.STRING,
+            # Not click's check of access: a unix socket is connected to, never read
+            type=click.Path(readable=False) if setting.is_path else click.STRING,
             metavar="LIST" if setting.multiple else _METAVARS.get(setting.type, "TEXT"),
             help=setting.help,
         )
