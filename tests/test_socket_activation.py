@@ -15,7 +15,6 @@ import pytest
 from tests.support.processes import Address, answers, basic, free_port, program, request, running, wait_until
 from tests.support.programs import CREDENTIALS
 
-
 # root reads every file, unless it has no capabilities
 UNPRIVILEGED = ("setpriv", "--bounding-set=-all", "--inh-caps=-all") if os.geteuid() == 0 else ()
 

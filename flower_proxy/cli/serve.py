@@ -19,6 +19,7 @@ from flower_proxy.app import FlowerProxy
 from flower_proxy.cli.application import check_broker, describe, import_app, load_configuration, one_line
 from flower_proxy.cli.errors import InputError, MachineError
 from flower_proxy.cli.reach import hosts_of
+from flower_proxy.cli.service_manager import ServiceManager
 from flower_proxy.cli.signals import end_requested
 from flower_proxy.events.state_file import StateFileError
 from flower_proxy.proxy.addresses import host_and_port, is_loopback
@@ -45,6 +46,7 @@ def serve(
         library of the broker is missing.
     :raises SystemExit: the state could not be saved at the end, with status 1; the log has the reason.
     """
+    manager = ServiceManager()
     capp = app if isinstance(app, celery.Celery) else import_app(app, debug=options.debug)
     # After the import, as the application may set up logging itself
     _set_up_logging(options, no_color)
@@ -56,10 +58,10 @@ def serve(
     check_broker(capp)
     loop = asyncio.new_event_loop()
     # Not asyncio.run, which waits for threads without an end
-    _leave(status=loop.run_until_complete(_serve(capp, options, quiet=quiet)))
+    _leave(status=loop.run_until_complete(_serve(capp, options, manager, quiet=quiet)))
 
 
-async def _serve(capp: celery.Celery, options: OptionParser, *, quiet: bool) -> int:
+async def _serve(capp: celery.Celery, options: OptionParser, manager: ServiceManager, *, quiet: bool) -> int:
     try:
         flower = FlowerProxy(capp=capp, options=options)
     except ValueError as error:
@@ -79,8 +81,10 @@ async def _serve(capp: celery.Celery, options: OptionParser, *, quiet: bool) -> 
         raise MachineError(str(error)) from None
     try:
         _announce(flower, quiet=quiet)
+        manager.ready()
         await signalled.wait()
     finally:
+        manager.stopping()
         await flower.close(_SECONDS_TO_END)
     return 0 if flower.monitor.receiver.saved else 1
 

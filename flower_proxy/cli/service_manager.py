@@ -1,0 +1,43 @@
+"""Notification of the service manager, systemd for example: the protocol of sd_notify(3)."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+_SEND_TIMEOUT = 1.0  # seconds
+
+
+class ServiceManager:
+    """The service manager that started this process, if it asked for notifications.
+
+    It asks by NOTIFY_SOCKET: the path of a datagram socket, or an abstract name after ``@``; other address families are
+    ignored. The variable is removed from the environment, since children must not notify in the name of this process.
+    """
+
+    def __init__(self) -> None:
+        address = os.environ.pop("NOTIFY_SOCKET", "")
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+
+    def ready(self) -> None:
+        """Report that start-up is complete.
+
+        The order with a socket that systemd hands over: systemd listens first and queues connections, then starts the
+        service; READY=1 follows once requests are accepted, and ``systemctl start`` returns.
+        """
+        self._send("READY=1")
+
+    def stopping(self) -> None:
+        """Report that shutdown has begun."""
+        self._send("STOPPING=1")
+
+    def _send(self, state: str) -> None:
+        if self._address[:1] not in ("/", "\0"):
+            return
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as connection:
+                connection.settimeout(_SEND_TIMEOUT)
+                connection.sendto(state.encode(), self._address)
+        except OSError:
+            # A service that cannot notify is still a service that answers
+            return
