@@ -441,6 +441,8 @@ def test_what_the_example_needs_is_what_the_tests_install() -> None:
 
 # The way there, in the README
 
+NAMED = {"name=example.com": "name=flower.test"}
+
 
 def test_the_way_there_leads_there(example: Example, tmp_path: Path) -> None:
     """Its commands, but for those that need root and the packages; the root of the file system is a folder."""
@@ -448,7 +450,7 @@ def test_the_way_there_leads_there(example: Example, tmp_path: Path) -> None:
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "etc/redis/redis.conf").touch()
     done = tmp_path / "done"
-    walk = re.sub(r"(?<=[\s>])/(?=etc/(redis|nginx|systemd))", f"{tmp_path}/", as_run(tmp_path, WALK, {}))
+    walk = re.sub(r"(?<=[\s>])/(?=etc/(redis|nginx|systemd))", f"{tmp_path}/", as_run(tmp_path, WALK, NAMED))
     # What is only noted, and who is only root here
     noted = ["apt-get", "useradd", "usermod", "certbot", "systemctl"]
     stubs = [f'{name}() {{ echo {name} "$@" >> {done}; }}' for name in noted]
@@ -465,7 +467,11 @@ def test_the_way_there_leads_there(example: Example, tmp_path: Path) -> None:
     )
     assert ended.returncode == 0, ended.stderr
     made = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
-    assert {f"etc/systemd/system/{unit.name}" for unit in UNITS} <= made
+    units = [f"etc/systemd/system/{unit.name}" for unit in UNITS]
+    assert set(units) <= made
+    named = [(tmp_path / name).read_text() for name in ("etc/nginx/sites-enabled/server", *units)]
+    assert "flower.test" in named[0]
+    assert not [text for text in named if "example.com" in text]
     assert {"var/lib/server/db.sqlite3", "var/lib/server/static/server/front.css"} <= made
     assert (tmp_path / "etc/server/htpasswd").read_text().startswith("me:$2b$")
     assert {path.stat().st_mode & 0o777 for path in (tmp_path / "etc/server").iterdir()} == {0o640}
