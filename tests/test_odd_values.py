@@ -164,9 +164,12 @@ def leaves(document: Any) -> Iterator[Any]:
 
 
 def shape(target: str, text: str) -> object:
-    """Return the part that no value may change: keys and types of YAML, else the first word of each line."""
+    """Return the part that no value may change: keys and types of YAML, else the first word of each line.
+
+    The first word may also be a path, of which only the slash has to stay: that of a program in ``--workdir``.
+    """
     if target not in OF_YAML:
-        return re.findall(r"^\W*\w*", text, re.MULTILINE)
+        return re.findall(r"^[^\w/]*(?:/|\w*)", text, re.MULTILINE)
 
     def of(document: Any) -> Any:
         if isinstance(document, dict):

@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ import kubernetes_validate
 import pytest
 from jsonschema import Draft202012Validator
 
+from flower_proxy.deploy.plan import EXAMPLE_HOST, EXAMPLE_PROJECT, SOCKET_GROUP, DeploymentSpec, Project, plan
+from flower_proxy.deploy.render import render
+from flower_proxy.deploy.targets import TARGETS
+from flower_proxy.settings.options import OPTIONS
 from tests.support.configurations import config, documents, printed
 from tests.support.processes import PROJECT, Address, answers, basic, free_port, program, request, running, wait_until
 from tests.support.programs import CREDENTIALS, htpasswd
@@ -31,6 +36,18 @@ PREFIXED = "--url_prefix=flower"
 SOCKET = "/run/flower/flower.sock"
 ODD = "100%,$HOME,$$(HOME),$$$$,a b,x\"y'z"
 SECRETS = {"FLOWER_COOKIE_SECRET": "a secret"}
+SPEC = DeploymentSpec(
+    values={},
+    celery={"-A": "server"},
+    secrets=[],
+    strip=False,
+    server_name=EXAMPLE_HOST,
+    tls=False,
+    forward_auth="",
+    proxy_basic_auth=False,
+    socket_group=SOCKET_GROUP,
+    project=EXAMPLE_PROJECT,
+)
 
 
 @pytest.fixture
@@ -162,6 +179,81 @@ def test_what_systemd_starts_answers(project: Path) -> None:
     assert setting(unit, "LoadCredential") == [f"htpasswd:{project}/htpasswd"]
     with started(exec_start(unit, project), project, address, SECRETS):
         pass
+
+
+@pytest.mark.parametrize("words", ["", "--workdir={}"])
+def test_a_unit_printed_in_a_project_starts_that_project(
+    words: str, project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    address = Address(free_port())
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    options = f"{PREFIXED} --port={address.port} --auth_file={project}/htpasswd {words.format(project)}"
+    unit = printed(f"systemd {options}", cwd=elsewhere if words else project)
+    assert setting(unit, "WorkingDirectory") == [str(project)]
+    assert f"{FLOWER_PROXY} hash-password --output {project}/htpasswd me" in unit
+    start = exec_start(unit, project)
+    assert start[0] == FLOWER_PROXY
+    with started(start, project, address, SECRETS):
+        pass
+
+
+@pytest.mark.parametrize("app", ["shop", "shop.celery:app", "server.celery"])
+def test_a_unit_printed_outside_the_project_names_the_usual_folder(app: str, project: Path) -> None:
+    (project / "shop").mkdir()
+    (project / "server.py").unlink()
+    unit = printed(f"systemd -A {app}", cwd=project)
+    assert setting(unit, "WorkingDirectory") == ["/srv/app"]
+    assert setting(unit, "ExecStart")[0].startswith(f"{INSTALLED} -A {app} ")
+
+
+def test_a_unit_for_another_machine_takes_the_environment_in_its_folder() -> None:
+    unit = printed("systemd --workdir=/opt/shop")
+    assert setting(unit, "WorkingDirectory") == ["/opt/shop"]
+    assert setting(unit, "ExecStart")[0].startswith("/opt/shop/.venv/bin/flower-proxy -A server ")
+
+
+@pytest.mark.parametrize(
+    ("project", "visible", "homes"),
+    [
+        (Project(folder="/srv/app", venv="/srv/app/.venv", python="/usr"), [], "yes"),
+        (Project(folder="/home/me/app", venv="/home/me/app/.venv", python="/usr"), ["/home/me/app"], "tmpfs"),
+        (
+            Project(folder="/root/app", venv="/root/env", python="/root/.pyenv/versions/3.13"),
+            ["/root/.pyenv/versions/3.13", "/root/app", "/root/env"],
+            "tmpfs",
+        ),
+        (Project(folder="/srv/app", venv="/srv/app/.venv", python="/home/me/python"), ["/home/me/python"], "tmpfs"),
+        (Project(folder="/tmp/app", venv="/tmp/app/.venv", python="/usr"), ["/tmp/app"], "yes"),
+    ],
+)
+def test_a_project_that_the_sandbox_hides_is_made_visible(project: Project, visible: list[str], homes: str) -> None:
+    spec = replace(SPEC, project=project)
+    unit = render(TARGETS["systemd"], plan(TARGETS["systemd"], spec, OPTIONS))
+    assert setting(unit, "BindReadOnlyPaths") == visible
+    assert setting(unit, "ProtectHome") == [homes]
+
+
+def test_a_project_s_folder_has_to_be_a_plain_path(tmp_path: Path) -> None:
+    odd = tmp_path / "a b"
+    odd.mkdir()
+    (odd / "server.py").touch()
+    done = config("systemd", cwd=odd)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"flower-proxy: --workdir: '{odd}' is not an absolute path of letters")
+
+
+@pytest.mark.parametrize(("options", "group"), [("", "www-data"), ("--socket_group=nginx", "nginx")])
+def test_the_proxy_s_group_may_connect_to_the_socket(options: str, group: str) -> None:
+    socket = printed(f"systemd-socket --unix_socket={SOCKET} {options}")
+    assert setting(socket, "SocketGroup") == [group]
+    assert setting(socket, "SocketMode") == ["0660"]
+    # Both take the same options
+    assert setting(printed(f"systemd --unix_socket={SOCKET} {options}"), "Requires") == ["flower-proxy.socket"]
+
+
+def test_users_are_written_to_their_file_whatever_other_files_there_are() -> None:
+    unit = printed("systemd --certfile=/etc/flower/cert.pem --keyfile=/etc/flower/key.pem")
+    assert "hash-password --output /etc/flower/htpasswd me" in unit
 
 
 def test_what_systemd_hands_over_is_served(project: Path) -> None:
@@ -402,6 +494,11 @@ def test_kubernetes_asks_what_answers(project: Path) -> None:
         ("systemd --metrics_port=0", "--metrics_port"),
         ("systemd --strip", "--strip"),
         ("systemd-socket --address=flower.internal", "--address"),
+        ("systemd-socket --unix_socket=/s --socket_group='a b'", "--socket_group: 'a b' is not a group's name"),
+        ("systemd-socket --unix_socket=/s --socket_group=", "--socket_group: '' is not a group's name"),
+        ("systemd-socket --unix_socket=/s --socket_group=33", "--socket_group: '33' is not a group's name"),
+        ("systemd-socket --socket_group=nginx", "--socket_group: a port has no group; leave it out, or add"),
+        ("compose --socket_group=nginx", "--socket_group: not available for compose; leave it out"),
         ("prometheus --metrics_auth='a\u2028b:secret'", "--metrics_auth"),
         ("prometheus --metrics_auth='a\u0085b:secret'", "--metrics_auth"),
         ("systemd --tls", "--tls"),

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
+import sysconfig
 from collections.abc import Mapping
 from dataclasses import replace
+from glob import glob
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +17,15 @@ import click
 from flower_proxy.auth.factory import refuse_contradictions
 from flower_proxy.cli.errors import InputError
 from flower_proxy.cli.parameters import SettingsCommand, celery_options, setting_options
-from flower_proxy.deploy.plan import EXAMPLE_HOST, DeploymentError, DeploymentSpec, plan
+from flower_proxy.deploy.plan import (
+    EXAMPLE_HOST,
+    EXAMPLE_PROJECT,
+    SOCKET_GROUP,
+    DeploymentError,
+    DeploymentSpec,
+    Project,
+    plan,
+)
 from flower_proxy.deploy.render import render
 from flower_proxy.deploy.targets import TARGETS
 from flower_proxy.settings.loader import OptionError, nearest, read
@@ -40,7 +52,16 @@ _OWN: list[click.Parameter] = [
     click.Option(
         ["--snippet"], is_flag=True, help="print only the part for a server, virtual host or site of your own"
     ),
+    click.Option(
+        ["--socket_group"],
+        default=SOCKET_GROUP,
+        show_default=True,
+        help="the group that may connect to the unix socket: the proxy's",
+    ),
 ]
+
+# Fields of DeploymentSpec with the names of the options
+_PLAIN = ("server_name", "tls", "forward_auth", "proxy_basic_auth", "snippet", "socket_group")
 
 
 class _ConfigCommand(SettingsCommand):
@@ -51,16 +72,7 @@ class _ConfigCommand(SettingsCommand):
             formatter.write_dl([record for record in records if record])
 
 
-def _config(
-    target: str,
-    keep: bool,
-    server_name: str,
-    tls: bool,
-    forward_auth: str,
-    proxy_basic_auth: bool,
-    snippet: bool,
-    **given: Any,
-) -> None:
+def _config(target: str, keep: bool, **given: Any) -> None:
     """Print the configuration that fits the options.
 
     \b
@@ -85,11 +97,8 @@ def _config(
             | {flag: None for name, flag in _CELERY_FLAGS.items() if given[name]},
             secrets=[variable for name, variable in _CELERY_VARIABLES.items() if given[name]],
             strip=not keep,
-            server_name=server_name,
-            tls=tls,
-            forward_auth=forward_auth,
-            proxy_basic_auth=proxy_basic_auth,
-            snippet=snippet,
+            project=_project(given["app"], given["workdir"]),
+            **{name: given[name] for name in _PLAIN},
         )
         deployment = plan(TARGETS[target], spec, _OPTIONS)
         _check(values)
@@ -99,6 +108,24 @@ def _config(
     for note in notes:
         click.echo(note, err=True)
     click.echo(text, nl=False)
+
+
+def _project(app: str | None, workdir: str | None) -> Project:
+    """Return the project: the one in ``--workdir`` or in the current folder, if the application is there.
+
+    :param app: the value of ``-A``.
+    :param workdir: that of ``--workdir``, which may be a folder of another machine.
+    """
+    folder = Path(workdir) if workdir else Path.cwd()
+    if app and folder.is_absolute() and _has_module(folder, app):
+        scripts = Path(sysconfig.get_path("scripts"))
+        return Project(folder=str(folder), venv=str(scripts.parent), python=sys.base_prefix)
+    return Project(folder=str(folder), venv=str(folder / ".venv")) if workdir else EXAMPLE_PROJECT
+
+
+def _has_module(folder: Path, app: str) -> bool:
+    name = app.partition(":")[0].partition(".")[0]
+    return name.isidentifier() and any(glob(pattern, root_dir=folder) for pattern in (f"{name}.py", f"{name}/*.py"))
 
 
 def _check(values: Mapping[str, Any]) -> None:

@@ -16,6 +16,9 @@ from flower_proxy.settings.options import Option
 EXAMPLE_HOST = "example.com"
 """The public host's name unless ``--server_name`` gives another."""
 
+SOCKET_GROUP = "www-data"
+"""The group that may connect to the unix socket unless ``--socket_group`` names another: that of Debian's proxies."""
+
 USERS_FILE = "/etc/flower/htpasswd"
 """The file of users unless ``--auth_file`` names another."""
 
@@ -37,6 +40,24 @@ class DeploymentError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Project:
+    """The folders that a service needs, on the machine that it runs on.
+
+    :ivar folder: the working directory, which has the Celery application.
+    :ivar venv: the environment whose ``bin`` has flower-proxy.
+    :ivar python: the Python installation that the environment belongs to, or empty if it is not known.
+    """
+
+    folder: str
+    venv: str
+    python: str = ""
+
+
+EXAMPLE_PROJECT = Project(folder="/srv/app", venv="/srv/app/.venv")
+"""The project unless ``flower-proxy config`` finds one or ``--workdir`` names it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeploymentSpec:
     """What ``flower-proxy config`` was asked for.
 
@@ -49,6 +70,8 @@ class DeploymentSpec:
     :ivar forward_auth: URL of the identity provider that the proxy asks about each request, or empty.
     :ivar proxy_basic_auth: whether the proxy asks for passwords (RFC 7617).
     :ivar snippet: whether to print only the part that goes into a server of the operator's own.
+    :ivar socket_group: the group that may connect to the unix socket.
+    :ivar project: the folders that a service needs.
     """
 
     values: Mapping[str, Any]
@@ -60,6 +83,8 @@ class DeploymentSpec:
     forward_auth: str
     proxy_basic_auth: bool
     snippet: bool = False
+    socket_group: str
+    project: Project
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +100,8 @@ class Deployment:
     :ivar tls: whether the proxy serves HTTPS.
     :ivar upstream: host and port at which the proxy reaches Flower, ``127.0.0.1:5555``; empty with a unix socket.
     :ivar unix_socket: the path of the unix socket, or empty.
+    :ivar socket_group: the group that may connect to it.
+    :ivar project: the folders that a service needs.
     :ivar port: the port that Flower listens on.
     :ivar forward_auth: URL of the identity provider, without a final slash, or empty.
     :ivar users_file: the file from which the proxy reads passwords, or empty.
@@ -95,6 +122,8 @@ class Deployment:
     tls: bool
     upstream: str
     unix_socket: str
+    socket_group: str
+    project: Project
     port: int
     forward_auth: str
     users_file: str
@@ -102,7 +131,7 @@ class Deployment:
     trusts_proxy: bool
     metrics_port: int | None
     metrics_user: str
-    snippet: bool
+    snippet: bool = False
     is_elsewhere: bool
 
 
@@ -153,6 +182,8 @@ def plan(target: Target, spec: DeploymentSpec, options: Mapping[str, Option]) ->
         tls=spec.tls,
         upstream="" if unix_socket else host_and_port(reachable(started_with.get("address", "")), port),
         unix_socket=unix_socket,
+        socket_group=spec.socket_group,
+        project=spec.project,
         port=port,
         forward_auth=spec.forward_auth.rstrip("/"),
         users_file=(values.get("auth_file") or USERS_FILE) if spec.proxy_basic_auth else "",
@@ -212,6 +243,7 @@ def _check_support(target: Target, spec: DeploymentSpec) -> None:
         "snippet": spec.snippet,
         "server_name": spec.server_name != EXAMPLE_HOST,
         "unix_socket": spec.values.get("unix_socket"),
+        "socket_group": spec.socket_group != SOCKET_GROUP,
     }
     for name, is_asked in asked.items():
         if is_asked and name not in target.takes:
@@ -240,6 +272,8 @@ _PLAIN: Mapping[str, tuple[Callable[[str], object], str]] = {
         partial(re.fullmatch, r"/[A-Za-z0-9._@+/-]{1,89}"),
         "an absolute path of letters, digits and ._@+-, of at most 90 bytes",
     ),
+    # What systemd takes for the name of a group (USER_NAMES of systemd.io)
+    "socket_group": (partial(re.fullmatch, r"[A-Za-z_][A-Za-z0-9_-]{0,30}"), "a group's name, such as www-data"),
     "auth_file": (partial(re.fullmatch, r"/[A-Za-z0-9._@+/-]+"), "an absolute path of letters, digits and ._@+-"),
     "auth_header": (
         # nginx has room for no longer ones by default
@@ -251,10 +285,10 @@ _PLAIN: Mapping[str, tuple[Callable[[str], object], str]] = {
 
 
 def _check_texts(spec: DeploymentSpec) -> None:
-    texts = {**spec.values, "server_name": spec.server_name, "forward_auth": spec.forward_auth}
+    texts = {**spec.values, **{name: getattr(spec, name) for name in ("server_name", "forward_auth", "socket_group")}}
     for name, (is_plain, expected) in _PLAIN.items():
         text = str(texts.get(name) or "")
-        if (text or name == "server_name") and not is_plain(text):
+        if (text or name in ("server_name", "socket_group")) and not is_plain(text):
             raise DeploymentError(f"--{name}: {text!r} is not {expected}")
 
 

@@ -17,9 +17,11 @@ from flower_proxy.deploy.command import Command
 from flower_proxy.deploy.plan import (
     EXAMPLE_HOST,
     NOTHING_TO_STRIP,
+    SOCKET_GROUP,
     USERS_FILE,
     Deployment,
     DeploymentError,
+    Project,
     Target,
     reachable,
 )
@@ -36,8 +38,7 @@ Change it to ``flower-proxy`` once it is: `tests.test_package` then names the ot
 
 _SERVICE_OPTIONS = frozenset({"strip", "unix_socket"})
 _BASIC_OPTIONS = _SERVICE_OPTIONS | {"server_name", "tls"}
-_FOLDER = "/srv/app"
-_VENV = f"{_FOLDER}/.venv"
+_UNIT_OPTIONS = _SERVICE_OPTIONS | {"socket_group"}
 # Python is there wherever flower-proxy is
 _RANDOM_HEX = "python3 -c 'import secrets; print(secrets.token_hex(32))'"
 _STATE = "flower.db"
@@ -48,6 +49,10 @@ _COMPOSE_PROXIES = "172.31.255.1,172.31.255.2"
 _CREDENTIALS = {"auth_file": "htpasswd", "basic_auth_file": "passwords", "certfile": "certificate", "keyfile": "key"}
 _AUTHENTICATION = {"auth_file", "basic_auth_file", "auth", "auth_header", "no_auth"}
 _PRIVILEGED = 1024
+# What ProtectHome= hides
+_HOMES = ("/home", "/root", "/run/user")
+# What PrivateTmp= hides
+_TEMPORARY = ("/tmp", "/var/tmp")  # noqa: S108
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9._@+/-]*")
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9_@+=:,./~*|-]+")
 
@@ -78,23 +83,21 @@ def _common(deployment: Deployment) -> dict[str, Any]:
         # Without it every user has to log in again after a restart
         "environment": list(dict.fromkeys(["FLOWER_COOKIE_SECRET", *deployment.secrets])),
         "random_hex": _RANDOM_HEX,
-        "venv": _VENV,
+        "venv": deployment.project.venv,
         "keeps": bool(deployment.command.options.get("persistent")),
     }
 
 
-def _proxy(_: Deployment) -> Mapping[str, Any]:
-    return {"venv": _VENV}
+def _proxy(deployment: Deployment) -> Mapping[str, Any]:
+    return {"venv": deployment.project.venv}
 
 
-def _command_in_folder(deployment: Deployment) -> tuple[str, Command]:
-    """Return the project's folder, and the command without it."""
-    command = _command(deployment)
-    folder = command.celery.get("--workdir")
-    if folder is None:
-        return _FOLDER, command
-    _check_path("workdir", folder)
-    return folder.rstrip("/"), command.without_celery("--workdir")
+def _command_in_folder(deployment: Deployment) -> tuple[Project, Command]:
+    """Return the project, and the command without its folder."""
+    project = deployment.project
+    _check_path("--workdir", project.folder)
+    _check_path("the virtual environment", project.venv)
+    return project, _command(deployment).without_celery("--workdir")
 
 
 def _files(command: Command) -> dict[str, str]:
@@ -102,9 +105,9 @@ def _files(command: Command) -> dict[str, str]:
     return {name: str(path) for name, path in command.options.items() if name in _CREDENTIALS}
 
 
-def _check_path(name: str, path: str) -> None:
+def _check_path(where: str, path: str) -> None:
     if not _PLAIN_PATH.fullmatch(path):
-        raise DeploymentError(f"--{name}: {path!r} is not an absolute path of letters, digits and ._@+-")
+        raise DeploymentError(f"{where}: {path!r} is not an absolute path of letters, digits and ._@+-")
 
 
 def _systemd_word(word: str) -> str:
@@ -114,29 +117,47 @@ def _systemd_word(word: str) -> str:
 
 
 def _systemd(deployment: Deployment) -> Mapping[str, Any]:
-    folder, command = _command_in_folder(deployment)
+    project, command = _command_in_folder(deployment)
     files = _files(command)
     for name, path in files.items():
-        _check_path(name, path)
+        _check_path(f"--{name}", path)
     command = command.with_options(**dict.fromkeys(files))
     # With specifiers, which must not be escaped
     places = [f"--{name}=%d/{_CREDENTIALS[name]}" for name in files]
     if command.options.get("persistent"):
         command = command.with_options(db=None)
         places.append(f"--db=%S/flower-proxy/{_STATE}")
-    start = [f"{folder}/.venv/bin/flower-proxy", *map(_systemd_word, command.arguments()), *places]
+    start = [f"{project.venv}/bin/flower-proxy", *map(_systemd_word, command.arguments()), *places]
     return {
         **_common(deployment),
-        "folder": folder,
+        **vars(project),
+        **_hidden(project),
         "start": " ".join(start),
+        "users_from": files.get("auth_file"),
         "credentials": [f"{_CREDENTIALS[name]}:{path}" for name, path in files.items()],
         "activated": bool(deployment.unix_socket) or deployment.port < _PRIVILEGED,
     }
 
 
+def _hidden(project: Project) -> Mapping[str, Any]:
+    """Return the folders of the project that the sandbox would hide, and whether some are in a home."""
+    hidden: list[PurePosixPath] = []
+    for folder in sorted(map(PurePosixPath, vars(project).values())):
+        if _is_below(folder, (*_HOMES, *_TEMPORARY)) and not _is_below(folder, hidden):
+            hidden.append(folder)
+    return {"hidden": hidden, "in_home": any(_is_below(folder, _HOMES) for folder in hidden)}
+
+
+def _is_below(path: PurePosixPath, folders: Iterable[str | PurePosixPath]) -> bool:
+    return any(map(path.is_relative_to, folders))
+
+
 def _systemd_socket(deployment: Deployment) -> Mapping[str, Any]:
     options = _command(deployment).options
+    if not deployment.unix_socket and deployment.socket_group != SOCKET_GROUP:
+        raise DeploymentError("--socket_group: a port has no group; leave it out, or add --unix_socket")
     return {
+        "venv": deployment.project.venv,
         "listen": [deployment.unix_socket] if deployment.unix_socket else _listen(options["address"], deployment.port),
         "mode": options.get("unix_socket_mode", "0660"),
     }
@@ -150,7 +171,7 @@ def _listen(address: str, port: int) -> list[str]:
 
 
 def _supervisor(deployment: Deployment) -> Mapping[str, Any]:
-    folder, command = _command_in_folder(deployment)
+    project, command = _command_in_folder(deployment)
     if command.options.get("persistent") and "db" not in command.options:
         command = command.with_options(db=_STATE_FILE)
     for option, text in command.texts():
@@ -160,9 +181,8 @@ def _supervisor(deployment: Deployment) -> Mapping[str, Any]:
             )
     return {
         **_common(deployment),
-        "folder": folder,
-        "venv": f"{folder}/.venv",
-        "start": shlex.join([f"{folder}/.venv/bin/flower-proxy", *command.arguments()]).replace("%", "%%"),
+        **vars(project),
+        "start": shlex.join([f"{project.venv}/bin/flower-proxy", *command.arguments()]).replace("%", "%%"),
         "users_from": _files(command).get("auth_file"),
         "folder_of_state": shlex.quote(str(PurePosixPath(command.options.get("db") or _STATE_FILE).parent)),
     }
@@ -260,9 +280,9 @@ _ALL = (
         is_proxy=True,
         is_local=False,
     ),
-    Target("systemd", "flower-proxy.service", _SERVICE_OPTIONS, context=_systemd),
-    Target("systemd-socket", "flower-proxy.socket", _SERVICE_OPTIONS, context=_systemd_socket),
-    Target("supervisor", "supervisor.conf", _SERVICE_OPTIONS, context=_supervisor),
+    Target("systemd", "flower-proxy.service", _UNIT_OPTIONS, context=_systemd),
+    Target("systemd-socket", "flower-proxy.socket", _UNIT_OPTIONS, context=_systemd_socket),
+    Target("supervisor", "supervisor.conf", _UNIT_OPTIONS, context=_supervisor),
     Target("compose", "compose.yml", _SERVICE_OPTIONS, is_local=False, context=_compose),
     Target("dockerfile", "Dockerfile", _SERVICE_OPTIONS, is_local=False, context=_dockerfile),
     Target("kubernetes", "kubernetes.yml", _SERVICE_OPTIONS, is_local=False, context=_kubernetes),

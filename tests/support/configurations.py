@@ -8,7 +8,8 @@ import os
 import re
 import shlex
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -56,12 +57,13 @@ BY_HAND = {"nginx/host-application.conf", "prometheus/rules.yml", "prometheus/ru
 """Files beside them that are written by hand: the generator knows of no application but Flower, and of no alerts."""
 
 
-def config(*words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def config(*words: str, env: Mapping[str, str] | None = None, cwd: Path = PROJECT) -> subprocess.CompletedProcess[str]:
     """Run ``flower-proxy config`` in this process, where only these settings are found in the environment."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("FLOWER_", "CELERY_"))}
     output, errors = io.StringIO(), io.StringIO()
     status: object = 0
     with (
+        _inside(cwd),
         mock.patch.dict(os.environ, {**plain, **(env or {})}, clear=True),
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(errors),
@@ -73,9 +75,19 @@ def config(*words: str, env: Mapping[str, str] | None = None) -> subprocess.Comp
     return subprocess.CompletedProcess(words, int(str(status or 0)), output.getvalue(), errors.getvalue())
 
 
-def printed(words: str) -> str:
-    """What it prints for these words."""
-    result = config(*shlex.split(words))
+@contextlib.contextmanager
+def _inside(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def printed(words: str, *, cwd: Path = PROJECT) -> str:
+    """What it prints for these words, in this folder."""
+    result = config(*shlex.split(words), cwd=cwd)
     if result.returncode != 0:
         raise ValueError(f"flower-proxy config {words}: {result.stderr}")
     return result.stdout
