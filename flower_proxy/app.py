@@ -179,16 +179,19 @@ class FlowerProxy(EmbeddedFlower):
             raise
 
     async def close(self, timeout: float = 10.0) -> None:
-        """End everything, and wait until it has ended.
+        """Accept no more connections, answer the requests under way, end everything, and wait until it has ended.
 
         A state that cannot be saved is logged; `Receiver.saved` of ``events`` tells it.
 
-        :param timeout: seconds that connections, threads and questions to workers may take at most, each.
+        :param timeout: seconds that requests, connections, threads and questions to workers may take at most, each.
 
         A broker that hangs may keep threads waiting for longer, and with them the end of the program, unless
         `broker_transport_options` of the Celery application have a ``socket_timeout``.
         """
         servers = list(self.http_servers)
+        for server in servers:
+            server.stop()
+        await self.connections.drain(timeout)
         self.stop()
         closing = asyncio.gather(*(server.close_all_connections() for server in servers))
         with contextlib.suppress(asyncio.TimeoutError):

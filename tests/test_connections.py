@@ -271,6 +271,70 @@ def test_silent_connections_keep_nobody_out(unix: bool, tmp_path: Path) -> None:
         assert "All 96 connections are in use" in log.read_text()
 
 
+HEAD = b"POST /api/task/apply/add HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
+CLOSING = b"\r\nConnection: close\r\n"
+
+
+@contextlib.asynccontextmanager
+async def ending() -> AsyncIterator[tuple[Connection, Callable[[], Awaitable[None]]]]:
+    """A connection to flower-proxy, and a function that begins the end; it has come with the block's."""
+    options = make_options(address="127.0.0.1", port=0, no_auth=True)
+    flower = FlowerProxy(capp=Celery(broker="memory://"), options=options)
+    await flower.open()
+    reader, writer = await asyncio.open_connection("127.0.0.1", flower.port)
+    while not flower.connections:
+        await asyncio.sleep(0)  # until it has accepted
+    closing: list[asyncio.Task[None]] = []
+
+    async def begin() -> None:
+        closing.append(asyncio.create_task(flower.close(30)))
+        await asyncio.sleep(0)
+        assert not Address(flower.port or 0).accepts()
+
+    try:
+        yield (reader, writer), begin
+    finally:
+        await asyncio.wait_for(asyncio.gather(*closing), 60)
+        writer.close()
+
+
+def test_a_request_under_way_is_answered_before_the_end() -> None:
+    async def run() -> None:
+        async with ending() as ((reader, writer), begin):
+            writer.write(HEAD)
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 (Continue)\r\n\r\n"
+            await begin()
+            writer.write(b"{}")
+            assert (await reader.read()).startswith(b"HTTP/1.1 404 ")
+
+    asyncio.run(run())
+
+
+def test_the_first_request_of_a_connection_is_answered_before_the_end() -> None:
+    async def run() -> None:
+        async with ending() as ((reader, writer), begin):
+            await begin()
+            writer.write(b"GET /healthcheck HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = await reader.read()
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            assert CLOSING in answer, "the client has to connect to the next process"
+
+    asyncio.run(run())
+
+
+def test_silent_and_idle_connections_do_not_hold_up_the_end() -> None:
+    async def run() -> None:
+        async with ending() as ((reader, writer), begin):
+            silent, other = await asyncio.open_connection(*writer.get_extra_info("peername"))
+            writer.write(b"GET /healthcheck HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+            await begin()
+            assert await silent.read() == b""
+            other.close()
+
+    asyncio.run(run())
+
+
 def connected(address: Address) -> Any:
     with contextlib.suppress(BlockingIOError):
         return address.connect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import resource
 import socket
@@ -44,6 +45,9 @@ _OTHER_DESCRIPTORS = 64
 # The socket, and the static file that is sent
 _DESCRIPTORS_PER_CONNECTION = 2
 _LOG_INTERVAL = 60.0  # seconds
+# How long a new connection may take to send its first request once no more are accepted
+_FIRST_REQUEST_TIMEOUT = 0.5
+_DRAIN_INTERVAL = 0.02
 
 
 def max_connections(wanted: int | None) -> int:
@@ -81,7 +85,7 @@ class ConnectionLimit:
         self.replaced = 0
         self._clock = clock
         # The one that has been there for longest comes first
-        self._waiting: OrderedDict[IOStream, None] = OrderedDict()
+        self._waiting: OrderedDict[IOStream, bool] = OrderedDict()  # whether it has sent a request before
         self._busy: OrderedDict[IOStream, None] = OrderedDict()
         self._log_at = clock()
         self._replaced_before = 0
@@ -94,13 +98,13 @@ class ConnectionLimit:
         """Count a new connection, and make room for it."""
         while len(self) >= self.maximum:
             self._replace_one()
-        self._waiting[stream] = None
+        self._waiting[stream] = False
 
     def waits(self, stream: IOStream) -> None:
         """Note that a connection waits for its next request, unless it has been replaced."""
         if stream in self._busy:
             del self._busy[stream]
-            self._waiting[stream] = None
+            self._waiting[stream] = True
 
     def works(self, stream: IOStream) -> None:
         """Note that the head of a request is there, unless the connection has been replaced."""
@@ -112,6 +116,21 @@ class ConnectionLimit:
         """Forget a connection that has ended."""
         self._waiting.pop(stream, None)
         self._busy.pop(stream, None)
+
+    async def drain(self, timeout: float) -> None:
+        """Wait until each request has been answered, also the first one of a new connection.
+
+        A client that reuses a connection has to expect that it is closed (RFC 9112, section 9.3.1).
+
+        :param timeout: seconds.
+        """
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        while (elapsed := loop.time() - begin) < timeout:
+            expected = elapsed < _FIRST_REQUEST_TIMEOUT and not all(self._waiting.values())
+            if not (self._busy or expected):
+                break
+            await asyncio.sleep(_DRAIN_INTERVAL)
 
     def _replace_one(self) -> None:
         stream, _ = (self._waiting or self._busy).popitem(last=False)
@@ -158,6 +177,11 @@ class BoundedServer(HTTPServer):
         )
         self.limit = connections
         self.write_timeout = write_timeout
+
+    def stop(self) -> None:
+        """Accept no more connections, and close each after its next answer."""
+        super().stop()
+        self.conn_params.no_keep_alive = True
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
         self.limit.add(stream)
