@@ -11,16 +11,18 @@ INSTALL ?=
 # The programs that each target needs; .ci/prerequisites knows their packages
 PROGRAMS_example = nginx redis-server openssl
 PROGRAMS_test = nginx apache2 caddy haproxy redis-server rabbitmq-server epmd prometheus promtool chromium chromedriver curl git openssl htpasswd systemd-analyze systemd-socket-activate
+PROGRAMS_test-system = debootstrap systemd-nspawn nsenter
 PROGRAMS_bench = $(PROGRAMS_test)
 
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: help demo example test lint bench prerequisites clean
+.PHONY: help demo example test test-system root lint bench prerequisites clean
 
 help:
 	@echo 'make demo     Flower with a worker and a trickle of tasks; ARGS="--address 0.0.0.0 --broker redis://localhost:6379/0"'
 	@echo 'make example  Django, its worker and Flower behind nginx with TLS; ARGS="--address 0.0.0.0 --port 8443"'
 	@echo 'make test     lint and all tests; ARGS="-k name" for some of them'
+	@echo 'make test-system  as root: boot a Debian and start every systemd unit there; MIRROR=URL'
 	@echo 'make lint     ruff, mypy and the layers of imports'
 	@echo 'make bench    what it costs, measured against stock Flower'
 	@echo 'make clean    remove what these have made'
@@ -35,6 +37,13 @@ example: $(VENV)/.installed-for-example
 
 test: lint
 	$(VENV)/bin/python -m pytest $(ARGS)
+
+# Not a part of test: only root can boot a machine
+test-system: root $(VENV)/.installed-for-tests
+	$(VENV)/bin/python -m pytest --verbose --tb=short tests/system/units.py $(ARGS)
+
+root:
+	@[ "$$(id -u)" -eq 0 ] || { echo 'make test-system: run it as root, which systemd-nspawn needs' >&2; exit 1; }
 
 lint: $(VENV)/.installed-for-tests
 	$(VENV)/bin/ruff check

@@ -1,0 +1,1 @@
+"""Tests that need a whole machine: ``make test-system``, as root."""
