@@ -58,6 +58,7 @@ def test_the_log_says_where_it_listens(where: Address, tmp_path: Path) -> None:
         wait_until(lambda: answers(where, "/healthcheck"), what="the socket is taken over")
         said = f"unix socket {where.socket_path}" if where.socket_path else f"http://127.0.0.1:{where.port}/"
         assert said in log.read_text()
+        assert "all interfaces" not in log.read_text()
 
 
 def test_the_file_of_a_socket_that_is_not_ours_stays(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from logging import INFO, WARNING
 
 import celery
@@ -74,13 +74,14 @@ async def _serve(capp: celery.Celery, options: OptionParser, manager: ServiceMan
         raise InputError(f"the application cannot be set up: {describe(error)}") from error
     signalled = end_requested(exit_on_second=True)
     try:
-        await flower.open(handed_over())
+        sockets = handed_over()
+        await flower.open(sockets)
     except AddressError as error:
         raise InputError(str(error)) from None
     except ListenError as error:
         raise MachineError(str(error)) from None
     try:
-        _announce(flower, quiet=quiet)
+        _announce(flower, _address(options, sockets), quiet=quiet)
         manager.ready()
         await signalled.wait()
     finally:
@@ -89,9 +90,15 @@ async def _serve(capp: celery.Celery, options: OptionParser, manager: ServiceMan
     return 0 if flower.monitor.receiver.saved else 1
 
 
-def _announce(flower: FlowerProxy, *, quiet: bool) -> None:
+def _address(options: OptionParser, sockets: Sequence[socket.socket]) -> str:
+    """Return the address it listens on; empty for all interfaces, if that is the default and was not asked for."""
+    name = sockets[0].getsockname() if sockets else None
+    return str(name[0]) if isinstance(name, tuple) else str(options.address)
+
+
+def _announce(flower: FlowerProxy, address: str, *, quiet: bool) -> None:
     if not quiet:
-        for level, line in banner(flower):
+        for level, line in banner(flower, address):
             logger.log(level, line)
     if flower.entrance.made_up:
         # Not by the log, which may be kept
@@ -124,10 +131,11 @@ def _leave(status: int) -> None:
 # What is said at the start
 
 
-def banner(flower: FlowerProxy) -> Iterator[tuple[int, str]]:
-    """Yield what is said at the start, each line with its level: where it listens, who may enter, whom it trusts.
+def banner(flower: FlowerProxy, address: str) -> Iterator[tuple[int, str]]:
+    """Yield the start-up summary, each line with its level: addresses, access policy, trusted proxies, broker.
 
     :param flower: the application, listening.
+    :param address: where; empty for all interfaces by default.
     """
     options, scheme = flower.options, "https" if flower.ssl_options else "http"
     path = f"{flower.locator.mount}/"
@@ -135,14 +143,15 @@ def banner(flower: FlowerProxy) -> Iterator[tuple[int, str]]:
     if flower.port is None:
         yield INFO, f"Listening on the unix socket {options.unix_socket}, for a proxy to serve at {path}"
     else:
-        hosts, everywhere = hosts_of(options.address)
+        hosts, everywhere = hosts_of(address)
         beyond = everywhere or not all(map(is_loopback, hosts))
         for host in hosts:
             yield INFO, f"Visit me at {scheme}://{host_and_port(host, flower.port)}{path}"
-        if everywhere:
+        if not address:
             yield (
-                INFO,
-                "Listening on all interfaces: whoever can reach this machine can ask; --address=127.0.0.1 closes that",
+                WARNING,
+                "Listening on all interfaces, so other hosts can connect: set --address=127.0.0.1 if the proxy is on"
+                " this machine, --address=0.0.0.0 if it is not",
             )
     if flower.metrics_port is not None:
         for host in hosts_of(options.metrics_address or "")[0]:
