@@ -81,7 +81,11 @@ def test_variables_and_file_set_options(project: Path) -> None:
         (["-A", "shop", "--conf=missing.py"], "--conf: there is no file 'missing.py'", 2),
         (["-A", "shop", "surplus"], "'surplus' is neither a command nor an option's value; lists are written", 2),
         (["demoo"], "'demoo' is neither a command nor an option's value; did you mean demo?", 2),
-        (["-A", "shop", "--port=0", "demo"], "options of demo stand behind it", 2),
+        (["-A", "shop", "--port=0", "demo"], "-A: options of demo go after it; flower-proxy demo --help", 2),
+        (["--port=0", "hash-password", "me"], "--port: options of hash-password go after it", 2),
+        (["--no_auth", "check", "http://localhost:1/"], "--no_auth: options of check go after it", 2),
+        (["-A", "shop", "-l", "loud"], "--logging: 'loud' is not one of debug, info", 2),
+        (["-A", "shop", "--loglevel"], "--loglevel: its value is missing", 2),
         (["-A", "shop", "-basic_auht=a:b"], "there is no option -basic_auht; did you mean --basic_auth?", 2),
         (["-A", "shop", "-basic_auth=a"], "--basic_auth: entry 1 is not user:password", 2),
         (["-A", "shop", "--db", "--basic_auth=a:b"], "--db: its value is missing", 2),
@@ -250,12 +254,13 @@ def test_it_ends_although_the_broker_does_not_answer(project: Path) -> None:
             ["--url_prefix=/a/flower/", "--basic_auth=demo:secret,bob:secret", "--trusted_proxies=10.0.0.0/8"],
             [
                 r"Visit me at http://127\.0\.0\.1:PORT/a/flower/$",
-                r"Listening on all interfaces: ",
+                r"^\[W .*Listening on all interfaces, so other hosts can connect: set --address=127\.0\.0\.1 if ",
                 r"Who may enter: 2 user\(s\) by password$",
                 r"Trusted proxies: 10\.0\.0\.0/8$",
             ],
         ),
         (["--address=::1", "--url_prefix=/"], [r"Visit me at http://\[::1\]:PORT/$"]),
+        (["--address=0.0.0.0"], [r"Visit me at http://127\.0\.0\.1:PORT/$"]),
     ],
 )
 def test_the_banner_says_what_is_true(project: Path, arguments: list[str], lines: list[str]) -> None:
@@ -269,6 +274,67 @@ def test_the_banner_says_what_is_true(project: Path, arguments: list[str], lines
         assert re.search(line.replace("PORT", str(address.port)), said, re.MULTILINE), said
     assert ("all interfaces" in said) == ("--address" not in " ".join(arguments))
     assert "secret" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "level"),
+    [
+        ("-l DEBUG", "debug"),
+        ("-l debug", "debug"),
+        ("-ldebug", "debug"),
+        ("--loglevel=debug", "debug"),
+        ("--loglevel info", "info"),
+        ("-l=warning", "warning"),
+        ("-l FATAL", "critical"),
+        ("--loglevel=CRITICAL", "critical"),
+        ("-logging=error", "error"),
+    ],
+)
+def test_celerys_loglevel_is_the_option_logging_with_a_note(project: Path, words: str, level: str) -> None:
+    result = run_program(LEVEL, ["-A", "shop", *words.split()], project)
+    note = f"Read -l or --loglevel as --logging={level}, which Flower calls it"
+    assert result.stdout == f"{level} {[] if 'logging' in words else [note]}\n", result.stderr
+
+
+def test_celerys_loglevel_works_in_a_command_of_celery_too(project: Path) -> None:
+    with started(["celery", "-A", "shop", "flower-proxy", "--port=PORT", "-l", "info"], project) as (_, _, log):
+        assert log.read_text().count("Read -l or --loglevel as --logging=info") == 1
+
+
+LEVEL = """\
+from flower_proxy.cli import serve
+from flower_proxy.cli.main import main
+
+serve.serve = lambda app, options, notes, **_: print(options.logging, notes)
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        ("-A server --url_prefix=flower config nginx", "-A server --address=127.0.0.1 --url_prefix=flower"),
+        ("-A server --url-prefix flower --persistent yes config nginx -A shop --url_prefix=x",
+         "-A shop --address=127.0.0.1 --url_prefix=x --persistent"),
+        ("-A server config nginx --tls", "-A server --address=127.0.0.1"),
+    ],
+)  # fmt: skip
+def test_options_before_config_are_handed_on_to_it(project: Path, arguments: str, command: str) -> None:
+    result = run(arguments.split(), project, env={"APP": "other"})
+    assert result.returncode == 0, result.stderr
+    assert f"flower-proxy {command}\n" in result.stdout
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_help_has_examples_whole_summaries_and_unbroken_numbers(project: Path, columns: int) -> None:
+    text = run(["--help"], project, env={"COLUMNS": str(columns)}).stdout
+    examples = re.findall("^ +(flower-proxy .+)$", text, re.MULTILINE)
+    assert len(examples) == 2
+    assert all(run([*example.split()[1:], "--help"], project).returncode == 0 for example in examples)
+    assert "..." not in text.split("Celery's own")[0].partition("\n")[2]
+    buckets = OPTIONS["task_runtime_metric_buckets"].shown_default.split(",")
+    assert f"default: {', '.join(buckets)};" in " ".join(text.split())
+    assert max(map(len, text.splitlines())) <= columns
 
 
 def test_help_shows_every_option_with_its_default_and_variable(project: Path) -> None:
@@ -359,9 +425,3 @@ def test_versions(project: Path) -> None:
     said = run(["--version"], project).stdout
     for version in (flower_proxy.__version__, flower_version, celery.__version__, tornado.version):
         assert version in said
-
-
-def test_shell_completion(project: Path) -> None:
-    words = {"COMP_WORDS": "flower-proxy --url", "COMP_CWORD": "1", "_FLOWER_PROXY_COMPLETE": "bash_complete"}
-    assert "plain,--url_prefix" in run([], project, env=words).stdout
-    assert "complete" in run([], project, env={"_FLOWER_PROXY_COMPLETE": "zsh_source"}).stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import sysconfig
+import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
 from glob import glob
@@ -40,8 +41,16 @@ _CELERY_FLAGS = {"quiet": "--quiet", "skip_checks": "--skip-checks"}
 # Printed if neither an application nor a broker is given
 _SOME_APP = "server"
 
+# Short enough for a terminal of 80 columns, and not broken at a hyphen
+_TARGET_LIST = textwrap.fill(", ".join(TARGETS), 70, subsequent_indent=" " * 4, break_on_hyphens=False)
+
 _OWN: list[click.Parameter] = [
-    click.Argument(["target"], metavar="TARGET", default=""),
+    click.Argument(
+        ["target"],
+        metavar="TARGET",
+        default="",
+        shell_complete=lambda ctx, param, incomplete: [name for name in TARGETS if name.startswith(incomplete)],
+    ),
     click.Option(["--keep/--strip"], default=True, help="the proxy keeps the prefix, or takes it off  [default: keep]"),
     click.Option(["--server_name"], default=EXAMPLE_HOST, show_default=True, help="the public host's name"),
     click.Option(["--tls"], is_flag=True, help="the proxy serves HTTPS, with certificates as certbot names them"),
@@ -76,7 +85,8 @@ def _config(target: str, keep: bool, **given: Any) -> None:
     """Print the configuration that fits the options.
 
     \b
-    TARGET is one of: {targets}.
+    TARGET is one of
+    {targets}.
 
     Say how flower-proxy is to be started, with any of its own options (flower-proxy --help), and how it is to be
     reached. What is printed is complete, and begins with the command that belongs to it, the file to save it as, and
@@ -141,5 +151,5 @@ config = _ConfigCommand(
     "config",
     callback=_config,
     params=[*_OWN, *celery_options(), *setting_options()],
-    help=(_config.__doc__ or "").format(targets=", ".join(TARGETS)),
+    help=(_config.__doc__ or "").format(targets=_TARGET_LIST),
 )

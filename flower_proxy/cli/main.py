@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 
 import click
-from click.core import ParameterSource
 from tornado.options import OptionParser
 
 from flower_proxy.cli.errors import InputError
-from flower_proxy.cli.parameters import SettingsCommand, celery_options, setting_options
+from flower_proxy.cli.parameters import SettingsCommand, celery_options, notes_of, setting_options, words_of
 from flower_proxy.cli.signals import INTERRUPTED, exit_on_interrupt
 from flower_proxy.settings.loader import OptionError, installed_options, make_parser, nearest, read
 
+_NO_LIMIT = 1000  # characters of a summary
 _COMMANDS = ("demo", "hash-password", "config", "check")
 
 
@@ -25,14 +25,38 @@ class SettingsGroup(SettingsCommand, click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
+            if ctx.resilient_parsing:
+                return None
             meant = nearest(cmd_name, _COMMANDS, likeness=0.6)
             hint = f"did you mean {meant}?" if meant else "lists are written with commas, without spaces"
             raise InputError(f"{cmd_name!r} is neither a command nor an option's value; {hint}")
         name = cmd_name.replace("-", "_")
         command: click.Command = getattr(import_module(f"flower_proxy.cli.{name}"), name)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Hand options before a command on to it, as ``celery -A server COMMAND`` puts them."""
+        name, command, rest = super().resolve_command(ctx, args)
+        words = words_of(ctx)
+        before = [word for word in words[: len(words) - len(args)] if word != "--"]
+        if before and command and not isinstance(command, SettingsCommand):
+            option = before[0].partition("=")[0]
+            raise InputError(f"{option}: options of {name} go after it; flower-proxy {name} --help lists them")
+        return name, command, [*before, *rest]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [
+                    (name, command.get_short_help_str(_NO_LIMIT))
+                    for name in self.list_commands(ctx)
+                    if (command := self.get_command(ctx, name))
+                ]
+            )
 
 
 def _run(
@@ -47,12 +71,14 @@ def _run(
     skip_checks: bool,
     **given: tuple[str, ...],
 ) -> None:
-    """Watch Celery's workers with Flower, at any URL, behind any reverse proxy."""
-    context = click.get_current_context()
-    if context.invoked_subcommand:
-        before = [name for name in context.params if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
-        if before:
-            raise InputError(f"--{before[0]}: options of {context.invoked_subcommand} stand behind it")
+    """Watch Celery's workers with Flower, at any URL, behind any reverse proxy.
+
+    \b
+    Examples:
+      flower-proxy -A server --address=127.0.0.1 --url_prefix=flower
+      flower-proxy config nginx --url_prefix=flower --tls
+    """
+    if click.get_current_context().invoked_subcommand:
         return
     if workdir:
         try:
@@ -83,7 +109,7 @@ def _read(given: Mapping[str, Sequence[str]]) -> tuple[OptionParser, list[str]]:
         values, notes = read(options, environ=os.environ, given={name: texts for name, texts in given.items() if texts})
     except OptionError as error:
         raise InputError(str(error)) from None
-    return make_parser(options, values), notes
+    return make_parser(options, values), [*notes_of(click.get_current_context()), *notes]
 
 
 command = SettingsGroup(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from flower_proxy import __version__
 from flower_proxy.cli.errors import InputError
@@ -15,6 +17,10 @@ from flower_proxy.settings.loader import installed_options, nearest
 from flower_proxy.settings.options import OPTIONS, Option
 from flower_proxy.settings.validators import parse_bool
 
+# Of Context.meta
+_WORDS, _NOTES = f"{__name__}.words", f"{__name__}.notes"
+# Celery's levels; Flower has all but one
+_LEVELS = {level: level for level in ("debug", "info", "warning", "error", "critical")} | {"fatal": "critical"}
 _METAVARS = {int: "NUMBER", float: "NUMBER", bool: "[BOOL]"}
 _VERSIONS = (
     f"flower-proxy %(version)s (Flower {version('flower')}, Celery {version('celery')},"
@@ -37,7 +43,8 @@ class SettingOption(click.Option):
         )
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str]:
-        default = self.setting.shown_default
+        # click breaks lines at spaces, and elsewhere only where there is none
+        default = self.setting.shown_default.replace(",", ", ")
         notes = [f"default: {default}"] if default else []
         return f"--{self.setting.name} {self.metavar}", f"{self.help}  [{'; '.join([*notes, self.setting.variable])}]"
 
@@ -62,8 +69,14 @@ class SettingsCommand(click.Command):
         return {param.setting.name: param.setting for param in self.params if isinstance(param, SettingOption)}
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:
+            args = _join_assignments(args)
         try:
-            return super().parse_args(ctx, self._spelled_out(args))
+            words, notes = self._spelled_out(args)
+            ctx.meta[_WORDS] = words
+            ctx.meta.setdefault(_NOTES, {}).update(dict.fromkeys(notes))
+            # click's parser empties the list it gets
+            return super().parse_args(ctx, words.copy())
         except click.NoSuchOption as error:
             known = installed_options() if self._starts_flower else {}
             if later := [option for name, option in known.items() if name not in self._settings]:
@@ -74,20 +87,27 @@ class SettingsCommand(click.Command):
             hint = f"did you mean {meant}?" if meant else "see --help"
             raise InputError(f"there is no option {error.option_name}; {hint}") from None
         except click.UsageError as error:
+            if ctx.resilient_parsing:
+                return super().parse_args(ctx, args)
             raise InputError(error.format_message()) from None
 
-    def _spelled_out(self, args: Sequence[str]) -> list[str]:
+    def _spelled_out(self, args: Sequence[str]) -> tuple[list[str], list[str]]:
         """Turn ``--debug`` into ``--debug=true``, ``--debug no`` into ``--debug=no``, ``-port=1`` into ``--port=1``.
 
+        :returns: the words, and notes for the log about options that are called differently here.
         :raises click.UsageError: a value is missing, or a word would be taken for something else than was meant.
         """
         settings = self._settings
         with_value = [name for param in self.params if not getattr(param, "is_flag", True) for name in param.opts]
         with_value += [name[:2] + name[2:].replace("_", "-") for name in with_value]
         spelled: list[str] = []
+        notes: list[str] = []
         words = list(args)
         while words:
             word = words.pop(0)
+            if level := _pop_loglevel(word, words):
+                word = f"--logging={level}"
+                notes.append(f"Read -l or --loglevel as {word}, which Flower calls it")
             name, equals, _ = word.lstrip("-").replace("-", "_").partition("=")
             option = settings.get(name)
             if word.startswith("-") and not word.startswith("--") and len(name) > 1:
@@ -100,7 +120,18 @@ class SettingsCommand(click.Command):
             elif word in with_value and words and words[0].startswith("--"):
                 raise click.UsageError(f"{word}: its value is missing; if it begins with dashes, write {word}=VALUE")
             spelled.append(word)
-        return spelled
+        return spelled, notes
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete options in the spelling that was begun, with dashes or underscores."""
+        dashes, typed = incomplete[:2], incomplete[2:]
+        separator = next((char for char in typed if char in "-_"), "")
+        if dashes != "--" or not separator:
+            return super().shell_complete(ctx, incomplete)
+        items = super().shell_complete(ctx, dashes)
+        for item in items:
+            item.value = dashes + re.sub("[-_]", separator, item.value[2:])
+        return [item for item in items if item.value.startswith(incomplete)]
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         if isinstance(self, click.Group):
@@ -114,6 +145,42 @@ class SettingsCommand(click.Command):
         for group, records in groups.items():
             with formatter.section(group):
                 formatter.write_dl(records)
+
+
+def words_of(ctx: click.Context) -> list[str]:
+    """Return the words of the command line as they were understood."""
+    return list(ctx.meta.get(_WORDS, ()))
+
+
+def notes_of(ctx: click.Context) -> list[str]:
+    """Return notes for the log about the command line."""
+    return list(ctx.meta.get(_NOTES, ()))
+
+
+def _pop_loglevel(word: str, words: list[str]) -> str:
+    """Return the level for ``--logging`` if a word is Celery's ``-l``, whose value may be the next word; else empty.
+
+    :raises click.UsageError: the value is missing.
+    """
+    name, equals, value = word.partition("=")
+    if name in ("-l", "--loglevel"):
+        if not equals and not words:
+            raise click.UsageError(f"{word}: its value is missing")
+        level = (value if equals else words.pop(0)).lower()
+        return _LEVELS.get(level, level)
+    # Both celery -ldebug and flower -logging=debug are in use
+    return _LEVELS.get(word[2:].lower(), "") if word.startswith("-l") else ""
+
+
+def _join_assignments(words: Sequence[str]) -> list[str]:
+    """Join ``--port``, ``=`` and ``5555``, into which bash splits a word for its completion."""
+    joined: list[str] = []
+    for word in words:
+        if joined and (word == "=" or joined[-1].endswith("=")):
+            joined[-1] += word
+        else:
+            joined.append(word)
+    return joined
 
 
 def _is_bool(text: str) -> bool:
