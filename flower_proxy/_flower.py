@@ -12,7 +12,6 @@ import re
 from asyncio import Future, wait
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Executor
-from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any
 
@@ -36,7 +35,7 @@ from flower.views.tasks import TasksDataTable
 from flower.views.workers import WorkersView, WorkerView
 from tornado.ioloop import IOLoop
 from tornado.options import OptionParser
-from tornado.web import HTTPError, RequestHandler
+from tornado.web import RequestHandler
 
 logger = logging.getLogger(__name__)
 
@@ -128,17 +127,8 @@ class Amended(BaseHandler):
         return self.application.checked_capp
 
     def get_broker(self) -> Any:
-        """Return what knows the queues; Flower's own know two transports, and answer 404 for any other (P22)."""
-        try:
-            return super().get_broker()
-        except HTTPError as error:
-            if error.status_code != HTTPStatus.NOT_FOUND:
-                raise
-            return self.any_broker()
-
-    def any_broker(self) -> Any:
-        """Return what knows the queues of any other transport, with a coroutine ``queues(names)`` as Flower's have."""
-        raise NotImplementedError
+        """Return an object with a coroutine ``queues(names)`` for the Broker page and the API (P22)."""
+        return self.application.queues
 
 
 class Lean(BaseHandler):

@@ -42,6 +42,7 @@ from flower_proxy.web.connections import BoundedServer, ConnectionLimit, max_con
 from flower_proxy.web.flower_handlers import Routes
 from flower_proxy.web.handlers import Check, Ready
 from flower_proxy.web.mixins import BROWSER, Bare, Proxied
+from flower_proxy.web.queues import BrokerQueues
 from flower_proxy.web.routing import PublicRouter, limit_body
 from flower_proxy.web.security_headers import content_security_policy
 from flower_proxy.web.sockets import SocketFile, bind, bind_unix
@@ -93,6 +94,7 @@ class FlowerProxy(EmbeddedFlower):
         # After everything that refuses an option, as it locks the state file
         self.monitor = _monitor(capp, options, flowers_loop, self.connections, self.task_events)
         receiver = self.monitor.receiver
+        self.queues = BrokerQueues(capp, self.monitor.watch, broker_api=options.broker_api)
         inspected = Inspected(options.max_workers, lambda name: name in receiver.state.workers)
         super().__init__(
             capp=capp,

@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 from celery import Celery
 from kombu import Consumer, Queue
+from tornado.web import HTTPError
 
-from flower_proxy.events.broker import KombuQueues
 from flower_proxy.events.rejections import Rejections
 from flower_proxy.events.replies import REASONS
 from flower_proxy.metrics import broker_poller
 from flower_proxy.metrics.broker_poller import BrokerPoller, QueueFigures
+from flower_proxy.web.queues import BrokerQueues
 from tests.support import programs
 from tests.support.invalid_replies import INSPECTIONS, Answer, answering_worker
 from tests.support.outage import Interruptible, deaf_port, interruptible, leaves_a_deaf_broker, network_to
@@ -46,6 +47,7 @@ def watching(
     workers: Callable[[], Sequence[str]] = tuple,
     on_held: Callable[[str, set[str], float], None] = lambda *_: None,
     rejections: Rejections | None = None,
+    interval: float = INTERVAL,
     inspect_every: float = INTERVAL,
 ) -> Iterator[BrokerPoller]:
     watch = BrokerPoller(
@@ -54,7 +56,7 @@ def watching(
         workers=workers,
         on_held=on_held,
         rejections=rejections or Rejections("a reply", REASONS),
-        interval=INTERVAL,
+        interval=interval,
         inspect_every=inspect_every,
     )
     watch.start()
@@ -87,7 +89,10 @@ def outage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture
 def standing(outage: Interruptible) -> Celery:
     """The application of a broker that is a server."""
-    return Celery(broker=outage.broker.url)
+    capp = Celery(broker=outage.broker.url)
+    # RabbitMQ has a message once it is sent
+    capp.conf.broker_transport_options = {"confirm_publish": True}
+    return capp
 
 
 @pytest.fixture
@@ -175,10 +180,31 @@ def test_not_more_queues_than_the_bound_are_asked_for(memory: Celery, monkeypatc
         assert list(look(watch).lengths) == ["one", "two"]
 
 
-def test_the_broker_page_shows_those_that_exist(standing: Celery) -> None:
-    send(standing, "exists")
-    found = asyncio.run(KombuQueues(standing).queues(["missing", "exists"]))
-    assert found == [{"name": "exists", "messages": 1}]
+def test_figures_are_counted_anew_on_request(standing: Celery) -> None:
+    with watching(standing, interval=3600) as watch:
+        for number in range(3):
+            figures = asyncio.run(watch.refresh(["fresh"]))
+            assert figures is watch.figures
+            assert figures.lengths["fresh"] == number
+            send(standing, "fresh")
+
+
+def test_requests_that_wait_share_a_poll(memory: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    polled = []
+
+    def workers() -> list[str]:
+        polled.append(1)
+        return []
+
+    async def refresh() -> list[QueueFigures]:
+        return await asyncio.gather(*(watch.refresh([]) for _ in range(100)))
+
+    with watching(memory, workers=workers, interval=3600) as watch:
+        asyncio.run(watch.refresh([]))
+        before = len(polled)
+        asyncio.run(refresh())
+        # One that may have begun before the last request, and one after it
+        assert len(polled) - before <= 2
 
 
 # Workers
@@ -347,6 +373,33 @@ def test_a_transport_that_waits_for_ever_is_told(memory: Celery, monkeypatch: py
         wait_until(lambda: watch.problem == "the broker does not answer", what="it is noticed")
         released.set()
         wait_until(lambda: watch.answered_at, what="it has answered")
+
+
+def test_a_request_during_an_outage_is_answered_at_once(standing: Celery, outage: Interruptible) -> None:
+    with watching(standing, interval=3600) as watch:
+        asyncio.run(watch.refresh([]))
+        outage.stop()
+        # The connection is found broken by the poll that is asked for
+        assert asyncio.run(watch.refresh([], timeout=60)).lengths == {}
+        assert watch.problem == "the broker cannot be reached"
+        assert asyncio.run(watch.refresh([], timeout=60)).lengths == {}
+        with pytest.raises(HTTPError, match="the broker cannot be reached") as raised:
+            asyncio.run(BrokerQueues(standing, watch, broker_api=None).queues([]))
+        assert raised.value.status_code == 503
+        outage.start()
+
+
+def test_a_request_does_not_wait_for_a_broker_that_hangs(standing: Celery, outage: Interruptible) -> None:
+    with watching(standing, queues=["known"], interval=3600) as watch:
+        before = asyncio.run(watch.refresh([]))
+        with outage.frozen():
+            assert asyncio.run(watch.refresh([], timeout=0.01)) is before
+
+
+def test_a_request_to_a_poller_that_has_ended_is_answered(memory: Celery) -> None:
+    with watching(memory) as watch:
+        figures = look(watch)
+    assert asyncio.run(watch.refresh([], timeout=60)) is figures
 
 
 def test_before_the_first_answer_there_is_a_problem() -> None:

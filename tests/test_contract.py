@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import inspect
 import pickle
 import re
@@ -17,12 +18,14 @@ import pytest
 from celery import Celery
 from celery.events import EventReceiver
 from celery.events.state import State
+from flower.api.tasks import GetQueueLengths
 from flower.events import PrometheusMetrics
 from flower.inspector import Inspector
 from flower.utils import strtobool
 from flower.utils.authentication import authenticate, validate_auth_option
 from flower.utils.broker import validate_broker_api
 from flower.views.auth import LoginHandler, get_next_url
+from flower.views.broker import BrokerView
 from flower.views.error import NotFoundErrorHandler
 from flower.views.tasks import TASK_COLUMNS
 from hypothesis import given
@@ -34,7 +37,7 @@ from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
 from tornado.options import OptionParser
 from tornado.routing import PathMatches
-from tornado.web import Application, HTTPError
+from tornado.web import Application
 
 from flower_proxy._flower import (
     CHECKED_ON,
@@ -64,7 +67,7 @@ from flower_proxy.events.broker import mailbox_of
 from flower_proxy.events.control import ask
 from flower_proxy.events.rejections import Rejections
 from flower_proxy.settings import validators
-from flower_proxy.settings.loader import FLOWER_VARIABLES, make_options
+from flower_proxy.settings.loader import FLOWER_VARIABLES
 from flower_proxy.settings.options import OPTIONS
 
 FLOWER = Path(flower.command.__file__).parent
@@ -327,12 +330,23 @@ def test_the_login_asks_for_next_by_get_argument() -> None:
     assert asked == [("next", "/")]
 
 
-def test_an_unknown_transport_is_a_404_of_get_broker() -> None:
-    app = SimpleNamespace(transport="memory", broker_uri_with_password="memory://", options=make_options())
-    handler = SimpleNamespace(application=app, capp=Celery(broker="memory://"))
-    with pytest.raises(HTTPError) as raised:
-        BaseHandler.get_broker(handler)
-    assert raised.value.status_code == 404
+@pytest.mark.parametrize("handler", [BrokerView, GetQueueLengths])
+def test_queues_come_from_get_broker(handler: type[BaseHandler]) -> None:
+    class Broker:
+        async def queues(self, names: list[str]) -> list[dict[str, object]]:
+            return [{"name": name, "messages": 7} for name in names]
+
+    shown: list[object] = []
+    asking = SimpleNamespace(
+        application=SimpleNamespace(broker_uri="memory://"),
+        current_user="someone",
+        get_broker=Broker,
+        get_active_queue_names=lambda: ["mail"],
+        render=lambda _, *, queues, **__: shown.append(queues),
+        write=lambda answer: shown.append(answer["active_queues"]),
+    )
+    asyncio.run(handler.get(asking))
+    assert shown == [[{"name": "mail", "messages": 7}]]
 
 
 def test_pages() -> None:

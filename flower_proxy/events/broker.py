@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import random
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from celery import Celery
@@ -64,6 +63,12 @@ def connected(capp: Celery) -> Iterator[Connection]:
     with capp.connection_for_write() as connection:
         for name, value in _TIMEOUTS.get(connection.transport.driver_name, {}).items():
             connection.transport_options.setdefault(name, value)
+        if sentinel := connection.transport_options.get("sentinel_kwargs"):
+            # Without these, redis uses the timeouts for its connections to Sentinels too
+            sockets = {
+                name: value for name, value in connection.transport_options.items() if name.startswith("socket_")
+            }
+            connection.transport_options["sentinel_kwargs"] = {**sockets, **sentinel}
         for others in reversed(range(max(1, len(connection.alt)))):
             try:
                 # Left to itself it would try for ever, at intervals of its own
@@ -128,7 +133,6 @@ class Counted(NamedTuple):
 
     messages: int
     consumers: int
-    exists: bool = True
 
 
 def count(connection: Connection, name: str) -> Counted | None:
@@ -142,24 +146,5 @@ def count(connection: Connection, name: str) -> Counted | None:
     except connection.channel_errors as error:
         # On amqp the channel is closed by that, and opened again by its library
         missing = str(getattr(error, "reply_code", None)) == _NOT_FOUND
-        return Counted(0, 0, exists=False) if missing else None
+        return Counted(0, 0) if missing else None
     return Counted(declared.message_count, declared.consumer_count)
-
-
-class KombuQueues:
-    """The queues of a broker for the Broker page.
-
-    :param capp: the Celery application whose broker is asked.
-    """
-
-    def __init__(self, capp: Celery) -> None:
-        self._capp = capp
-
-    async def queues(self, names: Iterable[str]) -> list[dict[str, Any]]:
-        """Return ``{"name": ..., "messages": ...}`` for each queue that exists, as Flower's own brokers do."""
-        return await asyncio.get_running_loop().run_in_executor(None, self._count, list(names))
-
-    def _count(self, names: list[str]) -> list[dict[str, Any]]:
-        with connected(self._capp) as connection:
-            counted = {name: count(connection, name) for name in names}
-        return [{"name": name, "messages": found.messages} for name, found in counted.items() if found and found.exists]

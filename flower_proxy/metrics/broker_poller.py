@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain, islice
@@ -70,7 +73,7 @@ class _Worker:
 class BrokerPoller(threading.Thread):
     """Polls the lengths and consumers of queues. A broker that hangs blocks only this thread.
 
-    The queues are those given, those configured, and those that workers consume.
+    The queues are those given, those configured, those that workers consume, and those of `refresh`.
 
     :param capp: the Celery application whose broker is polled.
     :param queues: names of queues in addition to those that are found.
@@ -105,7 +108,10 @@ class BrokerPoller(threading.Thread):
         self._on_held, self._rejections = on_held, rejections
         self._interval = interval
         self._inspect_every = inspect_every
-        self._stopping = threading.Event()
+        self._stopping, self._wake = threading.Event(), threading.Event()
+        self._counted_at = 0.0
+        self._ended = _pending()
+        self._requested: tuple[str, ...] = ()
         self._problem: str | None = _NOT_YET
         self._asking_since: float | None = None
         self._workers: dict[str, _Worker] = {}
@@ -128,6 +134,33 @@ class BrokerPoller(threading.Thread):
     def stop(self) -> None:
         """End the thread, at once unless the broker keeps it waiting; does not wait for that."""
         self._stopping.set()
+        self._wake.set()
+
+    async def refresh(self, names: Iterable[str], *, timeout: float = ANSWER_TIMEOUT) -> QueueFigures:
+        """Poll the broker now; requests that wait at the same time share a poll.
+
+        :param names: queues to count too, from now on.
+        :param timeout: seconds to wait at most.
+        :returns: figures counted after the call; the latest, if `problem` says why or the broker takes longer.
+        """
+        self._requested = tuple(names)
+        asked_at = time.monotonic()
+        self._wake.set()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._counted_after(asked_at), timeout)
+        return self.figures
+
+    async def _counted_after(self, moment: float) -> None:
+        while True:
+            # Read first, so that a poll which ends during the checks is not waited for
+            ended = self._ended
+            if self._counted_at >= moment or self.problem not in (None, _NOT_YET) or not self.is_alive():
+                return
+            await asyncio.wrap_future(ended)
+
+    def _end_poll(self) -> None:
+        ended, self._ended = self._ended, _pending()
+        ended.set_result(None)
 
     def run(self) -> None:
         pauses = back_off(_MAX_PAUSE)
@@ -155,6 +188,7 @@ class BrokerPoller(threading.Thread):
         # Who was asked last may not have got the question
         self.ask_workers()
         self.figures = _sum_up({}, self._known_workers(self._alive()), told=False)
+        self._end_poll()
 
     def _watch(self, connection: Connection) -> None:
         told = connection.transport.driver_type == "amqp"
@@ -163,17 +197,22 @@ class BrokerPoller(threading.Thread):
             alive = self._alive()
             self._inspect(connection, alive)
             workers = self._known_workers(alive)
+            counted_at = time.monotonic()
             self.figures = _sum_up(self._count(connection, workers), workers, told=told)
+            self._counted_at = counted_at
             self.answered_at = time.monotonic()
             if self._problem not in (None, _NOT_YET):
                 logger.info("The broker answers again")
             self._asking_since = self._problem = None
-            self._stopping.wait(self._interval)
+            self._end_poll()
+            self._wake.wait(self._interval)
+            self._wake.clear()
 
     # Queues
 
     def _count(self, connection: Connection, workers: Mapping[str, _Worker]) -> dict[str, Counted]:
-        found = chain(self._given, list(self._capp.amqp.queues), *(worker.queues for worker in workers.values()))
+        consumed = chain.from_iterable(worker.queues for worker in workers.values())
+        found = chain(self._given, list(self._capp.amqp.queues), consumed, self._requested)
         # Also those that nobody consumes any more: there it is that messages pile up
         self._queues = dict.fromkeys(islice(dict.fromkeys(chain(found, self._queues)), MAX_QUEUES))
         counted = {name: count(connection, name) for name in self._queues}
@@ -207,6 +246,13 @@ class BrokerPoller(threading.Thread):
             if all(name in answers for answers in held):
                 requests = chain.from_iterable(answers[name] for answers in held)
                 self._on_held(name, {request.get("request", request)["id"] for request in requests}, asked_at)
+
+
+def _pending() -> Future[None]:
+    """Return a future that those who wait for it cannot cancel for the others."""
+    future: Future[None] = Future()
+    future.set_running_or_notify_cancel()
+    return future
 
 
 def _processes(stats: Mapping[str, Any]) -> int:

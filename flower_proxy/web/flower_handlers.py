@@ -25,8 +25,6 @@ from flower_proxy._flower import (
     concrete_handler,
 )
 from flower_proxy.auth.policy import Permission
-from flower_proxy.events.broker import KombuQueues
-from flower_proxy.events.replies import MAX_QUEUES
 from flower_proxy.proxy.paths import parse_next
 from flower_proxy.web.handlers import Check, TrustedMetrics
 from flower_proxy.web.limits import MAX_TASK_BODY
@@ -100,14 +98,6 @@ def proxied(target: type[RequestHandler], options: UnproxiedOptions, route: str)
 
 class ProxiedFlower(Proxied, Amended):
     """A handler of Flower's."""
-
-    def get_active_queue_names(self) -> list[str]:
-        # The broker is asked for each
-        names: list[str] = super().get_active_queue_names()
-        return names[:MAX_QUEUES]
-
-    def any_broker(self) -> KombuQueues:
-        return KombuQueues(self.capp)
 
 
 class CurrentWorkers(BaseHandler):

@@ -368,6 +368,6 @@ def test_no_request_of_a_user_gets_a_500(
     authorization = ("Authorization", "Basic " + encoded("demo:secret"))
     answer = wire.ask(method, f"{PREFIX}{path}?{query}", [("Host", "127.0.0.1"), authorization])
     assert errors() == []
-    # Flower's word for an application without a result backend is 503 too
-    may_be_503 = TASK in path or path == "/ready"
+    # No broker has answered here; Flower's word for an application without a result backend is 503 too
+    may_be_503 = TASK in path or path in ("/ready", "/api/queues/length")
     assert answer.status in (200, 204, 302, 400, 404, 405) or (answer.status == 503 and may_be_503)

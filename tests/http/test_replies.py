@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from flower_proxy.app import FlowerProxy
 from flower_proxy.events.replies import InvalidReplyError, validate_reply
-from flower_proxy.web.flower_handlers import ProxiedFlower
 from tests.http.conftest import OPEN, Site
 from tests.support.invalid_replies import INSPECTIONS
 
@@ -64,6 +64,13 @@ def no_constant(name: str) -> None:
     raise AssertionError(f"{name} is not JSON")
 
 
+@pytest.fixture
+def polled(app: FlowerProxy) -> None:
+    """The broker is polled; `app` ends that."""
+    app.monitor.watch.start()
+
+
+@pytest.mark.usefixtures("polled")
 @examples(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(replied=replies())
 def test_what_is_accepted_is_shown_everywhere(site: Site, event: Callable[..., None], replied: tuple[str, Any]) -> None:
@@ -85,12 +92,8 @@ def test_what_is_accepted_is_shown_everywhere(site: Site, event: Callable[..., N
         json.loads(answer.body.decode(), parse_constant=no_constant)
 
 
-def test_the_broker_is_asked_for_no_more_queues_than_the_bound(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Queues:
-        async def queues(self, names: list[str]) -> list[dict[str, Any]]:
-            return [{"name": name, "messages": 0} for name in names]
-
-    monkeypatch.setattr(ProxiedFlower, "any_broker", lambda _: Queues())
+@pytest.mark.usefixtures("polled")
+def test_the_broker_is_asked_for_no_more_queues_than_the_bound(site: Site) -> None:
     (queue,) = INSPECTIONS["active_queues"]
     for number in range(3):
         queues = [{**queue, "name": f"q{number}-{index}"} for index in range(500)]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from celery import Celery
 
-from .processes import Address, free_port, program, running, wait_until
+from .processes import Address, basic, free_port, program, request, running, wait_until
 from .programs import Broker
 
 # Not the one on the PATH, which wants to be root or rabbitmq
@@ -42,11 +44,18 @@ class RabbitMQ(Broker):
 
 
 @contextlib.contextmanager
-def server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A RabbitMQ server that listens there. What it keeps is in the folder, and there again for the next one."""
+def server(folder: Path, port: int, *, management: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A RabbitMQ server that listens there. What it keeps is in the folder, and there again for the next one.
+
+    :param management: the port of its management API; without one it has none.
+    """
     names = Address(free_port())
-    (folder / "enabled_plugins").write_text("[].")
-    (folder / "rabbitmq.conf").write_text("log.file = false\nlog.console = true\n")
+    config = ["log.file = false", "log.console = true"]
+    if management:
+        config += [f"management.tcp.port = {management}", f"management.tcp.ip = {LOOPBACK}"]
+        config += ["collect_statistics_interval = 500"]  # milliseconds
+    (folder / "enabled_plugins").write_text("[rabbitmq_management]." if management else "[].")
+    (folder / "rabbitmq.conf").write_text("\n".join(config))
     env = {
         # Erlang's cookie is put there
         "HOME": str(folder),
@@ -67,6 +76,39 @@ def server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
         running([SERVER], log=folder / "rabbitmq.log", ready=Address(port).accepts, env=env, cwd=folder) as process,
     ):
         yield process
+
+
+@dataclass(frozen=True)
+class Managed:
+    """A RabbitMQ server with its management API.
+
+    :ivar port: of AMQP.
+    :ivar management: the address of the API.
+    """
+
+    port: int
+    management: Address
+
+    def add_user(self, user: str, password: str, *, vhost: str) -> None:
+        """Add a user who may do everything in a virtual host of the same age."""
+        place, name = quote(vhost, safe=""), quote(user, safe="")
+        self._put(f"/api/vhosts/{place}")
+        self._put(f"/api/users/{name}", password=password, tags="management")
+        self._put(f"/api/permissions/{place}/{name}", configure=".*", write=".*", read=".*")
+
+    def _put(self, path: str, **body: str) -> None:
+        headers = {**basic("guest:guest"), "Content-Type": "application/json"}
+        answer = request(self.management, path, method="PUT", body=json.dumps(body), headers=headers)
+        assert answer.status in (201, 204), answer
+
+
+@contextlib.contextmanager
+def managed(folder: Path) -> Iterator[Managed]:
+    """A RabbitMQ server with its management API, which has nothing yet."""
+    managed = Managed(free_port(), Address(free_port()))
+    with server(folder, managed.port, management=managed.management.port):
+        wait_until(managed.management.accepts, what="the management API listens")
+        yield managed
 
 
 @contextlib.contextmanager
