@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import amqp
 import pytest
@@ -15,7 +20,11 @@ from celery import Celery
 from flower_proxy.events.broker import back_off, connected, problem_of
 from tests.support import programs
 from tests.support.outage import deaf_port
-from tests.support.processes import Address, free_port, program, running
+from tests.support.processes import Address, answers, free_port, program, request, running, wait_until
+from tests.support.redis_servers import MASTER, RedisServers, redis_servers
+
+# The oldest kombu calls redis in a way that its newest release for that kombu no longer likes
+pytestmark = pytest.mark.filterwarnings("ignore:Call to 'get_connection' function:DeprecationWarning")
 
 
 def wrapped() -> Exception:
@@ -99,6 +108,93 @@ def test_timeouts_of_the_application_count(broker: programs.Broker) -> None:
         assert connection.default_channel.socket_timeout == 1.5
         assert connection.default_channel.socket_connect_timeout
     assert capp.conf.broker_transport_options == {"socket_timeout": 1.5}
+
+
+# As a user starts it
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory, certificate: tuple[Path, Path]) -> Iterator[RedisServers]:
+    with redis_servers(tmp_path_factory.mktemp("servers"), certificate) as servers:
+        yield servers
+
+
+def options_of(servers: RedisServers) -> dict[str, Any]:
+    return {"master_name": MASTER, "sentinel_kwargs": {"password": servers.sentinel_password}}
+
+
+SENTINEL = "sentinel://127.0.0.1:{0.sentinel_port}/3;sentinel://127.0.0.1:1/3"
+TLS = "rediss://localhost:{0.tls_port}/5?ssl_cert_reqs=required&ssl_ca_certs={0.authority}"
+
+
+@pytest.mark.parametrize("url", [SENTINEL, TLS], ids=["sentinel", "tls"])
+def test_a_broker_without_an_application(url: str, servers: RedisServers, tmp_path: Path) -> None:
+    """Workers, tasks and queue lengths."""
+    broker = programs.Broker(url.format(servers), results=f"redis://127.0.0.1:{servers.port}/9")
+    options = options_of(servers) if url is SENTINEL else {}
+    text = json.dumps(options)
+    arguments = ["-b", broker.url, "--queues=mail", *([f"--broker_transport_options={text}"] if options else [])]
+    with (
+        programs.worker_process(broker, tmp_path, env={"BROKER_TRANSPORT_OPTIONS": text}),
+        programs.launch("without-app", broker, tmp_path, options=arguments) as flower,
+        Celery(broker=broker.url) as capp,
+    ):
+        wait_until(lambda: any(worker["status"] for worker in flower.workers()), what="the worker is online")
+        capp.conf.broker_transport_options = options
+        with capp.connection_for_write() as connection:
+            task = capp.send_task("server.add", (1, 1), connection=connection, ignore_result=True)
+            capp.send_task("server.add", (1, 1), queue="mail", connection=connection, ignore_result=True)
+        wait_until(lambda: flower.tasks().get(task.id, {}).get("state") == "SUCCESS", what="the task is seen to end")
+        queues = json.loads(request(flower.address, "/api/queues/length", headers=programs.KNOWN).text)["active_queues"]
+        assert {queue["name"]: queue["messages"] for queue in queues} == {"celery": 0, "mail": 1}
+    log = (tmp_path / "flower.log").read_text()
+    assert servers.sentinel_password not in log
+    assert "Traceback" not in log
+
+
+def test_transport_options_override_those_of_the_application(servers: RedisServers, tmp_path: Path) -> None:
+    broker = programs.Broker(SENTINEL.format(servers))
+    of_application = json.dumps({**options_of(servers), "master_name": "of the application"})
+    given = json.dumps({"master_name": MASTER})
+    with programs.launch(
+        "ours",
+        broker,
+        tmp_path,
+        options=[f"--broker_transport_options={given}"],
+        env={"BROKER_TRANSPORT_OPTIONS": of_application},
+    ) as flower:
+        wait_until(lambda: answers(flower.address, "/ready"), what="the broker answers")
+
+
+def test_a_wrong_authority_is_named(servers: RedisServers, tmp_path: Path) -> None:
+    other, _ = programs.certificate(tmp_path)
+    broker = programs.Broker(TLS.format(replace(servers, authority=other)))
+    with programs.launch("without-app", broker, tmp_path) as flower:
+        log = tmp_path / "flower.log"
+        wait_until(lambda: "No queue lengths: the broker's TLS fails" in log.read_text(), what="the log has the cause")
+        assert "the broker's TLS fails" in request(flower.address, "/ready").text
+
+
+def test_a_sentinel_without_a_master_is_refused(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "flower_proxy", "-b", "sentinel://:PLANTED@127.0.0.1:1/0", "--port=0"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "flower-proxy: the Sentinel broker needs its master's name: add"
+        """ --broker_transport_options='{"master_name": "mymaster"}'\n""",
+    )
+
+
+def test_timeouts_count_for_sentinels_with_a_password(servers: RedisServers) -> None:
+    """redis uses those of the master for Sentinels only where these have no options of their own."""
+    capp = Celery(broker=f"sentinel://127.0.0.1:{servers.sentinel_port}/0")
+    capp.conf.broker_transport_options = {**options_of(servers), "socket_timeout": 1.5}
+    with connected(capp) as connection:
+        (sentinel,) = connection.default_channel.client.connection_pool.sentinel_manager.sentinels
+        settings = sentinel.connection_pool.connection_kwargs
+    assert settings["socket_timeout"] == 1.5
+    assert settings["socket_connect_timeout"]
+    assert settings["password"] == servers.sentinel_password
 
 
 def test_pauses_grow_and_never_exceed_ten_seconds() -> None:

@@ -67,6 +67,14 @@ def test_a_whole_number_is_a_number_in_the_file(folder: Path) -> None:
     assert (parser.inspect_timeout, parser.task_runtime_metric_buckets) == (500.0, [1.0, 2.5])
 
 
+def test_transport_options_are_json_or_a_dict_of_the_file(folder: Path) -> None:
+    options = {"master_name": "mymaster"}
+    (folder / "flowerconfig.py").write_text(f"broker_transport_options = {options}\n")
+    assert values()["broker_transport_options"] == options
+    given = values(broker_transport_options=['{"master_name": "other"}'])
+    assert make_parser(OPTIONS, given).broker_transport_options == {"master_name": "other"}
+
+
 def test_a_function_comes_from_the_file_only(folder: Path) -> None:
     (folder / "flowerconfig.py").write_text("def format_task(task):\n    return task\n")
     assert callable(values()["format_task"])
@@ -89,6 +97,17 @@ def test_a_function_comes_from_the_file_only(folder: Path) -> None:
         ({"static_overrides": ["/nowhere"]}, "--static_overrides: '/nowhere' is not a folder"),
         ({"tasks_columns": ["name,uid"]}, "--tasks_columns: 'uid' is not one of name, uuid"),
         ({"broker_api": ["localhost:15672"]}, "--broker_api: invalid scheme"),
+        ({"broker_api": ["http://me:a/b@host/api"]}, "--broker_api: / ? # in the user or password must be written %2F"),
+        ({"broker_api": ["http://me:a#b@host/api"]}, "--broker_api: / ? # in the user or password must be written %2F"),
+        (
+            {"broker_transport_options": ["a=b"]},
+            "--broker_transport_options: the value is not a JSON object such as '{",
+        ),
+        (
+            {"broker_transport_options": ["[1]"]},
+            "--broker_transport_options: the value is not a JSON object such as '{",
+        ),
+        ({"broker_transport_options": ["[" * 99999]}, "--broker_transport_options: the value is not a JSON object"),
         ({"auth": [".*@.*"]}, "--auth: '.*@.*' is not an address"),
         ({"certfile": ["/nowhere.pem"]}, "--certfile: '/nowhere.pem' is not a file that can be read"),
         ({"logging": ["loud"]}, "--logging: 'loud' is not one of debug"),
@@ -166,7 +185,12 @@ def test_a_bad_line_of_the_file_is_named(folder: Path, source: str, message: str
 
 
 def test_no_secret_is_repeated(folder: Path) -> None:
-    for given in ({"basic_auth": ["hush"]}, {"broker_api": ["hush://x:hush@host"]}):
+    for given in (
+        {"basic_auth": ["hush"]},
+        {"broker_api": ["hush://x:hush@host"]},
+        {"broker_api": ["http://x:/hush@host"]},
+        {"broker_transport_options": ["'hush'"]},
+    ):
         with pytest.raises(OptionError) as raised:
             read(OPTIONS, environ={}, given=given)
         assert "hush@" not in str(raised.value)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import metadata
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import celery
 from celery.app.utils import find_app
@@ -40,6 +40,11 @@ def load_configuration(app: celery.Celery, *, source: str, debug: bool) -> None:
         _refuse(f"{source}Celery's configuration cannot be loaded", error, debug)
 
 
+def use_transport_options(app: celery.Celery, given: Mapping[str, Any]) -> None:
+    """Let these options of the broker's transport take precedence over those of the application's configuration."""
+    app.conf.broker_transport_options = {**app.conf.broker_transport_options, **given}
+
+
 def check_broker(app: celery.Celery) -> None:
     """Check the broker's URL and that its client library is installed, without a connection.
 
@@ -49,6 +54,7 @@ def check_broker(app: celery.Celery) -> None:
     try:
         with app.connection_for_read() as connection:
             _ = connection.transport
+            complete = connection.transport_cls != "sentinel" or connection.transport_options.get("master_name")
     except ValueError:
         # Its text may hold a part of the password
         raise InputError(
@@ -59,6 +65,11 @@ def check_broker(app: celery.Celery) -> None:
         raise MachineError(_missing_library(app, error)) from None
     except Exception as error:
         raise InputError(f"the broker cannot be used: {one_line(error)}") from None
+    if not complete:
+        raise InputError(
+            "the Sentinel broker needs its master's name: add"
+            """ --broker_transport_options='{"master_name": "mymaster"}'"""
+        )
 
 
 def one_line(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from flower_proxy.settings.validators import parse_bool
 _WORDS, _NOTES = f"{__name__}.words", f"{__name__}.notes"
 # Celery's levels; Flower has all but one
 _LEVELS = {level: level for level in ("debug", "info", "warning", "error", "critical")} | {"fatal": "critical"}
-_METAVARS = {int: "NUMBER", float: "NUMBER", bool: "[BOOL]"}
+_METAVARS = {int: "NUMBER", float: "NUMBER", bool: "[BOOL]", dict: "JSON"}
 _VERSIONS = (
     f"flower-proxy %(version)s (Flower {version('flower')}, Celery {version('celery')},"
     f" Tornado {version('tornado')}, Python {platform.python_version()})"

@@ -17,7 +17,14 @@ import click
 from tornado.options import OptionParser
 
 from flower_proxy.app import FlowerProxy
-from flower_proxy.cli.application import check_broker, describe, import_app, load_configuration, one_line
+from flower_proxy.cli.application import (
+    check_broker,
+    describe,
+    import_app,
+    load_configuration,
+    one_line,
+    use_transport_options,
+)
 from flower_proxy.cli.errors import InputError, MachineError
 from flower_proxy.cli.reach import hosts_of
 from flower_proxy.cli.service_manager import ServiceManager
@@ -56,6 +63,7 @@ def serve(
     load_configuration(capp, source=f"-A: {app!r}: " if isinstance(app, str) else "", debug=options.debug)
     if app is None and not capp.conf.broker_url:
         raise InputError("neither an application nor a broker is given: add -A with the module of your Celery app")
+    use_transport_options(capp, options.broker_transport_options or {})
     check_broker(capp)
     loop = asyncio.new_event_loop()
     # Not asyncio.run, which waits for threads without an end

@@ -114,7 +114,7 @@ def make_options(**settings: Any) -> OptionParser:
 
 
 def _is_of_command_line(name: str) -> bool:
-    return name in ("conf", "logging") or name.startswith("log_")
+    return name in ("broker_transport_options", "conf", "logging") or name.startswith("log_")
 
 
 def _accept(option: Option, value: Any, where: str) -> Any:

@@ -6,6 +6,7 @@ of Flower and Tornado by `tests/test_contract.py`, so that reading it loads neit
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
@@ -26,7 +27,15 @@ OTHERS = "More of Flower's and Tornado's"
 _METRICS = ["flower", "celery", "self"]
 # Seconds; tasks that take an hour are told from those that take longer (P28)
 _BUCKETS = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 1800.0, 3600.0]
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", FunctionType: "a function"}
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    dict: """a JSON object such as '{"master_name": "mymaster"}'""",
+    FunctionType: "a function",
+}
+_PARSERS: Mapping[type, Callable[[str], Any]] = {bool: checks.parse_bool, dict: json.loads}
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,7 @@ class Option:
     """One option.
 
     :ivar name: with underscores, as in ``flowerconfig.py``.
-    :ivar type: of a single value: ``str``, ``int``, ``float``, ``bool``, or a function.
+    :ivar type: of a single value: ``str``, ``int``, ``float``, ``bool``, ``dict``, or a function.
     :ivar default: the value if none is set.
     :ivar help: one line.
     :ivar check: raises ValueError, with the reason, for a value of the right type that cannot be used.
@@ -106,8 +115,8 @@ class Option:
         if self.type is str:
             return text
         try:
-            return checks.parse_bool(text) if self.type is bool else self.type(text)
-        except (TypeError, ValueError):
+            return _PARSERS.get(self.type, self.type)(text)
+        except (TypeError, ValueError, RecursionError):
             only = ", which only the configuration file can hold" if self.type is FunctionType else ""
             raise ValueError(f"{self._shown(text)} is not {_KINDS[self.type]}{only}") from None
 
@@ -196,6 +205,9 @@ _BY_GROUP = {
                checks.between(0)),
         Option("broker_api", str, None, "RabbitMQ's management API: http://user:password@host:15672/api/",
                checks.unless_empty(checks.broker_api), secret=True),
+        _own("broker_transport_options", dict, None,
+             'options of the transport as JSON: {"master_name": "mymaster"}; they override the application\'s',
+             secret=True),
         Option("task_runtime_metric_buckets", float, _BUCKETS, "upper bounds of the runtime histogram, in seconds",
                checks.buckets, multiple=True),
         _own("metrics", str, _METRICS,

@@ -132,6 +132,9 @@ def broker_api(value: str) -> None:
         raise ValueError(f"invalid scheme {url.scheme!r}; the URL begins with http:// or https://")
     if not url.netloc:
         raise ValueError("the URL names no host")
+    # What stands behind the first of them is no longer the user and the password; this includes their port
+    if "@" in value.partition(url.netloc)[2]:
+        raise ValueError("/ ? # in the user or password must be written %2F %3F %23")
 
 
 def unless_empty(check: Callable[[str], None]) -> Callable[[str], None]:

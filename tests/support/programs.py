@@ -43,6 +43,7 @@ COMMANDS = {
     "stock": ["-m", "celery", "-A", APPLICATION, "flower"],
     "ours": ["-m", "flower_proxy", "-A", APPLICATION],
 }
+_LAUNCHED = {**COMMANDS, "without-app": ["-m", "flower_proxy"]}
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def launch(
     options: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
 ) -> Iterator[Flower]:
-    """Flower: "stock" is Celery's own command, "ours" is the launcher.
+    """Flower: "stock" is Celery's own command, "ours" is the launcher, "without-app" the same for a broker alone.
 
     :param url_prefix: the option of that name.
     :param authenticates: whether Flower asks for `CREDENTIALS`; otherwise `options` say who may enter.
@@ -185,7 +186,7 @@ def launch(
     # stock Flower answers nowhere but below the prefix
     flower = Flower(address, f"/{url_prefix.strip('/')}" if url_prefix else "")
     with running(
-        [sys.executable, *COMMANDS[kind], *listen, *told, *enter, *options],
+        [sys.executable, *_LAUNCHED[kind], *listen, *told, *enter, *options],
         log=folder / "flower.log",
         ready=lambda: answers(address, f"{flower.path}/healthcheck"),
         env={**broker.environment, **(env or {})},

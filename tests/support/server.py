@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.support import ledger
 
 app = Celery("server", broker=os.environ["CELERY_BROKER_URL"], backend=os.environ["CELERY_RESULT_BACKEND"])
 app.conf.update(
+    broker_transport_options=json.loads(os.environ.get("BROKER_TRANSPORT_OPTIONS", "{}")),
     broker_connection_retry_on_startup=True,
     task_send_sent_event=True,
     worker_send_task_events="WITHOUT_TASK_EVENTS" not in os.environ,
