@@ -261,6 +261,11 @@ def test_it_has_to_be_made_in_the_loop_that_runs(io_loop: IOLoop, capp: Celery) 
     [
         pytest.param({"url_prefx": "/flower"}, "--url_prefx: .* did you mean url_prefix", id="mistyped"),
         pytest.param({"conf": "flowerconfig.py"}, "--conf: it is for the command line", id="command-line"),
+        pytest.param(
+            {"broker_transport_options": {"master_name": "mymaster"}},
+            "--broker_transport_options: it is for the command line",
+            id="the-application-is-the-program's",
+        ),
         pytest.param({"nonsense": 1}, "--nonsense: there is no such option; flower-proxy --help", id="unknown"),
         pytest.param({"port": "many"}, "--port: 'many' is not a whole number", id="type"),
         pytest.param({"port": 70000}, "--port: 70000 is not 0 to 65535", id="value"),
