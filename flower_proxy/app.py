@@ -5,24 +5,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import socket
 import threading
 from collections.abc import Sequence
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any, cast
 
 from celery import Celery
 from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest
 from tornado.ioloop import IOLoop
-from tornado.netutil import ssl_options_to_context
 from tornado.options import OptionParser
 from tornado.platform.asyncio import BaseAsyncIOLoop
 from tornado.routing import PathMatches, Router, Rule
 from tornado.web import RequestHandler, decode_signed_value
 
-from flower_proxy._flower import EmbeddedFlower, FlowersLoop, flower_settings
+from flower_proxy._flower import EmbeddedFlower, FlowersLoop
 from flower_proxy._timer import Timer
 from flower_proxy.auth.factory import build_entrance
 from flower_proxy.check.report import PATH
@@ -36,8 +33,9 @@ from flower_proxy.proxy.addresses import TrustedProxies
 from flower_proxy.proxy.location import Locator
 from flower_proxy.proxy.paths import parse_mount
 from flower_proxy.settings.loader import make_options
-from flower_proxy.settings.validators import load_provider, parse_frame_ancestors, parse_mode
+from flower_proxy.settings.validators import parse_frame_ancestors, parse_mode
 from flower_proxy.web import audit
+from flower_proxy.web.application_settings import application_settings
 from flower_proxy.web.connections import BoundedServer, ConnectionLimit, max_connections
 from flower_proxy.web.flower_handlers import Routes
 from flower_proxy.web.handlers import Check, Ready
@@ -46,8 +44,6 @@ from flower_proxy.web.queues import BrokerQueues
 from flower_proxy.web.routing import PublicRouter, limit_body
 from flower_proxy.web.security_headers import content_security_policy
 from flower_proxy.web.sockets import SocketFile, bind, bind_unix
-from flower_proxy.web.static import static_handler
-from flower_proxy.web.templates import corrected_templates
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +85,7 @@ class FlowerProxy(EmbeddedFlower):
         self.policy = content_security_policy("", self.frame_ancestors)
         self.connections = ConnectionLimit(max_connections(options.max_connections))
         self.task_events = TaskEvents(options.max_workers)
-        tornado_settings = {**_tornado_settings(options), **settings}
+        tornado_settings = {**application_settings(options), **settings}
         mount, trusted = parse_mount(options.url_prefix or ""), TrustedProxies(options.trusted_proxies)
         # After everything that refuses an option, as it locks the state file
         self.monitor = _monitor(capp, options, flowers_loop, self.connections, self.task_events)
@@ -293,33 +289,6 @@ class FlowerProxy(EmbeddedFlower):
         gone = self.monitor.forget_workers(self.options.purge_offline_workers)
         self.task_events.forget(gone)
         self.forget_inspections(gone)
-
-
-def _tornado_settings(options: OptionParser) -> dict[str, Any]:
-    """Return what Tornado is told of the options."""
-    settings: dict[str, Any] = {
-        "debug": options.debug,
-        "static_handler_class": static_handler(Path(flower_settings["static_path"]), options.static_overrides),
-        "template_loader": corrected_templates(Path(flower_settings["template_path"])),
-    }
-    if options.cookie_secret:
-        settings["cookie_secret"] = options.cookie_secret
-    if options.auth:
-        load_provider(options.auth_provider)
-        settings["oauth"] = {
-            "key": options.oauth2_key,
-            "secret": options.oauth2_secret,
-            "redirect_uri": options.oauth2_redirect_uri,
-        }
-    if options.certfile:
-        files = {name: os.path.expanduser(getattr(options, name) or "") for name in ("certfile", "keyfile", "ca_certs")}
-        try:
-            settings["ssl_options"] = ssl_options_to_context(
-                {name: file for name, file in files.items() if file}, server_side=True
-            )
-        except (OSError, ValueError) as error:
-            raise ValueError(f"--certfile and --keyfile: {error}") from None
-    return settings
 
 
 def _monitor(
