@@ -498,6 +498,7 @@ def test_kubernetes_asks_what_answers(project: Path) -> None:
         ("systemd-socket --unix_socket=/s --socket_group=", "--socket_group: '' is not a group's name"),
         ("systemd-socket --unix_socket=/s --socket_group=33", "--socket_group: '33' is not a group's name"),
         ("systemd-socket --socket_group=nginx", "--socket_group: a port has no group; leave it out, or add"),
+        ("systemd --socket_group=nginx", "--socket_group: a port has no group; leave it out, or add"),
         ("compose --socket_group=nginx", "--socket_group: not available for compose; leave it out"),
         ("prometheus --metrics_auth='a\u2028b:secret'", "--metrics_auth"),
         ("prometheus --metrics_auth='a\u0085b:secret'", "--metrics_auth"),

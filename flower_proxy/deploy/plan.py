@@ -248,6 +248,8 @@ def _check_support(target: Target, spec: DeploymentSpec) -> None:
     for name, is_asked in asked.items():
         if is_asked and name not in target.takes:
             raise DeploymentError(f"--{name}: not available for {target.name}; leave it out")
+    if asked["socket_group"] and not asked["unix_socket"]:
+        raise DeploymentError("--socket_group: a port has no group; leave it out, or add --unix_socket")
 
 
 def _is_host(text: str, versions: Collection[int] = (4, 6)) -> bool:

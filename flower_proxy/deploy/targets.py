@@ -17,7 +17,6 @@ from flower_proxy.deploy.command import Command
 from flower_proxy.deploy.plan import (
     EXAMPLE_HOST,
     NOTHING_TO_STRIP,
-    SOCKET_GROUP,
     USERS_FILE,
     Deployment,
     DeploymentError,
@@ -154,8 +153,6 @@ def _is_below(path: PurePosixPath, folders: Iterable[str | PurePosixPath]) -> bo
 
 def _systemd_socket(deployment: Deployment) -> Mapping[str, Any]:
     options = _command(deployment).options
-    if not deployment.unix_socket and deployment.socket_group != SOCKET_GROUP:
-        raise DeploymentError("--socket_group: a port has no group; leave it out, or add --unix_socket")
     return {
         "venv": deployment.project.venv,
         "listen": [deployment.unix_socket] if deployment.unix_socket else _listen(options["address"], deployment.port),
