@@ -350,6 +350,7 @@ ODD = [
 queries = st.lists(
     st.builds("{}={}".format, st.sampled_from(ARGUMENTS.split()), st.one_of(st.sampled_from(ODD), visible)), max_size=6
 ).map("&".join)
+NO_QUEUES = "Unable to get queues: 'HTTP 503"
 # The page of a worker waits for the worker
 without_inspection = [path for path in routes() if not path.startswith("/worker/")]
 
@@ -367,7 +368,7 @@ def test_no_request_of_a_user_gets_a_500(
     event("task-received", hostname=WORKER, uuid=TASK, name="add")
     authorization = ("Authorization", "Basic " + encoded("demo:secret"))
     answer = wire.ask(method, f"{PREFIX}{path}?{query}", [("Host", "127.0.0.1"), authorization])
-    assert errors() == []
     # No broker has answered here; Flower's word for an application without a result backend is 503 too
+    assert [error for error in errors() if path != "/broker" or NO_QUEUES not in error] == []
     may_be_503 = TASK in path or path in ("/ready", "/api/queues/length")
     assert answer.status in (200, 204, 302, 400, 404, 405) or (answer.status == 503 and may_be_503)
