@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from flower_proxy.cli.demo import _wait as wait_for_programs
 from tests.support import programs
 from tests.support.processes import (
     Address,
@@ -185,6 +187,19 @@ def test_ends_before_it_has_announced_itself(tmp_path: Path) -> None:
         assert process.wait(timeout=30) == 0
         assert log.read_text() == "Ending\n"
         nothing_is_left(folder)
+
+
+def test_a_program_that_ctrl_c_ended_too_is_no_failure(tmp_path: Path) -> None:
+    """It reaches one that was started a moment ago, before the signal is seen here."""
+
+    async def wait() -> bool:
+        signalled = asyncio.Event()
+        asyncio.get_running_loop().call_soon(signalled.set)
+        return await wait_for_programs(lambda: False, {"worker": ended}, tmp_path, signalled)
+
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        ended.wait()
+        assert asyncio.run(wait()) is False
 
 
 def test_runs_on_a_real_broker_and_leaves_no_message_there(tmp_path: Path, broker: programs.Broker) -> None:

@@ -191,13 +191,15 @@ async def _wait(condition: Callable[[], bool], programs: _Programs, folder: Path
     while not signalled.is_set():
         if condition():
             return True
-        for name, program in programs.items():
-            if program.poll() is not None:
-                lines = _log(folder, name).read_text(encoding="utf-8", errors="replace").splitlines()
-                click.echo("\n".join(lines[-_LOG_LINES:]), err=True)
-                raise click.ClickException(f"{name} ended (status {program.returncode}); this was the end of its log")
+        ended = next((name for name, program in programs.items() if program.poll() is not None), None)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(signalled.wait(), _PAUSE)
+        # Ctrl-C also ends a program that does not have its own session yet
+        if ended and not signalled.is_set():
+            lines = _log(folder, ended).read_text(encoding="utf-8", errors="replace").splitlines()
+            click.echo("\n".join(lines[-_LOG_LINES:]), err=True)
+            status = programs[ended].returncode
+            raise click.ClickException(f"{ended} ended (status {status}); this was the end of its log")
     return False
 
 
