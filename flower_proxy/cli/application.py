@@ -37,7 +37,7 @@ def load_configuration(app: celery.Celery, *, source: str, debug: bool) -> None:
         # A look-up would take a KeyError in the user's module for a missing setting
         len(app.conf)
     except Exception as error:
-        _refuse(f"{source}Celery's configuration cannot be loaded", error, debug)
+        refuse(f"{source}Celery's configuration cannot be loaded", error, debug)
 
 
 def use_transport_options(app: celery.Celery, given: Mapping[str, Any]) -> None:
@@ -89,6 +89,17 @@ def describe(error: BaseException) -> str:
     return f"{type(cause).__name__}: {' '.join(str(cause).split())}{where}"
 
 
+def refuse(what: str, error: Exception, debug: bool) -> NoReturn:
+    """Raise InputError for an error in the user's code, with its first cause.
+
+    :param what: begins the message.
+    :param debug: print the traceback, too.
+    """
+    if debug:
+        traceback.print_exception(error)
+    raise InputError(f"{what}: {describe(error)}") from None
+
+
 def _import_app(name: str, debug: bool) -> celery.Celery:
     module, _, attribute = name.partition(":")
     try:
@@ -102,7 +113,7 @@ def _import_app(name: str, debug: bool) -> celery.Celery:
             ) from None
         if (hidden := _hidden_error(name, error)) is None:
             raise InputError(f"-A: {name!r} contains no Celery application; write -A MODULE:ATTRIBUTE") from None
-        _refuse(f"-A: {name!r} cannot be loaded", hidden, debug)
+        refuse(f"-A: {name!r} cannot be loaded", hidden, debug)
     if callable(app) and not isinstance(app, (celery.Celery, ModuleType)):
         raise InputError(
             f"-A: {name!r} is a function, and factories are not called; write a module with app = {app.__name__}()"
@@ -131,12 +142,6 @@ def _hidden_error(name: str, error: Exception) -> Exception | None:
     except Exception as hidden:
         return hidden if module is None else _hidden_error(f"{name}.celery", hidden)
     return None
-
-
-def _refuse(what: str, error: Exception, debug: bool) -> NoReturn:
-    if debug:
-        traceback.print_exception(error)
-    raise InputError(f"{what}: {describe(error)}") from None
 
 
 def _first_cause(error: BaseException) -> BaseException:

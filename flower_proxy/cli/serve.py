@@ -8,7 +8,6 @@ import os
 import socket
 import sys
 import threading
-import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from logging import INFO, WARNING
 
@@ -19,10 +18,10 @@ from tornado.options import OptionParser
 from flower_proxy.app import FlowerProxy
 from flower_proxy.cli.application import (
     check_broker,
-    describe,
     import_app,
     load_configuration,
     one_line,
+    refuse,
     use_transport_options,
 )
 from flower_proxy.cli.errors import InputError, MachineError
@@ -78,9 +77,7 @@ async def _serve(capp: celery.Celery, options: OptionParser, manager: ServiceMan
     except StateFileError as error:
         raise MachineError(str(error)) from None
     except Exception as error:
-        if options.debug:
-            traceback.print_exception(error)
-        raise InputError(f"the application cannot be set up: {describe(error)}") from error
+        refuse("the application cannot be set up", error, options.debug)
     signalled = end_requested(exit_on_second=True)
     try:
         sockets = handed_over()
