@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.support import programs
-from tests.support.browser import Browser, chromium
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -48,19 +47,6 @@ def worker(broker: programs.Broker, tmp_path_factory: pytest.TempPathFactory) ->
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A certificate that signs itself, and its key."""
     return programs.certificate(tmp_path_factory.mktemp("tls"))
-
-
-@pytest.fixture(scope="session")
-def chromium_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with chromium(tmp_path_factory.mktemp("chromium")) as browser:
-        yield browser
-
-
-@pytest.fixture
-def browser(chromium_process: Browser) -> Browser:
-    """A browser that has never been anywhere."""
-    chromium_process.forget()
-    return chromium_process
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ PROXY_OPTIONS = frozenset({"strip", "server_name", "tls", "forward_auth", "proxy
 REQUIREMENT = "/path/to/flower-proxy"
 """What pip installs: a clone, since nothing is published on PyPI.
 
-Change it to ``flower-proxy`` once it is: `tests.test_package` then names the other files that have to follow.
+Change it to ``flower-proxy`` once it is: `tests.process.test_package` then names the other files that have to follow.
 """
 
 _SERVICE_OPTIONS = frozenset({"strip", "unix_socket"})

@@ -1,7 +1,7 @@
 """The table of all options: Flower's, Tornado's for the log, and those of flower-proxy.
 
 Command line, environment, configuration file, ``--help`` and the README follow it. It is held equal to the declarations
-of Flower and Tornado by `tests/test_contract.py`, so that reading it loads neither.
+of Flower and Tornado by `tests/unit/test_contract.py`, so that reading it loads neither.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Checks of the values of options, beyond their type; each raises ValueError with the reason, in one line.
 
-Flower's rules that are written anew here are held equal to Flower's by `tests/test_contract.py`.
+Flower's rules that are written anew here are held equal to Flower's by `tests/unit/test_contract.py`.
 """
 
 from __future__ import annotations

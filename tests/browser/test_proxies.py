@@ -6,145 +6,23 @@ import contextlib
 import http.client
 import json
 import re
-import shlex
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urljoin
 
 import pytest
 
 from tests.support.browser import Browser
-from tests.support.configurations import BY_HAND, EXAMPLES, documents, printed
-from tests.support.journey import Journey, Place
-from tests.support.processes import PROJECT, Address, Answer, basic, free_port, program, request, wait_until
-from tests.support.programs import COLLEAGUE, CREDENTIALS, USER, Broker, launch
-from tests.support.proxies import OWN_SERVERS, proxy, substitute
+from tests.support.configurations import documents, printed
+from tests.support.examples import BY_PASSWORD, BY_PROVIDER, BY_WORD, CASES, WITH_TLS, Example, read, served, standing
+from tests.support.journey import Journey
+from tests.support.processes import basic, program, request
+from tests.support.programs import COLLEAGUE, CREDENTIALS, USER, Broker
 from tests.support.standins import HostApplication, IdentityProvider, Mirror, NamelessProvider, serving
 
-README = "README.md"
-# The ways in that an example's comment names, in place of the password that the tests give Flower otherwise
-WAYS_IN = {"auth_file", "auth_header"}
 # Who is logged in, and what acts: tabs are buttons too, but not of this class
 NAMES, BUTTONS = ".app-nav-secondary .nav-link.text-break", "#main-content .btn"
-SOCKET = "/run/flower/flower.sock"
-BY_HEADER = "--url_prefix=flower --auth_header=X-Forwarded-User"
-ASKED_BY_NGINX, ASKED_BY_APACHE = (f"{kind} {BY_HEADER} --proxy_basic_auth" for kind in ("nginx", "apache"))
-KNOWN_TO_CADDY = f"caddy {BY_HEADER} --forward_auth=http://127.0.0.1:4180"
-# What is printed for these words has no file
-VARIANTS = [
-    ASKED_BY_NGINX,
-    f"nginx --url_prefix=flower --strip --tls --unix_socket={SOCKET}",
-    "apache --url_prefix=flower --proxy_basic_auth --auth_file=/etc/flower/htpasswd",
-    ASKED_BY_APACHE,
-    "apache --url_prefix=flower --tls",
-    f"apache --url_prefix=flower --strip --unix_socket={SOCKET}",
-    KNOWN_TO_CADDY,
-    "caddy --url_prefix=flower --tls",
-    f"caddy --url_prefix=flower --strip --unix_socket={SOCKET}",
-    "haproxy --url_prefix=flower --tls",
-    f"haproxy --url_prefix=flower --strip --unix_socket={SOCKET}",
-    "nginx --url_prefix=flower --strip --snippet",
-    "apache --url_prefix=flower --snippet",
-    "caddy --url_prefix=flower --snippet",
-]
-RUN = ("nginx/", "apache/", "caddy/", "haproxy/")
-FILES = [README, *(name for name in (*EXAMPLES, *BY_HAND) if name.startswith(RUN))]
-CASES = [*FILES, *VARIANTS]
-WITH_TLS = [name for name in CASES if "tls" in name]
-BY_PROVIDER = ["nginx/auth_request.conf", KNOWN_TO_CADDY]
-BY_PASSWORD = [
-    "nginx/auth_basic.conf",
-    "apache --url_prefix=flower --proxy_basic_auth --auth_file=/etc/flower/htpasswd",
-]
-BY_WORD = [ASKED_BY_NGINX, ASKED_BY_APACHE]
-
-
-@dataclass(frozen=True)
-class Example:
-    """One of the files, with everything running that it speaks of."""
-
-    public: Address
-    # where it answers without TLS
-    plain: Address
-
-    @property
-    def place(self) -> Place:
-        return Place(f"{'https' if self.public.tls else 'http'}://localhost:{self.public.port}", "/flower")
-
-    def ask(
-        self,
-        path: str,
-        *,
-        method: str = "GET",
-        source: str = "127.0.0.1",
-        headers: Mapping[str, str] | None = None,
-    ) -> Answer:
-        """Ask as somebody who may enter."""
-        known = {**basic(CREDENTIALS), "Cookie": IdentityProvider.SESSION}
-        return request(self.public, path, method=method, source=source, headers={**known, **(headers or {})})
-
-
-def read(name: str) -> tuple[str, dict[str, str]]:
-    """The configuration, and the options with which its comment says to start Flower."""
-    if name == README:
-        text = (PROJECT / README).read_text()
-        (block,) = re.findall(r"```nginx\n(.*?)```", text, re.DOTALL)
-        return OWN_SERVERS["nginx"].format(block), {"url_prefix": "flower"}
-    text = (PROJECT / "examples" / name).read_text() if name in FILES else printed(name)
-    command = next(line for line in text.splitlines() if "flower-proxy -A" in line)
-    if "--snippet" in name:
-        text = OWN_SERVERS[name.split()[0]].format(text)
-    return text, dict(word.lstrip("-").split("=", 1) for word in shlex.split(command.lstrip("# ")) if "=" in word)
-
-
-@contextlib.contextmanager
-def served(
-    name: str,
-    flower: Address,
-    files: Mapping[str, str],
-    folder: Path,
-    *,
-    provider: type[IdentityProvider] = IdentityProvider,
-) -> Iterator[tuple[Address, Address]]:
-    """Run the proxy with the configuration, in front of this Flower; tell where it is: publicly, and without TLS."""
-    text, _ = read(name)
-    kind = "nginx" if name == README else re.split("[ /]", name)[0]
-    plain, tls = Address(free_port()), Address(free_port(), tls=True)
-    with contextlib.ExitStack() as stack:
-        table = {SOCKET: str(flower.socket_path), "127.0.0.1:5555": str(flower)}
-        if "127.0.0.1:4180" in text:
-            table["127.0.0.1:4180"] = str(stack.enter_context(serving(provider)))
-        if name == "nginx/host-application.conf":
-            table["127.0.0.1:8000"] = str(stack.enter_context(serving(HostApplication)))
-        stack.enter_context(proxy(kind, substitute(text, table), folder, plain=plain, tls=tls, files=files))
-        public = tls if name in WITH_TLS else plain
-        wait_until(public.accepts, what=f"{kind} listens at both ports")
-        yield public, plain
-
-
-@contextlib.contextmanager
-def standing(
-    name: str, worker: Broker, files: Mapping[str, str], folder: Path, options: Sequence[str] = ()
-) -> Iterator[Example]:
-    """Run Flower as the file's comment says, with these options too, and the proxy with the file."""
-    _, said = read(name)
-    with launch(
-        "ours",
-        worker,
-        folder,
-        url_prefix=said.pop("url_prefix", ""),
-        unix_socket=bool(said.pop("unix_socket", "")),
-        authenticates=not WAYS_IN & said.keys(),
-        options=[
-            *(f"--{option}={files.get(value, value)}" for option, value in said.items() if option != "address"),
-            *options,
-        ],
-    ) as flower:
-        flower.watch_tasks(worker)
-        with served(name, flower.address, files, folder / "proxy") as (public, plain):
-            yield Example(public, plain)
 
 
 @pytest.fixture(scope="module", params=CASES)

@@ -15,11 +15,11 @@ import pytest
 import yaml
 from celery import Celery
 
+from tests.cluster.test_prometheus_examples import PROMETHEUS, RULES, Query, each_query, used_metrics
+from tests.support.examples import served
 from tests.support.processes import Address, free_port, wait_until
 from tests.support.programs import Broker, Flower, launch
 from tests.support.prometheus import Prometheus, prometheus
-from tests.test_prometheus_examples import PROMETHEUS, RULES, Query, each_query, used_metrics
-from tests.test_proxies import served
 
 FILES = ["prometheus.yml", "over-proxy.yml", "own-port.yml"]
 SCRAPER = "prometheus:secret"

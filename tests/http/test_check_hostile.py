@@ -19,7 +19,7 @@ from flower_proxy.check.findings import Finding
 from flower_proxy.check.report import MAX_DEPTH, PATH, Seen, SeenWorker, parse_json, read_seen
 from flower_proxy.cli.check import run_checks, show
 from tests.support.hostile import answering, forever, ok
-from tests.test_findings import SEEN, evidence, saying
+from tests.unit.test_findings import SEEN, evidence, saying
 
 # The first text that Hypothesis draws takes it a second or two
 UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

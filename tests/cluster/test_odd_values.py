@@ -20,11 +20,11 @@ from hypothesis import strategies as st
 from flower_proxy.deploy.targets import PROXY_OPTIONS, TARGETS
 from flower_proxy.proxy.addresses import is_ip
 from flower_proxy.proxy.paths import parse_mount
+from tests.cluster.test_services import FLOWER_PROXY, INSTALLED, container_words, dumped, setting
 from tests.support.configurations import config, documents
 from tests.support.processes import program
 from tests.support.prometheus import promtool
 from tests.support.proxies import checked
-from tests.test_services import FLOWER_PROXY, INSTALLED, container_words, dumped, setting
 
 # The first text that Hypothesis draws takes it a second or two
 UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

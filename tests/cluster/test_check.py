@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from flower_proxy.cli.check import check
 from tests.support import proxies
 from tests.support.clock import Clock
+from tests.support.examples import FILES, read, standing
 from tests.support.processes import PROJECT, Address, free_port, program, running, stop, wait_until
 from tests.support.programs import (
     CREDENTIALS,
@@ -32,7 +33,6 @@ from tests.support.programs import (
     worker_process,
 )
 from tests.support.standins import CutOff, serving
-from tests.test_proxies import FILES, read, standing
 
 PREFIX = "/flower"
 PASSWORD = CREDENTIALS.partition(":")[2]

@@ -1,4 +1,4 @@
-"""``flower-proxy config``: what it prints, and what it refuses. That it works, `tests.test_proxies` shows."""
+"""``flower-proxy config``: what it prints, and what it refuses. That it works, `tests.browser.test_proxies` shows."""
 
 from __future__ import annotations
 

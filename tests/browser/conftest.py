@@ -1,0 +1,22 @@
+"""Chromium, started once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.browser import Browser, chromium
+
+
+@pytest.fixture(scope="session")
+def chromium_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with chromium(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def browser(chromium_process: Browser) -> Browser:
+    """A browser that has never been anywhere."""
+    chromium_process.forget()
+    return chromium_process
