@@ -23,7 +23,7 @@ help:
 	@echo 'make example  Django, its worker and Flower behind nginx with TLS; ARGS="--address 0.0.0.0 --port 8443"'
 	@echo 'make test     lint and all tests; ARGS="-k name" for some of them'
 	@echo 'make test-system  as root: boot a Debian and start every systemd unit there; MIRROR=URL'
-	@echo 'make lint     ruff, mypy and the layers of imports'
+	@echo 'make lint     ruff, mypy, codespell and the layers of imports'
 	@echo 'make bench    what it costs, measured against stock Flower'
 	@echo 'make clean    remove what these have made'
 	@echo 'INSTALL=1     as root, first install the packages that are missing; their services are not started'
@@ -50,6 +50,7 @@ lint: $(VENV)/.installed-for-tests
 	$(VENV)/bin/ruff format --check
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo --no-cache
+	$(VENV)/bin/codespell
 
 bench: $(VENV)/.installed-for-tests
 	$(VENV)/bin/python -m tests.bench $(ARGS)

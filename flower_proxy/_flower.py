@@ -1,6 +1,6 @@
 """Every private detail of Flower that flower-proxy leans on, in one place.
 
-Checked on Flower 2.2.0. `tests/unit/test_contract.py` has a test for each, so that a release which moves one is noticed.
+Checked on Flower 2.2.0. `tests/unit/test_contract.py` has a test for each, so that a release that moves one is noticed.
 """
 
 from __future__ import annotations
