@@ -12,21 +12,30 @@ INSTALL ?=
 PROGRAMS_example = nginx redis-server openssl
 PROGRAMS_test = nginx apache2 caddy haproxy redis-server rabbitmq-server epmd prometheus promtool chromium chromedriver curl git openssl htpasswd systemd-analyze systemd-socket-activate
 PROGRAMS_test-system = debootstrap systemd-nspawn nsenter
+PROGRAMS_fuzz = $(PROGRAMS_test)
+PROGRAMS_coverage = $(PROGRAMS_test)
 PROGRAMS_bench = $(PROGRAMS_test)
 
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
+# Two processes for each core; one that starts a server keeps the tests that share it
+PYTEST = $(VENV)/bin/python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help demo example test test-system root lint bench prerequisites clean
+.PHONY: help demo example format lint test test-unit test-system root fuzz coverage bench outdated prerequisites clean
 
 help:
 	@echo 'make demo     Flower with a worker and a trickle of tasks; ARGS="--address 0.0.0.0 --broker redis://localhost:6379/0"'
 	@echo 'make example  Django, its worker and Flower behind nginx with TLS; ARGS="--address 0.0.0.0 --port 8443"'
-	@echo 'make test     lint and all tests; ARGS="-k name" for some of them'
-	@echo 'make test-system  as root: boot a Debian and start every systemd unit there; MIRROR=URL'
-	@echo 'make lint     ruff, mypy, codespell and the layers of imports'
-	@echo 'make bench    what it costs, measured against stock Flower'
-	@echo 'make clean    remove what these have made'
-	@echo 'INSTALL=1     as root, first install the packages that are missing; their services are not started'
+	@echo 'make format   format the code and fix the imports'
+	@echo 'make lint     ruff, mypy, import-linter and codespell'
+	@echo 'make test     lint and all tests; ARGS="tests/http -k name" for some of them'
+	@echo 'make test-unit    the tests that need nothing but Python'
+	@echo 'make test-system  as root: boot Debian in a container and start every systemd unit; MIRROR=URL'
+	@echo 'make fuzz     the property tests with 100 times the examples'
+	@echo 'make coverage     branch coverage of the unit, HTTP and process tests'
+	@echo 'make bench    CPU, memory and latency compared with stock Flower'
+	@echo 'make outdated     newer releases of the dependencies'
+	@echo 'make clean    remove the files that these targets have created'
+	@echo 'INSTALL=1     as root, first install the missing Debian packages; their services are not started'
 	@echo 'PYTHON=python3.13 VENV=.venv-3.13 use another Python and another folder'
 
 demo: $(VENV)/.installed
@@ -35,15 +44,9 @@ demo: $(VENV)/.installed
 example: $(VENV)/.installed-for-example
 	@$(VENV)/bin/python examples/django/run.py $(ARGS)
 
-test: lint
-	$(VENV)/bin/python -m pytest $(ARGS)
-
-# Not a part of test: only root can boot a machine
-test-system: root $(VENV)/.installed-for-tests
-	$(VENV)/bin/python -m pytest --verbose --tb=short tests/system/units.py $(ARGS)
-
-root:
-	@[ "$$(id -u)" -eq 0 ] || { echo 'make test-system: run it as root, which systemd-nspawn needs' >&2; exit 1; }
+format: $(VENV)/.installed-for-tests
+	$(VENV)/bin/ruff check --fix-only
+	$(VENV)/bin/ruff format
 
 lint: $(VENV)/.installed-for-tests
 	$(VENV)/bin/ruff check
@@ -52,8 +55,30 @@ lint: $(VENV)/.installed-for-tests
 	$(VENV)/bin/lint-imports --no-logo --no-cache
 	$(VENV)/bin/codespell
 
+test: lint
+	$(PYTEST) $(ARGS)
+
+test-unit: $(VENV)/.installed-for-tests
+	$(PYTEST) tests/unit $(ARGS)
+
+# Separate from test: only root can start a container
+test-system: root $(VENV)/.installed-for-tests
+	$(VENV)/bin/python -m pytest --verbose --tb=short tests/system/units.py $(ARGS)
+
+root:
+	@[ "$$(id -u)" -eq 0 ] || { echo 'make test-system: run it as root, which systemd-nspawn needs' >&2; exit 1; }
+
+fuzz: $(VENV)/.installed-for-tests
+	$(PYTEST) --hypothesis-profile fuzz -m hypothesis $(ARGS)
+
+coverage: $(VENV)/.installed-for-tests
+	$(PYTEST) --cov --cov-report term:skip-covered tests/unit tests/http tests/process $(ARGS)
+
 bench: $(VENV)/.installed-for-tests
 	$(VENV)/bin/python -m tests.bench $(ARGS)
+
+outdated: $(VENV)/.installed-for-tests
+	$(PIP) list --outdated
 
 # For all goals at once; everything that is created depends on it
 prerequisites:

@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support import programs
+
+# No test asserts on a time, so neither does Hypothesis
+settings.register_profile("tests", deadline=None)
+settings.register_profile("fuzz", deadline=None, max_examples=10_000)
+settings.load_profile("tests")
+
+# In the order in which they run: tests that wait for other programs leave time for those that do not
+SHARING_SERVERS = ("browser", "cluster", "process")
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return the number of workers for ``-n auto``: the tests spend half of their time waiting."""
+    return 2 * (os.cpu_count() or 1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the slow folders, and keep the tests of a module that share servers on one pytest-xdist worker."""
+    order = {folder: number for number, folder in enumerate(SHARING_SERVERS)}
+    items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
+    for item in items:
+        if item.path.parent.name in order and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -12,7 +12,11 @@ from tests.support.programs import Broker
 from tests.support.setups import SETUPS, Setup, standing
 
 
-@pytest.mark.parametrize("setup", [pytest.param(setup, id=setup.id) for setup in SETUPS])
+# They share no server
+SEPARATE = [pytest.param(setup, id=setup.id, marks=pytest.mark.xdist_group(setup.id)) for setup in SETUPS]
+
+
+@pytest.mark.parametrize("setup", SEPARATE)
 def test_a_person_comes_through(
     setup: Setup, worker: Broker, certificate: tuple[Path, Path], browser: Browser, tmp_path: Path
 ) -> None:

@@ -25,7 +25,11 @@ from tests.support.standins import HostApplication, IdentityProvider, Mirror, Na
 NAMES, BUTTONS = ".app-nav-secondary .nav-link.text-break", "#main-content .btn"
 
 
-@pytest.fixture(scope="module", params=CASES)
+# The tests of one configuration share its servers
+SEPARATE = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in CASES]
+
+
+@pytest.fixture(scope="module", params=SEPARATE)
 def example(
     request: pytest.FixtureRequest, worker: Broker, files: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Example]:
@@ -75,7 +79,7 @@ def test_names_arrive_as_they_were_sent(example: Example) -> None:
 
 
 @pytest.mark.parametrize("names_headers", [False, True], ids=["", "named-in-connection"])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", SEPARATE)
 def test_flower_is_told_by_the_proxy_and_not_by_the_client(
     name: str, names_headers: bool, files: dict[str, str], tmp_path: Path
 ) -> None:

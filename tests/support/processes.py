@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import os
 import random
 import shutil
@@ -80,12 +81,23 @@ class Answer:
         return self.content.decode()
 
 
-def free_port() -> int:
-    """A port for a server, also for one that is started again: no client gets it for its own end meanwhile.
+def _own_ports() -> Iterator[int]:
+    """Yield the ports of this pytest-xdist worker's range in turn, so that none is given away twice in a short time."""
+    size = 1000
+    first = 16_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 16 * size
+    # Another run of the tests on the same machine begins elsewhere
+    yield from (first + number % size for number in itertools.count(random.randrange(size)))
 
-    Linux gives clients those from 32768 on, and who connects to a closed one of them may even meet himself there.
+
+_PORTS = _own_ports()
+
+
+def free_port() -> int:
+    """Return a port for a server, which may be restarted there: no client uses it as its own end meanwhile.
+
+    Linux gives clients ports from 32768 on; a client that connects to a closed port of that range may even reach itself.
     """
-    for port in random.sample(range(16_000, 32_000), 100):
+    for port in itertools.islice(_PORTS, 100):
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.bind(("127.0.0.1", port))
             return port
