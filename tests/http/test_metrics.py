@@ -19,7 +19,7 @@ from tests.http.conftest import OPEN, Site
 from tests.support.processes import PROJECT
 
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"
-README = (PROJECT / "README.md").read_text()
+README = (PROJECT / "examples" / "prometheus" / "README.md").read_text()
 
 
 @pytest.fixture(autouse=True)

@@ -86,7 +86,7 @@ def workers_in(app: FlowerProxy) -> set[str]:
 
 
 def test_the_readme_has_every_limit() -> None:
-    readme = (PROJECT / "README.md").read_text()
+    readme = (PROJECT / "examples" / "prometheus" / "README.md").read_text()
     _, _, rest = readme.partition("Every label is bounded:")
     rows = [[cell.strip(" `") for cell in row.split("|")] for row in rest.split("\n\n")[1].splitlines()]
     table = {row[1].split("`")[0].strip(): row[2:4] for row in rows[2:]}
