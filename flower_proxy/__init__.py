@@ -1,6 +1,6 @@
-"""Flower, Celery's monitor, right at any URL and behind any reverse proxy.
+"""A launcher for Flower, Celery's monitor, behind any reverse proxy.
 
-`FlowerProxy` and `make_options` embed it in a program that has an event loop of its own.
+`FlowerProxy` and `make_options` embed it in another asyncio program.
 """
 
 from importlib import import_module
@@ -17,7 +17,7 @@ _MODULES = {"FlowerProxy": "flower_proxy.app", "make_options": "flower_proxy.set
 
 
 def __getattr__(name: str) -> Any:
-    # Importing Flower takes a third of a second, which the commands that do not start it save
+    # Importing Flower takes a third of a second, and most commands do not need it
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,7 +4,7 @@ from flower_proxy.cli.signals import exit_on_interrupt
 
 
 def main() -> None:
-    """Run the command line; Ctrl-C ends it also while its modules are imported."""
+    """Run the command line; Ctrl-C also works while modules are being imported."""
     exit_on_interrupt()
     from flower_proxy.cli.main import main
 

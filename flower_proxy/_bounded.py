@@ -1,4 +1,4 @@
-"""A mapping that never outgrows its limit."""
+"""A dictionary with a maximum size."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ V = TypeVar("V")
 
 
 class BoundedDict(OrderedDict[K, V]):
-    """Keeps at most `limit` entries: the oldest is dropped first.
+    """A dictionary of at most `limit` entries; the oldest is dropped first.
+
+    Only `put` and `touch` update the order and enforce the limit.
 
     :param limit: maximum number of entries.
-
-    Only `put` and `touch` change the order and respect the limit.
     """
 
     def __init__(self, limit: int) -> None:
@@ -31,7 +31,7 @@ class BoundedDict(OrderedDict[K, V]):
     def touch(self, key: K) -> bool:
         """Make an entry the newest one, if it exists.
 
-        :returns: whether it does.
+        :returns: whether it exists.
         """
         if key not in self:
             return False

@@ -1,6 +1,6 @@
-"""Every private detail of Flower that flower-proxy leans on, in one place.
+"""The private parts of Flower that flower-proxy uses.
 
-Checked on Flower 2.2.0. `tests/unit/test_contract.py` has a test for each, so that a release that moves one is noticed.
+Verified with Flower 2.2.0; `tests/unit/test_contract.py` has a test for each, to detect changes in new releases.
 """
 
 from __future__ import annotations
@@ -76,10 +76,10 @@ __all__ = [
 ]
 
 CHECKED_ON = "2.2.0"
-"""The newest Flower that the contract tests have seen."""
+"""The newest version of Flower that the contract tests were run with."""
 
 FLOWER_JS = "js/flower.js"
-"""Flower's script, below its static folder."""
+"""Path of Flower's script, relative to its static folder."""
 
 STOCK_FAMILIES = {
     "flower_events",
@@ -92,67 +92,67 @@ STOCK_FAMILIES = {
 """The metrics that Flower registers with prometheus_client."""
 
 TASK_BODIES = (TaskApply, TaskAsyncApply, TaskSend)
-"""The handlers whose body holds a task's arguments, and which read it from ``request.body`` in `post` alone."""
+"""Handlers whose request body holds a task's arguments; only their `post` reads ``request.body``."""
 
 WORKER_PAGES = (ListWorkers, WorkersView, WorkerView)
-"""The handlers that show workers, out of the state or of inspections."""
+"""Handlers that show workers, from the event state or from inspections."""
 
 TEMPLATE_FUNCTIONS = dict(inspect.getmembers(template, inspect.isfunction))
-"""What Flower's templates may call."""
+"""The functions available to Flower's templates."""
 
 PAGE_HEAD = ("base.html", re.compile(r"<head>"))
-"""The template of every page, and the one place in it behind which something can be added to the head."""
+"""The base template of all pages, and the pattern after which content is inserted into the head."""
 
 USER_MENU = ("navbar.html", re.compile(r'<ul class="[^"]*\bapp-nav-secondary\b[^"]*">'))
-"""The template of the bar at the top, and the beginning of the list at its end."""
+"""The template of the navigation bar, and the pattern that matches the start of its last list."""
 
 CONTROL_NAME = re.compile(r"(url_prefix\(\) \+ '/api/[\w/-]+/' \+ )(\w+)(?=,)")
-"""In Flower's script: the address of a control action, and the name behind it, which is not encoded (P48)."""
+"""In Flower's script: the URL of a control action, and the name appended to it, which Flower does not URL-encode."""
 
 
 class Amended(BaseHandler):
-    """Stands in front of a handler of Flower's, and amends what it would ask Flower for."""
+    """Overrides for Flower's handlers, before them in the method resolution order."""
 
     def get_current_user(self) -> None:
-        """Nobody, as long as `prepare` has not found out who."""
+        """Return None: `prepare` sets ``current_user`` after authentication."""
 
     def get_argument(self, name: str, default: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Return a request argument; an empty ``sort_by`` counts as missing."""
         value = super().get_argument(name, default, *args, **kwargs)
-        # Flower answers 500 to an order that is empty
+        # Flower answers 500 to an empty sort_by
         return default if name == "sort_by" and value == "" else value
 
     @property
     def capp(self) -> Any:
-        """The Celery application, whose control commands return valid replies only."""
+        """The Celery application, which validates the replies to control commands."""
         return self.application.checked_capp
 
     def get_broker(self) -> Any:
-        """Return an object with a coroutine ``queues(names)`` for the Broker page and the API (P22)."""
+        """Return an object with a coroutine ``queues(names)``, for the Broker page and the API."""
         return self.application.queues
 
 
 class Lean(BaseHandler):
-    """Stands between a handler of Flower's and what it inherits: the same page for less."""
+    """Faster equivalents for Flower's handlers, after them in the method resolution order."""
 
     def render(self, template_name: str, **kwargs: Any) -> Future[None]:
-        """Render as Flower does, which looks its functions up anew for each page."""
+        """Render a template as Flower does, without looking up the template functions for each page."""
         return RequestHandler.render(self, template_name, **TEMPLATE_FUNCTIONS, **kwargs)
 
     def set_default_headers(self) -> None:
-        """Set none: ours has what Flower would set, and must not open the API to other sites (P8)."""
+        """Set no headers: Flower's CORS headers can expose its API to every origin (mher/flower#1231)."""
 
 
 class UnproxiedOptions:
-    """Flower's options, but for those by which Flower would handle prefix, forwarded headers and passwords itself.
+    """Flower's options, without those for the prefix, forwarded headers and authentication.
 
-    Flower's handlers, routes and server stay unaware of any prefix: they are mounted at the root. Nor do they ask who
-    is asking: that has been done before.
+    flower-proxy handles these: Flower's handlers, routes and server work at the root and do not authenticate.
     """
 
     url_prefix = ""
     xheaders = False
-    # Flower takes it that somebody asks, and neither refuses its API nor opens it to other sites
-    basic_auth = ("asked before",)
+    # If set, Flower neither refuses its API nor sends CORS headers
+    basic_auth = ("handled by flower-proxy",)
 
     def __init__(self, options: OptionParser) -> None:
         self._options = options
@@ -162,9 +162,9 @@ class UnproxiedOptions:
 
 
 class FlowersLoop:
-    """The event loop as Flower gets it: Flower would start it, stop it, and have all of it use Flower's threads.
+    """A proxy of the event loop that Flower can neither start, stop nor give a default executor.
 
-    These end with Flower, and a program that goes on could not even look up a host name then.
+    Flower shuts that executor down when it stops, after which the loop could not even resolve a host name.
     """
 
     def __init__(self, loop: IOLoop) -> None:
@@ -172,15 +172,17 @@ class FlowersLoop:
         self._executor: Executor | None = None
 
     def start(self) -> None:
-        """Whoever runs the loop does."""
+        """Do nothing: the caller runs the loop."""
 
     def stop(self) -> None:
-        """Whoever runs the loop does."""
+        """Do nothing: the caller stops the loop."""
 
     def set_default_executor(self, executor: Executor) -> None:
+        """Set the default executor of this object only."""
         self._executor = executor
 
     def run_in_executor(self, executor: Executor | None, func: Callable[..., Any], *args: Any) -> Any:
+        """Run a function in an executor, by default Flower's."""
         return self._loop.run_in_executor(executor or self._executor, func, *args)
 
     def __getattr__(self, name: str) -> Any:
@@ -188,15 +190,15 @@ class FlowersLoop:
 
 
 class EmbeddedFlower(Flower):
-    """Flower in an event loop that goes on without it, and whose end can be awaited.
+    """Flower in an event loop that continues to run after it.
 
-    :param capp: the Celery application to watch.
-    :param options: Flower's and ours.
-    :param events: receives its events; a thread, which `start` starts.
-    :param loop: the event loop, as the events have it too.
-    :param checked_capp: the same for control commands, whose replies it validates.
-    :param inspected: keeps the replies of workers to inspections.
-    :param settings: of `tornado.web.Application`, in place of Flower's.
+    :param capp: the Celery application to monitor.
+    :param options: options of Flower and flower-proxy.
+    :param events: the thread that receives events; `start` starts it.
+    :param loop: the event loop, which `events` uses too.
+    :param checked_capp: the Celery application for control commands, which validates replies.
+    :param inspected: stores the results of inspections, by worker.
+    :param settings: settings of `tornado.web.Application`, which override Flower's.
     """
 
     def __init__(
@@ -212,7 +214,9 @@ class EmbeddedFlower(Flower):
     ) -> None:
         if _release(flower_version) > _release(CHECKED_ON):
             logger.warning(
-                "Flower %s is newer than %s, the last one flower-proxy was tested with", flower_version, CHECKED_ON
+                "Flower %s is newer than %s, the latest version tested; if pages fail, install that one",
+                flower_version,
+                CHECKED_ON,
             )
         self._inspections: set[Future[None]] = set()
         super().__init__(
@@ -226,24 +230,28 @@ class EmbeddedFlower(Flower):
         self.inspector.workers = inspected
 
     def update_workers(self, workername: str | None = None) -> Future[None]:
+        """Inspect all workers, or one."""
         inspection: Future[None] = super().update_workers(workername)
         self._inspections.add(inspection)
         inspection.add_done_callback(self._inspections.discard)
         return inspection
 
     def forget_inspections(self, names: Iterable[str]) -> None:
-        """Drop the inspection results of workers."""
+        """Remove the inspection results of workers."""
         for name in names:
             self.workers.pop(name, None)
 
     def join(self) -> None:
-        """Wait until its threads have ended, which `stop` has asked for."""
+        """Wait for the threads that `stop` has told to stop."""
         if self.events.ident is not None:
             self.events.join()
         self.executor.shutdown(cancel_futures=True)
 
     async def finish_inspections(self, timeout: float) -> None:
-        """Wait for the answers of workers that it has asked for, at most so many seconds."""
+        """Wait for inspections in progress.
+
+        :param timeout: maximum seconds.
+        """
         if self._inspections:
             await wait(self._inspections, timeout=timeout)
 
@@ -253,7 +261,7 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def concrete_handler(handler_class: type[RequestHandler], options: UnproxiedOptions) -> type[RequestHandler]:
-    """Return the class that Flower really answers with: for the login page the one of ``--auth_provider``."""
+    """Return the class that Flower instantiates for a handler: for the login page that of ``--auth_provider``."""
     if handler_class is not LoginHandler:
         return handler_class
     provider: type[RequestHandler] = (
@@ -263,62 +271,62 @@ def concrete_handler(handler_class: type[RequestHandler], options: UnproxiedOpti
 
 
 def definitions(options: OptionParser) -> dict[str, Any]:
-    """Return what Flower and Tornado have defined, by name with underscores.
+    """Return the definitions of Flower's and Tornado's options, by name with underscores.
 
-    Each definition has ``type``, ``default``, ``multiple`` and ``help``. Tornado has no public way to ask.
+    Each has ``type``, ``default``, ``multiple`` and ``help``. Tornado has no public API for this.
     """
     return {option.name.replace("-", "_"): option for option in options._options.values() if option.name != "help"}
 
 
 class NoMetrics:
-    """Takes the place of the Prometheus metrics that Flower's state fills, so that they stay empty."""
+    """A replacement for the Prometheus metrics of Flower's state that records nothing."""
 
     def observe_task(self, worker: str, event: Mapping[str, Any], task: Task) -> None:
-        """Count nothing."""
+        """Ignore the event of a task."""
 
     def observe_worker(self, worker: str, event: Mapping[str, Any]) -> None:
-        """Count nothing."""
+        """Ignore the event of a worker."""
 
     def remove_workers(self, worker_names: Collection[str]) -> int:
-        """Remove nothing."""
+        """Return the number of removed workers: 0."""
         return 0
 
 
 class TaskSearch(TaskSearchEngine):
-    """Flower's search, for tasks with any keyword arguments: those that cannot be parsed are searched as text."""
+    """Flower's task search, with a text search of keyword arguments that cannot be parsed."""
 
     def _index(self, task_id: str, task: Any) -> None:
         if getattr(task, "kwargs", None) != "{}":
             with contextlib.suppress(TypeError, MemoryError, RecursionError):
                 super()._index(task_id, task)
                 return
-        # Flower parses text only, and searches bytes as text. Parsing none would take half of the time for most tasks
+        # Flower parses str and searches bytes as text; parsing "{}" would take half of the indexing time
         fields = {field: getattr(task, field, None) for field in ("uuid", "name", "state", "worker", "args", "result")}
         super()._index(task_id, SimpleNamespace(**fields, kwargs=str(task.kwargs).encode()))
 
 
 def task_of(state: EventsState, uuid: str) -> Task:
-    """Return a task of the state without marking it as used.
+    """Return a task of the state without marking it as recently used.
 
-    :raises KeyError: the state does not have it.
+    :raises KeyError: the state does not contain the task.
     """
     return state.tasks.data[uuid]
 
 
 def forget_counts(state: EventsState, is_gone: Callable[[str], bool]) -> None:
-    """Drop the state's event counts of workers and clients, which it would keep for ever."""
+    """Remove the event counts of workers and clients, which the state never removes."""
     for name in [name for name in state.counter if is_gone(name)]:
         del state.counter[name]
 
 
 def forget_task_names(state: EventsState, limit: int) -> None:
-    """Drop what Celery's state keeps by task name or worker and no task in memory needs.
+    """Remove the index entries of Celery's state that no task in memory uses.
 
-    :param limit: number of task names that Flower's list of them may have beyond those of tasks in memory.
+    :param limit: maximum number of known task names before those without a task in memory are removed.
     """
     for index in (state.tasks_by_type, state.tasks_by_worker):
         for name in [name for name, tasks in index.items() if not tasks]:
             del index[name]
     if len(state._seen_types) > limit:
-        # In place, as the state's dispatcher holds its methods
+        # In place, because the state's dispatcher holds bound methods of the set
         state._seen_types.intersection_update({task.name for task in state.tasks.values()})

@@ -1,4 +1,4 @@
-"""A periodic callback that follows the monotonic clock."""
+"""A periodic callback on the monotonic clock."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ logger = logging.getLogger(__name__)
 
 
 class Timer:
-    """Calls back periodically in the event loop. Exceptions are logged.
+    """A periodic call in the event loop; exceptions are logged and do not stop it.
 
-    Tornado's `PeriodicCallback` follows the wall clock: set back by an hour, it does not call for an hour.
+    Tornado's `PeriodicCallback` uses the wall clock: if that is set back by an hour, it pauses for an hour.
 
     :param callback: a function or a coroutine function.
-    :param interval: seconds from the end of one call to the next.
+    :param interval: seconds between the end of one call and the start of the next.
     """
 
     def __init__(self, callback: Callable[[], Any], interval: float) -> None:
@@ -28,12 +28,13 @@ class Timer:
         self._timeout: object = None
 
     def start(self) -> None:
-        """Start; the first call comes after an interval."""
+        """Start; the first call follows after one interval."""
         if self._loop is None:
             self._loop = IOLoop.current()
             self._schedule(self._loop)
 
     def stop(self) -> None:
+        """Cancel the next call."""
         if self._loop is not None:
             self._loop.remove_timeout(self._timeout)
             self._loop = None
@@ -47,7 +48,7 @@ class Timer:
             if inspect.isawaitable(result):
                 await result
         except Exception:
-            logger.exception("A periodic call failed")
+            logger.exception("A periodic call failed; the next one follows in %g s", self._interval)
         finally:
             if self._loop is not None:
                 self._schedule(self._loop)

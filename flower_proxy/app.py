@@ -1,4 +1,4 @@
-"""Flower's application behind a public location."""
+"""The Flower application behind a reverse proxy."""
 
 from __future__ import annotations
 
@@ -47,30 +47,29 @@ from flower_proxy.web.sockets import SocketFile, bind, bind_unix
 
 logger = logging.getLogger(__name__)
 
-_PATHS_OF_METRICS = ("/metrics", "/healthcheck", "/ready")
-_SECONDS_TO_PURGE = 5
+_METRICS_PATHS = ("/metrics", "/healthcheck", "/ready")
+_PURGE_INTERVAL = 5  # seconds
 
 
 class FlowerProxy(EmbeddedFlower):
-    """Flower, right at any URL and behind any reverse proxy.
+    """Flower at any URL, behind any reverse proxy.
 
-    :param capp: the Celery application to watch.
-    :param options: Flower's options and ours, as `make_options` returns them; the defaults if there are none.
-    :param settings: further settings of `tornado.web.Application`, in place of those that follow from the options.
-    :raises ValueError: an option is malformed, or contradicts another one; the message is one line.
+    :param capp: the Celery application to monitor.
+    :param options: options of Flower and flower-proxy, as returned by `make_options`; default: all defaults.
+    :param settings: settings of `tornado.web.Application`, which override those derived from the options.
+    :raises ValueError: an option is malformed or contradicts another; the message is one line.
     :raises OSError: with ``--persistent``, the state file is in use or cannot be accessed; the message is one line.
-    :ivar port: where it listens once it is open; None on a unix socket.
-    :ivar metrics_port: where it listens for /metrics alone; None if it does not.
+    :ivar port: the TCP port, once the server listens; None on a unix socket.
+    :ivar metrics_port: the TCP port of the separate metrics server; None without one.
 
-    It is closed: where the options name nobody who may enter, a password is made up, which `entrance.made_up` holds.
+    If the options configure no users, `entrance.made_up` holds a generated user and password.
 
-    It is made and opened once, in an event loop that runs; everything has ended with the block:
+    Create and open it once, in a running event loop. Leaving the block closes it:
 
         async with FlowerProxy(capp=app, options=make_options(port=0)) as flower:
             print(flower.port)
 
-    `open` and `close` do the same for those who have no block. The Celery application, and its connections, stay the
-    program's own.
+    Without a block, call `open` and `close`. The Celery application and its connections are not closed.
     """
 
     def __init__(self, *, capp: Celery, options: OptionParser | None = None, **settings: Any) -> None:
@@ -87,8 +86,8 @@ class FlowerProxy(EmbeddedFlower):
         self.task_events = TaskEvents(options.max_workers)
         tornado_settings = {**application_settings(options), **settings}
         mount, trusted = parse_mount(options.url_prefix or ""), TrustedProxies(options.trusted_proxies)
-        # After everything that refuses an option, as it locks the state file
-        self.monitor = _monitor(capp, options, flowers_loop, self.connections, self.task_events)
+        # It locks the state file, so every option is validated first
+        self.monitor = _make_collector(capp, options, flowers_loop, self.connections, self.task_events)
         receiver = self.monitor.receiver
         self.queues = BrokerQueues(capp, self.monitor.watch, broker_api=options.broker_api)
         inspected = Inspected(options.max_workers, lambda name: name in receiver.state.workers)
@@ -111,34 +110,39 @@ class FlowerProxy(EmbeddedFlower):
             xheaders=options.xheaders,
         )
         self._router = PublicRouter(self, self.locator, self.entrance.gate)
-        self._purge_timer = Timer(self.forget_workers, _SECONDS_TO_PURGE)
+        self._purge_timer = Timer(self.forget_workers, _PURGE_INTERVAL)
         self.http_servers: list[BoundedServer] = []
         self._socket_file: SocketFile | None = None
-        # Only to tell whether a browser needs a new one, so no matter that what is kept does not get too old
+        # The result only decides whether to renew the cookie, so an expired cached value is harmless
         self.read_browser = lru_cache(maxsize=256)(
             partial(decode_signed_value, self.settings["cookie_secret"], BROWSER)
         )
 
-    # A request on its way
+    # Requests
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> HTTPMessageDelegate:
+        """Route a request; see `PublicRouter`."""
         return self._router.find_handler(request, **kwargs)
 
     def find_page(self, request: HTTPServerRequest) -> HTTPMessageDelegate:
+        """Route a request whose location is known among the pages of Flower and flower-proxy."""
         return cast(HTTPMessageDelegate, super().find_handler(request))
 
     def answer(self, request: HTTPServerRequest, handler: type[RequestHandler], **kwargs: Any) -> HTTPMessageDelegate:
+        """Answer a request with a handler that requires neither a location nor authentication."""
         return cast(HTTPMessageDelegate, super().get_handler_delegate(request, handler, kwargs))
 
     def get_handler_delegate(
         self, request: HTTPServerRequest, target_class: type[RequestHandler], *args: Any, **kwargs: Any
     ) -> HTTPMessageDelegate:
+        """Return the delegate of the class that replaces a handler, or of a 413 response."""
         handler = self._routes.handler_for(target_class)
         if refused := limit_body(self, request, handler.max_body):
             return refused
         return cast(HTTPMessageDelegate, super().get_handler_delegate(request, handler, *args, **kwargs))
 
     def log_request(self, handler: RequestHandler) -> None:
+        """Count a finished request and write the access log."""
         self.monitor.own.count_request(
             route=getattr(handler, "route", Bare.route),
             method=str(handler.request.method),
@@ -155,19 +159,19 @@ class FlowerProxy(EmbeddedFlower):
             seconds=handler.request.request_time(),
         )
 
-    # Its life
+    # Life cycle
 
     async def open(self, sockets: Sequence[socket.socket] = ()) -> None:
-        """Listen, and begin to watch; the event loop that runs goes on.
+        """Listen and start monitoring in the running event loop.
 
-        :param sockets: bound ones to listen on, in place of where the options say; `close` closes them.
-        :raises OSError: the address or socket cannot be bound; the message is one line, and nothing is left open.
-        :raises RuntimeError: it was made in another event loop, or open before.
+        :param sockets: bound sockets to listen on instead of the configured address; `close` closes them.
+        :raises OSError: the address or socket cannot be bound; the message is one line, and everything is closed.
+        :raises RuntimeError: it was created in another event loop, or has been opened before.
         """
         if asyncio.get_running_loop() is not self.loop.asyncio_loop:
-            raise RuntimeError("a FlowerProxy is made and opened in the same event loop, while that runs")
+            raise RuntimeError("a FlowerProxy must be created and opened in the same running event loop")
         if self.events.ident is not None:
-            raise RuntimeError("a FlowerProxy is opened once; make another one")
+            raise RuntimeError("a FlowerProxy can be opened once; create another one")
         try:
             self.port = self.start_http_server(sockets)
             self.metrics_port = self.start_metrics_server()
@@ -177,14 +181,14 @@ class FlowerProxy(EmbeddedFlower):
             raise
 
     async def close(self, timeout: float = 10.0) -> None:
-        """Accept no more connections, answer the requests under way, end everything, and wait until it has ended.
+        """Stop accepting connections, finish the requests in progress, save the state and stop all threads.
 
-        A state that cannot be saved is logged; `Receiver.saved` of ``events`` tells it.
+        If saving the state fails, the error is logged and ``events.saved`` is False.
 
-        :param timeout: seconds that requests, connections, threads and questions to workers may take at most, each.
+        A broker that does not respond can block threads, and with them the exit of the process, beyond the timeout;
+        a ``socket_timeout`` in Celery's `broker_transport_options` prevents that.
 
-        A broker that hangs may keep threads waiting for longer, and with them the end of the program, unless
-        `broker_transport_options` of the Celery application have a ``socket_timeout``.
+        :param timeout: maximum seconds for each of: requests, connections, threads, inspections of workers.
         """
         servers = list(self.http_servers)
         for server in servers:
@@ -197,7 +201,9 @@ class FlowerProxy(EmbeddedFlower):
         try:
             await asyncio.wait_for(self._join(), timeout)
         except asyncio.TimeoutError:
-            logger.warning("The broker keeps threads waiting: a socket_timeout in broker_transport_options ends that")
+            logger.warning(
+                "Threads still wait for the broker after %g s; set socket_timeout in broker_transport_options", timeout
+            )
         else:
             await self.finish_inspections(timeout)
 
@@ -209,10 +215,10 @@ class FlowerProxy(EmbeddedFlower):
         await self.close()
 
     def start_http_server(self, sockets: Sequence[socket.socket] = ()) -> int | None:
-        """Listen where the options say.
+        """Listen on the configured address or unix socket.
 
-        :param sockets: bound ones, in place of that.
-        :returns: the port, None on a unix socket.
+        :param sockets: bound sockets to use instead.
+        :returns: the TCP port; None on a unix socket.
         :raises OSError: the address or socket cannot be bound.
         """
         if not sockets and self.options.unix_socket:
@@ -222,14 +228,14 @@ class FlowerProxy(EmbeddedFlower):
         return self._serve(self, sockets or bind(self.options.address, self.options.port))
 
     def start_metrics_server(self) -> int | None:
-        """Listen for those who scrape the metrics, if they have a port of their own.
+        """Listen on ``--metrics_port``, if it is set.
 
-        :returns: the port, None if they have none.
+        :returns: the TCP port; None if it is not set.
         :raises OSError: the address cannot be bound.
         """
         if self.options.metrics_port is None:
             return None
-        router = PublicRouter(self, self.locator, self.entrance.metrics_gate, paths=_PATHS_OF_METRICS)
+        router = PublicRouter(self, self.locator, self.entrance.metrics_gate, paths=_METRICS_PATHS)
         return self._serve(
             router, bind(self.options.metrics_address or "", self.options.metrics_port, prefix="metrics_")
         )
@@ -245,13 +251,13 @@ class FlowerProxy(EmbeddedFlower):
         return int(name[1]) if isinstance(name, tuple) else None
 
     def start(self) -> None:
-        """Begin to watch; whoever runs the event loop goes on doing so."""
+        """Start monitoring; return immediately."""
         self.monitor.start()
         self._purge_timer.start()
         super().start()
 
     def stop(self) -> None:
-        """Let everything end, and wait for nothing."""
+        """Stop everything without waiting."""
         self._purge_timer.stop()
         self.monitor.stop()
         while self.http_servers:
@@ -261,10 +267,11 @@ class FlowerProxy(EmbeddedFlower):
             self._socket_file = None
         self.entrance.close()
         super().stop()
-        # Flower stops the receiver only if it has started it
+        # Flower stops the receiver only after having started it
         self.monitor.receiver.release()
 
     def join(self) -> None:
+        """Wait for the threads that `stop` has told to stop."""
         if self.monitor.watch.ident is not None:
             self.monitor.watch.join()
         super().join()
@@ -274,24 +281,24 @@ class FlowerProxy(EmbeddedFlower):
 
         def join() -> None:
             self.join()
-            # The event loop may have been closed meanwhile
+            # The event loop may be closed by now
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(ended.set)
 
-        # In a thread of its own, as one of the event loop's executor would keep the program waiting
+        # The interpreter waits for executor threads at exit, but not for a daemon thread
         ending = threading.Thread(target=join, name="flower-proxy-ending", daemon=True)
         ending.start()
         await ended.wait()
         ending.join()
 
     def forget_workers(self) -> None:
-        """Forget the workers that ``--purge_offline_workers`` and ``--max_workers`` leave no room for."""
+        """Remove the workers that exceed ``--purge_offline_workers`` or ``--max_workers``."""
         gone = self.monitor.forget_workers(self.options.purge_offline_workers)
         self.task_events.forget(gone)
         self.forget_inspections(gone)
 
 
-def _monitor(
+def _make_collector(
     capp: Celery,
     options: OptionParser,
     io_loop: FlowersLoop,

@@ -1,4 +1,7 @@
-"""Each private detail of Flower and Tornado that flower-proxy leans on: what fails here tells what a release moved."""
+"""The private parts of Flower, Celery, kombu and Tornado that flower-proxy uses.
+
+A failure shows what changed in a new release.
+"""
 
 from __future__ import annotations
 
@@ -79,26 +82,26 @@ def sources() -> str:
     return "\n".join(path.read_text() for path in FLOWER.rglob("*.py"))
 
 
-def test_this_release_was_looked_at() -> None:
-    """Where this fails: read its change log, look at the failures below, then raise CHECKED_ON."""
+def test_this_release_was_checked() -> None:
+    """If this fails, read Flower's change log, fix the failures below, then raise CHECKED_ON."""
     assert flower_version == CHECKED_ON
 
 
-def test_settings() -> None:
+def test_settings_of_flower() -> None:
     assert {"template_path", "static_path", "cookie_secret", "static_url_prefix", "login_url"} <= set(flower_settings)
     assert (flower_settings["static_url_prefix"], flower_settings["login_url"]) == ("/static/", "/login")
     assert flower_settings["xsrf_cookies"]
 
 
-def test_flower_takes_the_event_loop_for_its_own() -> None:
-    """What FlowersLoop keeps from it."""
+def test_flower_starts_stops_and_configures_the_event_loop() -> None:
+    """`FlowersLoop` prevents this."""
     assert "self.io_loop.set_default_executor(self.executor)" in inspect.getsource(Flower.__init__)
     assert "self.io_loop.start()" in inspect.getsource(Flower.start)
     assert "self.io_loop.stop()" in inspect.getsource(Flower.stop)
 
 
-def test_what_ends_with_flower() -> None:
-    """What EmbeddedFlower waits for."""
+def test_threads_and_inspections_of_flower() -> None:
+    """`EmbeddedFlower` waits for these."""
     source = inspect.getsource(Flower)
     assert "self.executor = self.pool_executor_cls(" in source
     assert "self.events.stop()" in inspect.getsource(Flower.stop)
@@ -108,8 +111,8 @@ def test_what_ends_with_flower() -> None:
     assert "self.workers = collections.defaultdict(dict)" in inspect.getsource(Inspector)
 
 
-def test_replies_of_workers_come_from_the_application_that_is_given() -> None:
-    """`CheckedCelery` and `Inspected`, by which they are validated and bounded."""
+def test_inspector_uses_the_given_application_and_dictionary() -> None:
+    """`CheckedCelery` validates the replies, and `Inspected` limits them."""
     source = inspect.getsource(Inspector)
     assert "inspect = self.capp.control.inspect(timeout=self.timeout, destination=destination)" in source
     assert "if result is None or 'error' in result:" in source
@@ -117,11 +120,11 @@ def test_replies_of_workers_come_from_the_application_that_is_given() -> None:
     assert set(re.findall(r"self\.capp\.(\w+)", source)) == {"control", "connection_for_read"}
     assert isinstance(inspect.getattr_static(BaseHandler, "capp"), property)
     assert "sorted(queues)" in inspect.getsource(BaseHandler.get_active_queue_names)
-    # No handler asks workers by another way
+    # Handlers send control commands only through self.capp
     assert set(re.findall(r"(\S*)\.control\.", sources())) == {"self.capp"}
 
 
-def test_parts_of_replies_that_the_worker_page_reads() -> None:
+def test_fields_of_replies_used_by_the_worker_page() -> None:
     """`validate_reply` checks these."""
     page = (FLOWER / "templates" / "worker.html").read_text()
     read = {
@@ -141,7 +144,7 @@ def test_parts_of_replies_that_the_worker_page_reads() -> None:
     assert set(Inspector.inspect_methods) == set(replies._CHECKS)
 
 
-def test_the_wire_format_of_questions_is_that_of_kombu() -> None:
+def test_control_messages_have_the_format_of_kombu() -> None:
     with Celery(broker="memory://", set_as_current=False) as capp, capp.connection_for_write() as connection:
         mailbox = mailbox_of(capp, connection)
         sent = []
@@ -150,33 +153,34 @@ def test_the_wire_format_of_questions_is_that_of_kombu() -> None:
         ):
             ask(mailbox, "conf", {"a": 1}, destination=["w@h"], timeout=0.2, rejections=Rejections("a reply", ()))
             mailbox.call(["w@h"], "conf", {"a": 1}, timeout=0.2)
-    (ours, headers), (kombus, kombus_headers) = sent
-    for body in (ours, kombus):
+    (actual, headers), (expected, expected_headers) = sent
+    for body in (actual, expected):
         assert body.pop("ticket")
-    assert ours == kombus
-    assert headers.keys() == kombus_headers.keys()
+    assert actual == expected
+    assert headers.keys() == expected_headers.keys()
 
 
-def test_which_handlers_show_workers() -> None:
-    """Workers that are due to be forgotten are forgotten before these answer."""
+def test_handlers_that_show_workers() -> None:
+    """Workers are purged before these respond."""
     handlers = {getattr(route, "handler_class", None) or route[1] for route in flower.urls.handlers}
-    reads = {one for one in handlers if re.search(r"\b(application|state|events)\.workers\b", inspect.getsource(one))}
+    pattern = re.compile(r"\b(application|state|events)\.workers\b")
+    reads = {handler for handler in handlers if pattern.search(inspect.getsource(handler))}
     assert reads == set(WORKER_PAGES)
 
 
-def test_celery_evicts_workers_without_regard_to_their_events() -> None:
-    """`State` makes the worker of each event the most recently used one."""
+def test_state_does_not_mark_workers_as_recently_used() -> None:
+    """flower-proxy's `State` does so for the worker of each event."""
     source = inspect.getsource(State._create_dispatcher)
     assert "get_worker, get_task = workers.data.__getitem__, tasks.data.__getitem__" in source
     assert "add_type = self._seen_types.add" in source
 
 
-def test_the_last_route_is_the_page_for_what_does_not_exist() -> None:
+def test_last_route_is_the_catch_all() -> None:
     pattern, handler = flower.urls.handlers[-1]
     assert (pattern, handler) == (".*", NotFoundErrorHandler)
 
 
-def test_routes_stand_in_the_wildcard_router_as_patterns() -> None:
+def test_wildcard_router_has_routes_as_patterns() -> None:
     rules = Application(flower.urls.handlers).wildcard_router.rules
     assert all(isinstance(rule.matcher, PathMatches) for rule in rules)
     patterns = {rule.matcher.regex.pattern for rule in rules if isinstance(rule.matcher, PathMatches)}
@@ -184,14 +188,14 @@ def test_routes_stand_in_the_wildcard_router_as_patterns() -> None:
     assert rules[-1].target is NotFoundErrorHandler
 
 
-def test_every_request_passes_through_two_methods_of_the_application() -> None:
+def test_signatures_of_the_request_routing_methods() -> None:
     assert list(inspect.signature(Application.find_handler).parameters) == ["self", "request", "kwargs"]
     delegate = inspect.signature(Application.get_handler_delegate).parameters
     assert list(delegate) == ["self", "request", "target_class", "target_kwargs", "path_args", "path_kwargs"]
 
 
-def test_a_page_gets_functions_and_the_prefix_and_nothing_else() -> None:
-    """`Lean.render` stands in its place."""
+def test_render_passes_functions_and_the_prefix_only() -> None:
+    """`Lean.render` replaces it."""
     source = inspect.getsource(BaseHandler.render)
     assert [line.strip() for line in source.splitlines() if "kwargs.update" in line] == [
         "kwargs.update(functions)",
@@ -200,38 +204,38 @@ def test_a_page_gets_functions_and_the_prefix_and_nothing_else() -> None:
     assert "inspect.getmembers(template, inspect.isfunction)" in source
 
 
-def test_default_headers_are_of_no_use() -> None:
-    """`Lean.set_default_headers` stands in its place."""
+def test_default_headers_are_cors_and_nosniff_only() -> None:
+    """`Lean.set_default_headers` replaces it."""
     headers = re.findall(r"set_header\(.([\w-]+)", inspect.getsource(BaseHandler.set_default_headers))
     assert {name for name in headers if not name.startswith("Access-Control-")} == {"X-Content-Type-Options"}
 
 
-def test_routes_are_made_from_the_options_given() -> None:
+def test_routes_are_built_from_the_given_options() -> None:
     assert "options.url_prefix" in inspect.getsource(Flower.__init__)
     assert "kwargs.update(handlers=handlers)" in inspect.getsource(Flower.__init__)
 
 
-def test_only_what_is_known_reads_the_prefix() -> None:
-    """Elsewhere an option of its own, empty here, would be taken for the prefix."""
+def test_modules_that_read_the_prefix() -> None:
+    """Another one would see an empty prefix."""
     readers = {path.name for path in FLOWER.rglob("*.py") if "url_prefix" in path.read_text()}
     assert readers == {"__init__.py", "app.py", "auth.py", "command.py", "options.py", "urls.py"}
 
 
-def test_the_table_of_options_is_that_of_flower_and_tornado() -> None:
-    """Where this fails, put the new option, type or default into the table."""
+def test_option_table_matches_flower_and_tornado() -> None:
+    """If this fails, add the new option, type or default to the table."""
     declared = definitions(default_options)
     assert declared.keys() == {option.name for option in OPTIONS.values() if not option.own}
-    # Ours tell apart tasks that take minutes; the other is random
+    # flower-proxy's buckets resolve tasks that take minutes; the secret is random
     other_default = {"task_runtime_metric_buckets", "cookie_secret"}
     for name, theirs in declared.items():
-        ours = OPTIONS[name]
-        assert (ours.type, ours.multiple) == (theirs.type, theirs.multiple), name
-        assert (ours.default == theirs.default) == (name not in other_default), name
+        option = OPTIONS[name]
+        assert (option.type, option.multiple) == (theirs.type, theirs.multiple), name
+        assert (option.default == theirs.default) == (name not in other_default), name
     assert len(OPTIONS["cookie_secret"].default) == len(declared["cookie_secret"].default)
 
 
-def test_flower_reads_three_options_of_tornados_global_parser() -> None:
-    """FlowerProxy has its own parser; `concrete_handler`, `forget_workers` and the recorder stand in for these."""
+def test_flower_reads_three_options_from_tornados_global_parser() -> None:
+    """FlowerProxy has its own parser: `concrete_handler`, `forget_workers` and the recorder replace these."""
     reads = {}
     for path in {*FLOWER.rglob("*.py")} - {FLOWER / "command.py", FLOWER / "options.py"}:
         source = path.read_text()
@@ -255,7 +259,7 @@ def accepts(check: Callable[[str], object], text: str) -> bool:
 @pytest.mark.parametrize(
     "text", ["", *["y", "Yes", "t", "TRUE", "on", "1", "n", "no", "F", "false", "Off", "0", "2", "ja"]]
 )
-def test_words_for_true_and_false(text: str) -> None:
+def test_boolean_values_match_flower(text: str) -> None:
     assert accepts(validators.parse_bool, text) == accepts(strtobool, text)
     if accepts(strtobool, text):
         assert validators.parse_bool(text) == bool(strtobool(text))
@@ -268,11 +272,11 @@ def test_words_for_true_and_false(text: str) -> None:
         *("http://", "http:///api", "//host/api", "", " http://host", "http://[::1", "http:host"),
     ],
 )
-def test_urls_of_the_broker_api(text: str) -> None:
+def test_broker_api_urls_match_flower(text: str) -> None:
     assert accepts(validators.broker_api, text) == accepts(validate_broker_api, text)
 
 
-def test_columns_of_the_tasks_page() -> None:
+def test_columns_of_the_tasks_page_match_flower() -> None:
     assert tuple(TASK_COLUMNS) == validators.TASK_COLUMNS
 
 
@@ -285,7 +289,7 @@ ADDRESSES += ["a@y@x.org", "a@xxorg", "a+b@x", "*@x.org", "a*@x.org", "A@X", "AB
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_addresses_that_auth_lets_in(pattern: str) -> None:
+def test_auth_patterns_match_the_same_addresses_as_flower(pattern: str) -> None:
     assert validators.is_auth_pattern(pattern) == bool(validate_auth_option(pattern))
     for address in ADDRESSES:
         assert matches_address(pattern, address) == bool(authenticate(pattern, address)), address
@@ -295,18 +299,18 @@ SHORT = st.text("ab.*|@+\\(^é ", max_size=8)
 
 
 @given(pattern=SHORT, address=SHORT)
-def test_addresses_that_auth_lets_in_of_any_form(pattern: str, address: str) -> None:
+def test_generated_auth_patterns_match_the_same_addresses_as_flower(pattern: str, address: str) -> None:
     assert validators.is_auth_pattern(pattern) == bool(pattern and validate_auth_option(pattern))
     assert matches_address(pattern, address) == bool(authenticate(pattern, address))
 
 
-def test_environment() -> None:
+def test_environment_variables_read_by_flower() -> None:
     read = set(re.findall(r"""(?:environ\.get|getenv)\(\s*['"](FLOWER_\w+)""", sources()))
     options = {f"FLOWER_{name.upper()}" for name in definitions(default_options)}
     assert read - options == FLOWER_VARIABLES
 
 
-def test_the_login_page_is_the_one_of_the_provider() -> None:
+def test_login_page_is_that_of_the_provider() -> None:
     parser = OptionParser()
     parser.define("auth_provider", type=str)
     options = UnproxiedOptions(parser)
@@ -316,18 +320,18 @@ def test_the_login_page_is_the_one_of_the_provider() -> None:
     assert "instantiate(options.auth_provider or NotFoundErrorHandler" in inspect.getsource(LoginHandler)
 
 
-def test_the_login_asks_for_next_by_get_argument() -> None:
-    asked = []
+def test_login_reads_next_by_get_argument() -> None:
+    calls = []
 
     def get_argument(name: str, default: str) -> str:
-        asked.append((name, default))
+        calls.append((name, default))
         return "/tasks"
 
     handler = SimpleNamespace(
         application=SimpleNamespace(options=UnproxiedOptions(OptionParser())), get_argument=get_argument
     )
     assert get_next_url(handler) == "/tasks"
-    assert asked == [("next", "/")]
+    assert calls == [("next", "/")]
 
 
 @pytest.mark.parametrize("handler", [BrokerView, GetQueueLengths])
@@ -337,7 +341,7 @@ def test_queues_come_from_get_broker(handler: type[BaseHandler]) -> None:
             return [{"name": name, "messages": 7} for name in names]
 
     shown: list[object] = []
-    asking = SimpleNamespace(
+    fake = SimpleNamespace(
         application=SimpleNamespace(broker_uri="memory://"),
         current_user="someone",
         get_broker=Broker,
@@ -345,39 +349,39 @@ def test_queues_come_from_get_broker(handler: type[BaseHandler]) -> None:
         render=lambda _, *, queues, **__: shown.append(queues),
         write=lambda answer: shown.append(answer["active_queues"]),
     )
-    asyncio.run(handler.get(asking))
+    asyncio.run(handler.get(fake))
     assert shown == [[{"name": "mail", "messages": 7}]]
 
 
-def test_pages() -> None:
+def test_places_for_corrections_in_templates() -> None:
     for name, place in (PAGE_HEAD, USER_MENU):
         assert len(place.findall((FLOWER / "templates" / name).read_text())) == 1
     assert re.search(r'<input type="hidden" value="\{\{ url_prefix or \'\' \}\}" id="url_prefix">', BASE)
     assert f"static_url('{FLOWER_JS}')" in BASE
-    # jQuery comes first: the corrected functions use it
+    # The corrected functions use jQuery
     assert BASE.index("jquery") < BASE.index(FLOWER_JS)
 
 
-def test_script() -> None:
+def test_places_for_corrections_in_the_script() -> None:
     assert set(re.findall(r"active_page\('([^']+)'\)", SCRIPT)) == {"/", "/workers", "/tasks"}
     assert "xhr.setRequestHeader('X-XSRFToken', getCookie('_xsrf'))" in SCRIPT
     assert set(re.findall(r"getCookie\('(\w+)'\)", SCRIPT)) == {"_xsrf"}
 
 
-def test_names_stand_raw_in_the_addresses_of_control_actions() -> None:
+def test_names_are_not_encoded_in_urls_of_control_actions() -> None:
     addresses = {match[1].split("'")[1] for match in CONTROL_NAME.finditer(SCRIPT)}
     assert addresses == set(re.findall(r"'(/api/[^']+/)' \+", SCRIPT))
 
 
-def test_nothing_else_uses_the_xsrf_cookie() -> None:
+def test_only_flower_js_uses_the_xsrf_cookie() -> None:
     assert "_xsrf" not in (FLOWER / "static" / "js" / "theme.js").read_text()
     assert "xsrf_form_html" not in "".join(path.read_text() for path in (FLOWER / "templates").glob("*.html"))
 
 
-def test_a_unix_sockets_peer_is_the_address_that_no_peer_has(io_loop: IOLoop) -> None:
-    ours, theirs = socket.socketpair()
-    with theirs:
-        stream = IOStream(ours)
+def test_peer_of_a_unix_socket_is_0_0_0_0(io_loop: IOLoop) -> None:
+    local, remote = socket.socketpair()
+    with remote:
+        stream = IOStream(local)
         assert _HTTPRequestContext(stream, (), "http").remote_ip == "0.0.0.0"
         stream.close()
 
@@ -400,8 +404,8 @@ def state() -> EventsState:
     return state
 
 
-def test_how_events_are_received() -> None:
-    """`flower_proxy.events.receiver.Receiver` overrides `run` and `on_event`, and leaves the rest to it."""
+def test_event_receiver_of_flower() -> None:
+    """`flower_proxy.events.receiver.Receiver` overrides `run` and `on_event` only."""
     parameters = inspect.signature(Events.__init__).parameters
     assert list(parameters)[1:3] == ["capp", "io_loop"]
     source = inspect.getsource(Events)
@@ -414,11 +418,11 @@ def test_how_events_are_received() -> None:
     assert "self.save_state()" in inspect.getsource(Events.stop)
 
 
-def test_nothing_else_is_asked_of_the_metrics_of_the_state() -> None:
-    """`NoMetrics` stands in their place."""
-    asked = {name: set(parameters(method)) for name, method in vars(NoMetrics).items() if inspect.isfunction(method)}
-    assert set(re.findall(r"\.metrics\.(\w+)\(", sources())) == set(asked)
-    assert all(set(parameters(getattr(PrometheusMetrics, name))) == names for name, names in asked.items())
+def test_methods_called_on_the_metrics_of_the_state() -> None:
+    """`NoMetrics` implements these."""
+    called = {name: set(parameters(method)) for name, method in vars(NoMetrics).items() if inspect.isfunction(method)}
+    assert set(re.findall(r"\.metrics\.(\w+)\(", sources())) == set(called)
+    assert all(set(parameters(getattr(PrometheusMetrics, name))) == names for name, names in called.items())
     assert "state.metrics.remove_workers(offline_workers)" in inspect.getsource(Flower.purge_offline_worker_metrics)
 
 
@@ -426,27 +430,27 @@ def parameters(method: Callable[..., object]) -> list[str]:
     return list(inspect.signature(method).parameters)
 
 
-def test_metrics_are_not_kept_with_the_state(state: EventsState) -> None:
+def test_metrics_are_not_pickled_with_the_state(state: EventsState) -> None:
     state.event(event("task-received", uuid="1", name="add"))
     after = pickle.loads(pickle.dumps(state))
     assert not isinstance(after.metrics, NoMetrics)
     assert [(task.state, task.worker.hostname) for _, task in after.itertasks()] == [("RECEIVED", WORKER)]
 
 
-def test_a_task_is_in_the_state_after_its_event(state: EventsState) -> None:
+def test_state_has_a_task_after_its_event(state: EventsState) -> None:
     for number in "123":
         state.event(event("task-received", int(number), uuid=number, name="add"))
         task = task_of(state, number)
         assert (task.uuid, task.name, task.state) == (number, "add", "RECEIVED")
         assert task.worker.hostname == WORKER
-    # To look at one does not keep it from being the next to go
+    # It does not mark the task as recently used
     task_of(state, "2")
     state.event(event("task-received", 4, uuid="4", name="add"))
     assert list(state.tasks) == ["3", "4"]
 
 
-def test_flowers_page_takes_the_latest_heartbeat_for_the_time_of_the_last_event() -> None:
-    """`Worker.heartbeats` has it."""
+def test_flower_uses_the_latest_heartbeat_as_time_of_the_last_event() -> None:
+    """`Worker.heartbeats` provides it."""
     assert "max(worker.heartbeats)" in inspect.getsource(Flower.purge_offline_worker_metrics)
 
 
@@ -460,7 +464,7 @@ def test_events_are_counted_by_sender_and_type(state: EventsState) -> None:
 
 @pytest.mark.parametrize("kwargs", ["{[]: 1}", "-" * 60_000 + "1", "{'a': " + "+".join("1" * 30_000) + "}"])
 def test_search_parses_keyword_arguments(state: EventsState, kwargs: str) -> None:
-    """Flower's search fails for some texts, and `TaskSearch` searches these as text."""
+    """Flower's search fails for some values, which `TaskSearch` searches as text."""
     received = event("task-received", uuid="1", name="add", kwargs=kwargs)
     with pytest.raises((TypeError, MemoryError, RecursionError, ValueError)):
         ast.literal_eval(kwargs)
@@ -475,8 +479,8 @@ def test_search_finds_keyword_arguments_by_value(state: EventsState) -> None:
     assert state.search_engine.search(state.tasks, "kwargs:user=77").task_ids == ["1"]
 
 
-def test_how_messages_are_received() -> None:
-    """`flower_proxy.events.stream.Stream` stands between kombu's steps, so that no message ends the connection."""
+def test_message_handling_of_celery_and_kombu() -> None:
+    """`flower_proxy.events.stream.Stream` overrides these steps of kombu, so that no message ends the connection."""
     assert parameters(EventReceiver._receive)[:3] == ["self", "body", "message"]
     assert "localize" in parameters(EventReceiver.event_from_message)
     assert "callbacks=[self._receive]" in inspect.getsource(EventReceiver.get_consumers)

@@ -1,4 +1,4 @@
-"""What import-linter cannot say of the structure: no module and no function is too long to be read at one go."""
+"""Length limits of modules and functions, which ruff does not check."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def functions() -> Iterator[tuple[str, int]]:
                 yield f"{module.name}:{node.name}", (node.end_lineno or 0) - node.lineno + 1
 
 
-def test_modules_are_short() -> None:
+def test_modules_do_not_exceed_the_maximum_length() -> None:
     lengths = {str(module.relative_to(PROJECT)): len(module.read_text().splitlines()) for module in MODULES}
     assert {module: length for module, length in lengths.items() if length > MAX_MODULE} == {}
 
 
-def test_functions_are_short() -> None:
+def test_functions_do_not_exceed_the_maximum_length() -> None:
     assert {name: length for name, length in functions() if length > MAX_FUNCTION} == {}

@@ -1,4 +1,4 @@
-"""Periodic calls come in time, whatever the wall clock does and the calls themselves."""
+"""The periodic timer: clock changes and failing calls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flower_proxy._timer import Timer
 
 
 @pytest.mark.parametrize("step", [3600, -3600])
-def test_a_step_of_the_clock_neither_delays_calls_nor_makes_up_for_them(
+def test_wall_clock_steps_do_not_affect_the_interval(
     step: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def run() -> int:
@@ -32,7 +32,7 @@ def test_a_step_of_the_clock_neither_delays_calls_nor_makes_up_for_them(
     assert asyncio.run(run()) == 3
 
 
-def test_a_call_that_fails_is_logged_and_not_the_last(caplog: pytest.LogCaptureFixture) -> None:
+def test_failing_call_is_logged_and_does_not_stop_the_timer(caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         calls, enough = [0], asyncio.Event()
 
@@ -49,4 +49,4 @@ def test_a_call_that_fails_is_logged_and_not_the_last(caplog: pytest.LogCaptureF
         timer.stop()
 
     asyncio.run(run())
-    assert [record.message for record in caplog.records] == ["A periodic call failed"]
+    assert [record.message for record in caplog.records] == ["A periodic call failed; the next one follows in 0.01 s"]
