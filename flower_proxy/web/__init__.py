@@ -1,1 +1,1 @@
-"""What answers a request: Flower's handlers, and what is mixed into each of them."""
+"""The HTTP server: routing, handlers, and the mixins of Flower's handlers."""

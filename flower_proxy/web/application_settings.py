@@ -1,4 +1,4 @@
-"""The settings of `tornado.web.Application`."""
+"""Settings of `tornado.web.Application`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from flower_proxy.web.templates import corrected_templates
 
 
 def application_settings(options: OptionParser) -> dict[str, Any]:
-    """Return the settings that follow from the options.
+    """Return the settings derived from the options.
 
-    :raises ValueError: ``--auth_provider`` cannot be imported, or the certificate or its key cannot be used.
+    :raises ValueError: ``--auth_provider`` cannot be imported, or the certificate or its key cannot be loaded.
     """
     settings: dict[str, Any] = {
         "debug": options.debug,

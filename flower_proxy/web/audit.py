@@ -1,7 +1,7 @@
-"""What is written down of people: who acted, who was refused, who asked.
+"""The audit log and the access log.
 
-A line names its fields, and each value is JSON in ASCII, so that nothing a client sends can end a line or look like
-another field. Of what a request carries only what is listed here is written; the rest may hold secrets.
+A line consists of named fields, each value in ASCII JSON, so that client-supplied text can neither end a line nor forge
+a field. Other parts of a request are never logged, because they may contain secrets.
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ logger = logging.getLogger(__name__)
 ARGUMENTS = frozenset(
     ("hard", "max", "min", "n", "queue", "ratelimit", "signal", "soft", "terminate", "timeout", "type", "workername")
 )
-"""The arguments of control actions that are written down; a task's own are not."""
+"""The logged arguments of control actions; the arguments of tasks are not logged."""
 
-_LONGEST = 500  # characters of a value
+_MAX_VALUE = 500  # characters
 
 
 class OneLineFormatter(LogFormatter):
-    """Formats as Tornado does, but lets no message end its line: Flower writes down names as they were sent."""
+    """Tornado's log format with control characters escaped, because Flower logs client-supplied names unescaped."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Return the line of a record; only a traceback adds lines."""
         plain = copy.copy(record)
         plain.msg, plain.args = _printable(record.getMessage()), None
         if record.exc_info:
@@ -40,34 +41,34 @@ def _printable(text: str) -> str:
 
 
 def control_action(*, user: str, client: str, path: str, arguments: Mapping[str, str], status: int) -> None:
-    """Write down that somebody acted on workers or tasks, or tried to.
+    """Log an action on workers or tasks, or an attempt.
 
-    :param path: of the action, without prefix, decoded: it names what was done, and on what.
-    :param arguments: of the action; those that are not in `ARGUMENTS` are left out.
-    :param status: how it ended.
+    :param path: the decoded path without prefix, which names the action and its target.
+    :param arguments: the arguments of the action; only those in `ARGUMENTS` are logged.
+    :param status: the HTTP status of the response.
     """
-    known = {name: value[:_LONGEST] for name, value in sorted(arguments.items()) if name in ARGUMENTS}
+    known = {name: value[:_MAX_VALUE] for name, value in sorted(arguments.items()) if name in ARGUMENTS}
     logger.info(_line("control action", user=user, client=client, path=path, arguments=known, status=status))
 
 
 def refused_login(*, user: str, client: str, method: str, path: str, reason: str, status: int) -> None:
-    """Write down that somebody tried to log in and was not let in."""
+    """Log a failed login."""
     fields = {"user": user, "client": client, "method": method, "path": path, "reason": reason, "status": int(status)}
     logger.warning(_line("login refused", **fields))
 
 
 def refused_request(*, client: str, method: str, path: str, reason: str) -> None:
-    """Write down that a request was refused for what it is, where it comes from, or where it was sent to."""
+    """Log a request that was refused for a reason other than its credentials."""
     logger.warning(_line("request refused", client=client, method=method, path=path, reason=reason))
 
 
 def failed_request(*, client: str, method: str, path: str, error: BaseException | None) -> None:
-    """Write down that a request could not be answered, and where in the program that happened."""
+    """Log an unhandled exception of a request, with its traceback."""
     logger.error(_line("request failed", client=client, method=method, path=path), exc_info=error)
 
 
 def request(*, user: str, client: str, method: str, path: str, status: int, seconds: float) -> None:
-    """Write down one request; its query is left out, since a provider's answer to a login stands there."""
+    """Log a request, without its query: that of an OAuth callback contains the authorization code."""
     milliseconds = round(1000 * seconds, 1)
     logger.info(
         _line("request", user=user, client=client, method=method, path=path, status=status, milliseconds=milliseconds)
@@ -79,4 +80,4 @@ def _line(event: str, **fields: object) -> str:
 
 
 def _shown(value: object) -> str:
-    return json.dumps(value[:_LONGEST] if isinstance(value, str) else value)
+    return json.dumps(value[:_MAX_VALUE] if isinstance(value, str) else value)

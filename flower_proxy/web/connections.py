@@ -1,4 +1,4 @@
-"""Connections of clients: how many there may be, and how long they may keep the server waiting."""
+"""Limits on the number of client connections, and their timeouts."""
 
 from __future__ import annotations
 
@@ -27,34 +27,34 @@ from flower_proxy.web.limits import MAX_BODY
 logger = logging.getLogger(__name__)
 
 IDLE_TIMEOUT = 75.0
-"""Seconds within which the head of a request has to be there, from the connection or the answer before it on.
+"""Maximum seconds from the start of a connection, or the previous response, to the end of the request headers.
 
-nginx and HAProxy drop their idle connections to a server before that, so no request meets one that is being closed.
+nginx and HAProxy close idle upstream connections earlier, so they do not send requests on a connection being closed.
 """
 
 BODY_TIMEOUT = 60.0
-"""Seconds within which a body has to be there, from the end of the head on."""
+"""Maximum seconds from the end of the headers to the end of the request body."""
 
 WRITE_TIMEOUT = 60.0
-"""Seconds after which a connection is closed whose client has not accepted a single byte of what is sent."""
+"""Maximum seconds without a client accepting any byte of the response; then the connection is closed."""
 
-# Beyond it each further connection costs memory, up to a head and a body of 64 KB, and helps nobody
+# Each connection can hold 64 KB of headers and 64 KB of body in memory
 _MAX_CONNECTIONS = 2000
-# Listening sockets, the broker's connections, logs, the database
+# Listening sockets, connections to the broker, logs, the state file
 _OTHER_DESCRIPTORS = 64
-# The socket, and the static file that is sent
+# The socket and the static file being sent
 _DESCRIPTORS_PER_CONNECTION = 2
 _LOG_INTERVAL = 60.0  # seconds
-# How long a new connection may take to send its first request once no more are accepted
+# Seconds for a new connection to send its first request during shutdown
 _FIRST_REQUEST_TIMEOUT = 0.5
 _DRAIN_INTERVAL = 0.02
 
 
 def max_connections(wanted: int | None) -> int:
-    """Return how many connections there may be at a time.
+    """Return the maximum number of concurrent connections.
 
-    :param wanted: of ``--max_connections``; None for as many as the process has descriptors for, at most 2,000.
-    :raises ValueError: there are not enough descriptors for so many.
+    :param wanted: the value of ``--max_connections``; None for as many as file descriptors allow, at most 2,000.
+    :raises ValueError: the limit on file descriptors is too low.
     """
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if descriptors == resource.RLIM_INFINITY:
@@ -64,28 +64,28 @@ def max_connections(wanted: int | None) -> int:
         needed = wanted * _DESCRIPTORS_PER_CONNECTION + _OTHER_DESCRIPTORS
         raise ValueError(
             f"--max_connections: {wanted} need {needed} file descriptors, and the limit is {descriptors}:"
-            " raise it (LimitNOFILE in systemd, ulimit -n in a shell)"
+            " raise the limit (LimitNOFILE in systemd, ulimit -n in a shell) or lower the option"
         )
     return wanted or min(possible, _MAX_CONNECTIONS)
 
 
 class ConnectionLimit:
-    """The open connections of one or several servers.
+    """The open connections of one or more servers.
 
-    At the limit a new connection replaces the one that has waited longest for a request, whatever its address: that of
-    a proxy is everybody's. If none is waiting, it replaces the one that has been at its request for longest.
+    At the limit, a new connection replaces the one that has been idle longest, or else the one with the oldest request
+    in progress. Client addresses are ignored: behind a proxy all connections have the same one.
 
-    :param maximum: how many connections there may be.
-    :param clock: the time in seconds.
-    :ivar replaced: how many connections had to give way.
+    :param maximum: maximum number of connections.
+    :param clock: returns the time in seconds.
+    :ivar replaced: number of connections closed in favor of new ones.
     """
 
     def __init__(self, maximum: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.maximum = maximum
         self.replaced = 0
         self._clock = clock
-        # The one that has been there for longest comes first
-        self._waiting: OrderedDict[IOStream, bool] = OrderedDict()  # whether it has sent a request before
+        # Oldest first
+        self._waiting: OrderedDict[IOStream, bool] = OrderedDict()  # True after its first request
         self._busy: OrderedDict[IOStream, None] = OrderedDict()
         self._log_at = clock()
         self._replaced_before = 0
@@ -95,34 +95,34 @@ class ConnectionLimit:
         return len(self._waiting) + len(self._busy)
 
     def add(self, stream: IOStream) -> None:
-        """Count a new connection, and make room for it."""
+        """Add a new connection and replace others if necessary."""
         while len(self) >= self.maximum:
             self._replace_one()
         self._waiting[stream] = False
 
     def waits(self, stream: IOStream) -> None:
-        """Note that a connection waits for its next request, unless it has been replaced."""
+        """Mark a connection as idle, unless it has been replaced."""
         if stream in self._busy:
             del self._busy[stream]
             self._waiting[stream] = True
 
     def works(self, stream: IOStream) -> None:
-        """Note that the head of a request is there, unless the connection has been replaced."""
+        """Mark a connection as busy: the headers of a request have arrived."""
         if stream in self._waiting:
             del self._waiting[stream]
             self._busy[stream] = None
 
     def remove(self, stream: IOStream) -> None:
-        """Forget a connection that has ended."""
+        """Remove a closed connection."""
         self._waiting.pop(stream, None)
         self._busy.pop(stream, None)
 
     async def drain(self, timeout: float) -> None:
-        """Wait until each request has been answered, also the first one of a new connection.
+        """Wait for requests in progress, and for the first request of new connections.
 
-        A client that reuses a connection has to expect that it is closed (RFC 9112, section 9.3.1).
+        Clients have to expect that a reused connection is closed (RFC 9112, section 9.3.1).
 
-        :param timeout: seconds.
+        :param timeout: maximum seconds.
         """
         loop = asyncio.get_running_loop()
         begin = loop.time()
@@ -149,12 +149,12 @@ class ConnectionLimit:
 
 
 class BoundedServer(HTTPServer):
-    """An HTTP server that no client can occupy.
+    """An HTTP server with limits on connections and timeouts.
 
-    :param router: what answers.
-    :param connections: of this server, and of others that share the limit.
-    :param ssl_options: for TLS.
-    :param idle_timeout: seconds, as `IDLE_TIMEOUT`; likewise `body_timeout` and `write_timeout`.
+    :param router: handles the requests.
+    :param connections: the connection limit, which servers can share.
+    :param ssl_options: the TLS configuration, as for `tornado.httpserver.HTTPServer`.
+    :param idle_timeout: seconds, see `IDLE_TIMEOUT`; likewise `body_timeout` and `write_timeout`.
     """
 
     def initialize(  # type: ignore[override]
@@ -167,7 +167,8 @@ class BoundedServer(HTTPServer):
         body_timeout: float = BODY_TIMEOUT,
         write_timeout: float = WRITE_TIMEOUT,
     ) -> None:
-        # Forwarded headers are read in find_handler, with a look at who sends them: xheaders stays off
+        """Initialize the server; Tornado calls this in place of ``__init__``."""
+        # xheaders stays off: PublicRouter evaluates forwarded headers, from trusted peers only
         super().initialize(
             router,
             ssl_options=ssl_options,
@@ -179,30 +180,33 @@ class BoundedServer(HTTPServer):
         self.write_timeout = write_timeout
 
     def stop(self) -> None:
-        """Accept no more connections, and close each after its next answer."""
+        """Stop accepting connections, and close each after its next response."""
         super().stop()
         self.conn_params.no_keep_alive = True
 
     def handle_stream(self, stream: IOStream, address: Any) -> None:
+        """Handle a new connection."""
         self.limit.add(stream)
         if stream.socket.family != socket.AF_UNIX:
-            # The kernel sees what is accepted, also where a large answer is one write of Tornado's; see tcp(7)
+            # Tornado does not see the progress of a large write, but the kernel does; see tcp(7)
             milliseconds = int(self.write_timeout * 1000)
             stream.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         super().handle_stream(stream, address)
 
     def start_request(self, server_conn: object, request_conn: HTTPConnection) -> HTTPMessageDelegate:
+        """Return the delegate of a new request."""
         stream: IOStream = request_conn.stream  # type: ignore[attr-defined]
         self.limit.waits(stream)
-        return _Noting(super().start_request(server_conn, request_conn), lambda: self.limit.works(stream))
+        return _HeadObserver(super().start_request(server_conn, request_conn), lambda: self.limit.works(stream))
 
     def on_close(self, server_conn: object) -> None:
+        """Remove a closed connection from the limit."""
         super().on_close(server_conn)
         self.limit.remove(server_conn.stream)  # type: ignore[attr-defined]
 
 
-class _Noting(HTTPMessageDelegate):
-    """Passes a request on, and notes when its head is there."""
+class _HeadObserver(HTTPMessageDelegate):
+    """A delegate that calls back when the headers of a request have arrived."""
 
     def __init__(self, delegate: HTTPMessageDelegate, on_head: Callable[[], None]) -> None:
         self._delegate, self._on_head = delegate, on_head

@@ -1,4 +1,4 @@
-"""Flower's own handlers, each with what it needs mixed in."""
+"""Flower's request handlers, combined with the mixins of flower-proxy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from flower_proxy.web.mixins import Proxied
 _PERMISSIONS: Mapping[type[RequestHandler], Permission] = {
     StaticFileHandler: Permission.PUBLIC,
     Healthcheck: Permission.PUBLIC,
-    # Its query comes by POST and changes nothing
+    # Its POST only queries
     TasksDataTable: Permission.READ,
 }
 
@@ -41,16 +41,16 @@ _SHOWS_WORKERS = (*WORKER_PAGES, TrustedMetrics, Check)
 
 
 class Routes:
-    """The routes of an application, and the class that answers in place of each one's handler.
+    """The routes of an application, and the class that replaces each handler.
 
-    :param rules: its routes.
-    :param options: Flower's, as it gets them.
+    :param rules: the routing rules.
+    :param options: the options passed to Flower.
     """
 
     def __init__(self, rules: Iterable[Rule], options: UnproxiedOptions) -> None:
         self._options = options
         self._classes: dict[type[RequestHandler], type[Proxied]] = {}
-        # Without the last one, which matches everything
+        # Except the catch-all route
         self._pages = {
             rule.matcher.regex: rule.target
             for rule in rules
@@ -59,11 +59,11 @@ class Routes:
         self._names = {target: page.pattern.rstrip("$") for page, target in self._pages.items()}
 
     def is_page(self, path: str) -> bool:
-        """Tell whether a path, without prefix, is one of Flower's pages or ours."""
+        """Return whether a path without prefix is a page of Flower or flower-proxy."""
         return any(page.match(path) for page in self._pages)
 
     def handler_for(self, target: type[RequestHandler]) -> type[Proxied]:
-        """Return the class that answers in place of a handler."""
+        """Return the class that replaces a handler."""
         handler = self._classes.get(target)
         if handler is None:
             route = self._names.get(target, Proxied.route)
@@ -72,10 +72,10 @@ class Routes:
 
 
 def proxied(target: type[RequestHandler], options: UnproxiedOptions, route: str) -> type[Proxied]:
-    """Return the class that answers in place of one that a route names.
+    """Return a subclass of a handler with the mixins that it needs.
 
-    :param target: of Flower's, of Tornado's, or of ours.
-    :param route: what it is called in the metrics.
+    :param target: the handler of a route: one of Flower, Tornado or flower-proxy.
+    :param route: the value of its ``route`` label in metrics.
     """
     handler = TrustedMetrics if target is Metrics else concrete_handler(target, options)
     bases: tuple[type[RequestHandler], ...] = (Proxied, handler)
@@ -92,65 +92,71 @@ def proxied(target: type[RequestHandler], options: UnproxiedOptions, route: str)
         if issubclass(handler, kind):
             attributes["permission"] = permission
     if handler.head is RequestHandler.head:
-        attributes["head"] = head
+        attributes["head"] = _head
     return cast(type[Proxied], type(handler.__name__, bases, attributes))
 
 
 class ProxiedFlower(Proxied, Amended):
-    """A handler of Flower's."""
+    """Mixin for Flower's handlers."""
 
 
 class CurrentWorkers(BaseHandler):
-    """A handler that shows workers: one that is due to be forgotten is on no page when it is in no metric."""
+    """Mixin for handlers that show workers: pages and metrics omit a purged worker at the same time."""
 
     def prepare(self) -> Any:
+        """Purge workers before the request is handled."""
         self.application.forget_workers()
         return super().prepare()
 
 
 class ProxiedLogin(ProxiedFlower, OAuth2Mixin):
-    """A login handler: brings people back to where they were going (P19)."""
+    """Mixin for OAuth login handlers, which returns users to the page that they requested (mher/flower#703)."""
 
     permission = Permission.LOG_IN
 
     def authorize_redirect(self, *args: Any, **kwargs: Any) -> None:
-        if target := self._asked_next():
+        """Store the requested page in a cookie and redirect to the provider."""
+        if target := self._requested_next():
             self.set_signed_cookie("next", target, expires_days=1, httponly=True, samesite="Lax")
         super().authorize_redirect(*args, **kwargs)
 
     def get_argument(self, name: str, default: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Return a request argument; ``next`` is read from the cookie first."""
         if name != "next":
             return super().get_argument(name, default, *args, **kwargs)
-        # Good for one login
+        # Valid for one login
         carried = (self.get_signed_cookie("next") or b"").decode()
         self.clear_cookie("next")
-        return parse_next(carried) or self._asked_next() or default
+        return parse_next(carried) or self._requested_next() or default
 
-    def _asked_next(self) -> str | None:
-        # Tornado's, because Flower's escapes it for HTML
+    def _requested_next(self) -> str | None:
+        # Tornado's method, because Flower's escapes the value for HTML
         target = parse_next(RequestHandler.get_argument(self, "next", ""))
-        # Who logs in is not on the way out
+        # Returning to the login or logout page would be a loop or end the session
         return None if re.match(r"/log(in|out)/?(\?|$)", target or "") else target
 
 
 @stream_request_body
 class LargeBody(Proxied):
-    """Takes a body only from a client that has been authenticated: Tornado calls `prepare` before it reads it."""
+    """Mixin that reads a large body only after authentication: Tornado calls `prepare` before reading the body."""
 
     max_body = MAX_TASK_BODY
 
     def initialize(self, *args: Any, **kwargs: Any) -> None:
+        """Start with an empty body."""
         super().initialize(*args, **kwargs)
         self._received = bytearray()
 
     def data_received(self, chunk: bytes) -> None:
+        """Append a chunk to the body."""
         self._received += chunk
 
     def post(self, *args: str, **kwargs: str) -> Any:
+        """Handle POST: pass the received body to Flower's handler."""
         self.request.body = bytes(self._received)
         return super().post(*args, **kwargs)
 
 
-def head(self: RequestHandler, *args: str, **kwargs: str) -> Any:
-    """Answer HEAD like GET; Tornado leaves the content away (P20)."""
+def _head(self: RequestHandler, *args: str, **kwargs: str) -> Any:
+    # Stock Flower answers 405 (mher/flower#945); Tornado omits the body
     return self.get(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""The handlers that are ours: metrics, readiness, the doctor's report, redirects, lines of text."""
+"""Request handlers for metrics, readiness, `flower-proxy check`, redirects and plain text."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from flower_proxy.web.mixins import Bare
 
 
 class TrustedMetrics(Metrics):
-    """The metrics, in a form that the scraper asks for."""
+    """The metrics page, with content negotiation."""
 
     permission = Permission.SCRAPE
 
     async def get(self) -> None:
+        """Handle GET: send the metrics in the text format or OpenMetrics, gzip-compressed if accepted."""
         headers = self.request.headers
         gzip = accepts_gzip(headers.get("Accept-Encoding", ""))
         content_type, parts = await self.application.monitor.scrape(
@@ -35,22 +36,23 @@ class TrustedMetrics(Metrics):
         if gzip:
             self.set_header("Content-Encoding", "gzip")
         self.set_header("Content-Length", sum(map(len, parts)))
-        # Each by itself: Tornado would copy them to put them together, for each client
+        # One write per part, because Tornado would copy all parts to join them
         self.flush()
         for part in parts:
             self.write(part)
             self.flush()
 
     def compute_etag(self) -> None:
-        """None: a scrape is never the same, and the hash of a large one costs."""
+        """Return no ETag: every scrape differs, and hashing a large one takes time."""
 
 
 class Ready(BaseHandler):
-    """Tells whether it is of use now: whether the broker answers and events can arrive."""
+    """The readiness probe: ready if the broker responds and events can be received."""
 
     permission = Permission.PUBLIC
 
     def get(self) -> None:
+        """Handle GET: answer 200 or 503, with the reasons in JSON."""
         reasons = self.application.monitor.unready()
         self.set_status(HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK)
         self.set_header("Content-Type", "application/json")
@@ -58,24 +60,25 @@ class Ready(BaseHandler):
 
 
 def accepts_gzip(accept_encoding: str) -> bool:
-    """Tell whether gzip is welcome (RFC 9110, section 12.5.3)."""
-    welcome = {}
+    """Return whether an Accept-Encoding header accepts gzip (RFC 9110, section 12.5.3)."""
+    accepted = {}
     for element in accept_encoding.lower().split(","):
         coding, _, parameters = element.partition(";")
         quality = parameters.strip().removeprefix("q=")
         try:
-            welcome[coding.strip()] = float(quality or 1) > 0
+            accepted[coding.strip()] = float(quality or 1) > 0
         except ValueError:
-            welcome[coding.strip()] = False
-    return welcome.get("gzip", welcome.get("*", False))
+            accepted[coding.strip()] = False
+    return accepted.get("gzip", accepted.get("*", False))
 
 
 class Check(BaseHandler):
-    """Tells what is seen; by POST it can be found out which requests come through. It changes nothing."""
+    """The report for `flower-proxy check`: the request as it arrived, and the state of broker and workers."""
 
     permission = Permission.READ
 
     def get(self, _name: str = "") -> None:
+        """Handle GET: send the report as JSON."""
         app, location, headers = self.application, self.location, self.request.headers
         address = getattr(getattr(self.request.connection, "context", None), "address", None)
         seen = Seen(
@@ -104,6 +107,7 @@ class Check(BaseHandler):
         self.write(asdict(seen))
 
     def post(self, _name: str = "") -> None:
+        """Handle POST like GET: it shows that the proxy passes POST requests on, and changes nothing."""
         self.get()
 
     def _workers(self) -> Iterable[SeenWorker]:
@@ -118,31 +122,35 @@ class Check(BaseHandler):
             )
 
 
-class _Answer(Bare):
-    """Answers whatever the method, before anything is looked up or done."""
+class _FixedResponse(Bare):
+    """A handler with the same response to all methods."""
 
     def check_xsrf_cookie(self) -> None:
-        """Nothing is done here that another site could want."""
+        """Check nothing: the response has no side effects."""
 
 
-class Redirect(_Answer):
-    """Sends a request on to the right address of the same page, with its query."""
+class Redirect(_FixedResponse):
+    """A redirect to another path, with the query of the request."""
 
     def initialize(self, path: str, status: int) -> None:
+        """Set the path and the status of the redirect."""
         self.path, self.status = path, status
 
     def prepare(self) -> None:
+        """Send the redirect."""
         query = f"?{self.request.query}" if self.request.query else ""
         self.redirect(self.path + query, status=self.status)
 
 
-class PlainText(_Answer):
-    """Answers a line of text."""
+class PlainText(_FixedResponse):
+    """A response of one line of text."""
 
     def initialize(self, status: HTTPStatus, message: str) -> None:
+        """Set the status and the line."""
         self.status, self.message = status, message
 
     def prepare(self) -> None:
+        """Send the response."""
         self.set_status(self.status)
         self.set_header("Content-Type", "text/plain; charset=UTF-8")
         self.finish(f"{self.message}\n")
@@ -150,15 +158,16 @@ class PlainText(_Answer):
 
 @stream_request_body
 class BodyTooLarge(PlainText):
-    """Answers once the body has been sent and dropped: an earlier answer could be lost with the connection."""
+    """A response sent after the body was read and discarded: an earlier one could be lost with the connection."""
 
     def prepare(self) -> None:
-        """Wait for the body."""
+        """Do nothing before the body has arrived."""
 
     def data_received(self, chunk: bytes) -> None:
-        """Drop it."""
+        """Discard a chunk of the body."""
 
     def get(self) -> None:
+        """Send the response, for any method."""
         super().prepare()
 
     head = post = put = patch = delete = options = get

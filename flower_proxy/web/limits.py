@@ -1,4 +1,4 @@
-"""Limits on what a client may send before it is known who it is: header values, the request target, bodies."""
+"""Size limits on header values, the request target and bodies, enforced before authentication."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from tornado.httputil import HTTPHeaders
 from flower_proxy.proxy.headers import READ_HEADERS
 
 MAX_HEADER_VALUE = 4 * 1024
-"""Characters of a header that is parsed, all its lines together, and of the path and the query."""
+"""Maximum characters of a parsed header, with all its lines joined; also of the path and of the query."""
 
 MAX_COOKIE = 16 * 1024
-"""Characters of the cookies: those of every application on the host arrive, and oauth2-proxy's alone are 8 KB."""
+"""Maximum characters of all cookies: the host's other applications send theirs too, oauth2-proxy up to 8 KB."""
 
 MAX_BODY = 64 * 1024
-"""Bytes of a body. The largest that a page sends, the tasks table's query, has 4 KB."""
+"""Maximum bytes of a body; the largest one sent by a page, the query of the tasks table, has 4 KB."""
 
 MAX_TASK_BODY = 1024 * 1024
-"""Bytes of the body of ``/api/task/apply`` and its like, which holds a task's arguments."""
+"""Maximum bytes of a body with a task's arguments, as for ``/api/task/apply``."""
 
 MAX_DISCARDED_BODY = 16 * 1024 * 1024
-"""Bytes of a body that is too large, which are read and dropped so that the client gets to read the answer."""
+"""Maximum bytes of an oversized body that are read and discarded, so that the client receives the response."""
 
-# A header that is not here is not parsed, so a proxy may send tokens of any length in it; or it has a limit of its own,
-# as Authorization has in `flower_proxy.auth.passwords`, and that of --auth_header in `flower_proxy.auth.authenticator`
+# Headers that are not parsed have no limit, as proxies send long tokens in them. `flower_proxy.auth.passwords` limits
+# Authorization, and `flower_proxy.auth.authenticator` the header of --auth_header
 _MAX_VALUES = {
     "Cookie": MAX_COOKIE,
     **dict.fromkeys(
@@ -51,10 +51,10 @@ _MAX_VALUES = {
 
 
 def oversized_head(target: str, headers: HTTPHeaders) -> str | None:
-    """Tell what is too long in the head of a request.
+    """Check the request target and the headers against the limits.
 
-    :param target: the path and query, as they were sent.
-    :returns: one line for the client; None if nothing is too long.
+    :param target: the path and query as sent.
+    :returns: an error message of one line; None if all limits are kept.
     """
     for part, text in zip(("path", "query"), target.split("?", 1), strict=False):
         if len(text) > MAX_HEADER_VALUE:
@@ -67,11 +67,11 @@ def oversized_head(target: str, headers: HTTPHeaders) -> str | None:
 
 
 def oversized_body(length: str | None, maximum: int) -> str | None:
-    """Tell whether a body is too large.
+    """Check the length of a body against a limit.
 
-    :param length: the header ``Content-Length``, if there is one; what is no number Tornado refuses.
+    :param length: the value of ``Content-Length``, if present; Tornado refuses invalid values.
     :param maximum: bytes.
-    :returns: one line for the client; None if it is not, or if its length is not known yet.
+    :returns: an error message of one line; None if the length is within the limit or unknown.
     """
     if length is None or not (length.isascii() and length.isdigit()) or int(length) <= maximum:
         return None

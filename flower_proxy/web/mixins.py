@@ -1,4 +1,4 @@
-"""What is mixed into each handler: the gate before anything is answered, and the one place where links leave."""
+"""Mixins of all request handlers: authentication, response headers, and URLs and cookies below the public prefix."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from flower_proxy.web.security_headers import OTHER_HEADERS, content_security_po
 from flower_proxy.web.static import packaged_overrides
 
 BROWSER = "browser"
-"""The cookie by which a browser is known that somebody has logged in with."""
+"""The name of the cookie that identifies a browser after a login with a password."""
 
-_ANYBODY = "anybody"
+_ANONYMOUS = "anonymous"
 
-# Where nobody told the prefix only the browser can put right what relative links need
-_UNTOLD = (packaged_overrides() / "js" / "untold.js").read_text(encoding="utf-8")
+# Without a known prefix, only the browser can determine the base URL of relative links
+_RELATIVE_LINKS = (packaged_overrides() / "js" / "relative_links.js").read_text(encoding="utf-8")
 
 
 def set_location(request: HTTPServerRequest, location: Location, gate: Gate) -> None:
-    """Let a request appear to Flower's handlers as one that was sent to them directly, without any prefix."""
+    """Rewrite a request so that to Flower's handlers it looks like a direct one, without a prefix."""
     query = request.uri.partition("?")[2] if request.uri else ""
     request.path = location.path
     request.uri = f"{location.path}?{query}" if query else location.path
@@ -47,20 +47,21 @@ def set_location(request: HTTPServerRequest, location: Location, gate: Gate) -> 
 
 
 def _of_user(cookie: bytes | None, user: str) -> str | None:
-    """Return what the cookie says, if it is this user's."""
-    known = (cookie or b"").decode()
-    return known if known.partition(" ")[2] == user else None
+    """Return the cookie's value if it belongs to the user."""
+    value = (cookie or b"").decode()
+    return value if value.partition(" ")[2] == user else None
 
 
 class Bare(RequestHandler):
-    """Any handler of ours: tells browsers what not to do with what it answers, and nobody which version it is.
+    """Base class of all handlers: sets security headers and omits the Server header.
 
-    :cvar route: what it is called in the metrics.
+    :cvar route: the value of the ``route`` label in metrics.
     """
 
     route = "other"
 
     def set_default_headers(self) -> None:
+        """Set the headers of every response."""
         super().set_default_headers()
         self.clear_header("Server")
         for name, value in OTHER_HEADERS.items():
@@ -68,10 +69,10 @@ class Bare(RequestHandler):
 
 
 class Guarded(Bare):
-    """Any handler behind the gate, which `set_location` has put into the request with the location.
+    """Mixin that authenticates and authorizes requests by the gate that `set_location` has attached.
 
-    :cvar permission: what a request needs; a handler without it needs what `Permission.of` says of the method.
-    :cvar max_body: maximum size of a body, in bytes.
+    :cvar permission: the permission required; if missing, that of the method, see `Permission.of`.
+    :cvar max_body: maximum size of a body in bytes.
     """
 
     application: Any
@@ -82,13 +83,16 @@ class Guarded(Bare):
 
     @cached_property
     def location(self) -> Location:
+        """The public location of the request."""
         return cast(Location, vars(self.request)["location"])
 
     @cached_property
     def gate(self) -> Gate:
+        """The access policy for the request."""
         return cast(Gate, vars(self.request)["gate"])
 
     def set_default_headers(self) -> None:
+        """Set the headers of every response, with CSP and CORS headers where they apply."""
         super().set_default_headers()
         if issubclass(type(self), StaticFileHandler):
             self.clear_header("Cache-Control")
@@ -106,18 +110,19 @@ class Guarded(Bare):
     def _is_from_cors_origin(self) -> bool:
         return self.request.headers.get("Origin", "").lower() in self.gate.cors_origins
 
-    # Who may ask
+    # Authentication
 
     def prepare(self) -> Awaitable[None] | None:
-        return super().prepare() if self._needed is Permission.PUBLIC else self._enter()
+        """Authenticate and authorize the request, unless the handler is public."""
+        return super().prepare() if self._required is Permission.PUBLIC else self._authenticate()
 
     @cached_property
-    def _needed(self) -> Permission:
+    def _required(self) -> Permission:
         declared = getattr(self, "permission", None)
-        # A handler from elsewhere may call something else so, which must open nothing
+        # A login provider's handler may have an unrelated attribute of this name
         return declared if isinstance(declared, Permission) else Permission.of(self.request.method or "")
 
-    async def _enter(self) -> None:
+    async def _authenticate(self) -> None:
         if self._is_preflight():
             self.set_header("Access-Control-Allow-Methods", "GET, HEAD")
             self.set_header("Access-Control-Allow-Headers", "Authorization")
@@ -132,35 +137,34 @@ class Guarded(Bare):
             known_browser=self._known_browser,
         )
         try:
-            self.principal = await self.gate.admit(self._needed, attempt, reads=reads)
+            self.principal = await self.gate.admit(self._required, attempt, reads=reads)
         except AccessDenied as denied:
             self._deny(denied)
             return
-        if self._needed is not Permission.LOG_IN:
-            self.current_user = self.principal.name or _ANYBODY
+        if self._required is not Permission.LOG_IN:
+            self.current_user = self.principal.name or _ANONYMOUS
         if not reads and (reason := refusal(self.request.headers, self.location, self._has_page_token)):
             raise HTTPError(HTTPStatus.FORBIDDEN, f"Refused: {reason}")
-        if self._needed is Permission.CONTROL and not self.may_control:
-            raise HTTPError(HTTPStatus.FORBIDDEN, "Refused: you may look, not act")
+        if self._required is Permission.CONTROL and not self.may_control:
+            raise HTTPError(HTTPStatus.FORBIDDEN, "Refused: read-only access")
         if (prepared := super().prepare()) is not None:
             await prepared
 
     @property
-    def _asked(self) -> dict[str, str]:
-        # For the log
+    def _log_fields(self) -> dict[str, str]:
         return {"client": self.location.client, "method": self.request.method or "", "path": self.location.path}
 
     def _is_preflight(self) -> bool:
-        # A browser asks without credentials whether it may ask (Fetch, CORS-preflight request)
-        wanted = self.request.headers.get("Access-Control-Request-Method")
-        return self.request.method == "OPTIONS" and wanted in ("GET", "HEAD") and self._is_from_cors_origin()
+        # Browsers send CORS preflight requests without credentials
+        method = self.request.headers.get("Access-Control-Request-Method")
+        return self.request.method == "OPTIONS" and method in ("GET", "HEAD") and self._is_from_cors_origin()
 
     def _deny(self, denied: AccessDenied) -> None:
         if denied.failure is not None:
             self.application.monitor.own.count_login_failure(denied.failure)
-            audit.refused_login(**self._asked, user=denied.user, reason=denied.reason, status=denied.status)
+            audit.refused_login(**self._log_fields, user=denied.user, reason=denied.reason, status=denied.status)
         elif denied.status is HTTPStatus.FORBIDDEN and not denied.may_log_in:
-            audit.refused_request(**self._asked, reason=denied.reason)
+            audit.refused_request(**self._log_fields, reason=denied.reason)
         if denied.may_log_in and self.request.method in ("GET", "HEAD"):
             self.redirect(self.get_login_url() + "?" + urlencode({"next": self.request.uri}))
             return
@@ -181,15 +185,18 @@ class Guarded(Bare):
 
     @property
     def may_control(self) -> bool:
+        """Whether the user may perform control actions."""
         return self.gate.roles.may_control(self.principal)
 
     @property
-    def who(self) -> str | None:
+    def user_name(self) -> str | None:
+        """The name of the authenticated user."""
         return self.principal.name or None
 
     def on_finish(self) -> None:
+        """Log a control action of an authenticated user."""
         super().on_finish()
-        if self._needed is Permission.CONTROL and self.current_user:
+        if self._required is Permission.CONTROL and self.current_user:
             arguments = self.request.arguments.items()
             audit.control_action(
                 user=self.principal.name,
@@ -205,20 +212,22 @@ class Guarded(Bare):
         value: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        # Not Tornado's: it writes the query down, where a provider's answer to a login stands
+        """Log an exception, without the query, which contains the authorization code in an OAuth callback."""
         if not isinstance(value, (HTTPError, AuthError)):
-            audit.failed_request(**self._asked, error=value)
+            audit.failed_request(**self._log_fields, error=value)
         elif not isinstance(value, HTTPError):
-            audit.refused_request(**self._asked, reason=f"authentication error: {value}")
+            audit.refused_request(**self._log_fields, reason=f"authentication error: {value}")
         elif value.log_message:
             message = value.log_message % value.args if value.args else value.log_message
-            audit.refused_request(**self._asked, reason=message)
+            audit.refused_request(**self._log_fields, reason=message)
 
     @cached_property
     def csp_nonce(self) -> str:
+        """The nonce of the page's inline scripts."""
         return secrets.token_urlsafe(16)
 
     def render(self, template_name: str, **kwargs: Any) -> Future[None]:
+        """Render a page with its CSP header, and renew the cookie of a browser that used a password."""
         user = self.principal.password_of
         if user and not _of_user(self.application.read_browser(self.get_cookie(BROWSER)), user):
             self.set_signed_cookie(BROWSER, f"{secrets.token_urlsafe(12)} {user}", httponly=True, samesite="Lax")
@@ -230,10 +239,11 @@ class Guarded(Bare):
 
     @cached_property
     def xsrf_token(self) -> bytes:
+        """The user's token for control actions, which each page contains."""
         return self.create_signed_value("page", str(self.current_user))
 
     def check_xsrf_cookie(self) -> None:
-        """Tornado asks too early: who is asking is not known yet."""
+        """Check nothing: Tornado calls this before authentication, and `prepare` checks afterwards."""
 
     def _has_page_token(self) -> bool:
         token = self.request.headers.get("X-XSRFToken")
@@ -241,56 +251,63 @@ class Guarded(Bare):
 
 
 class Proxied(Guarded):
-    """Any handler, answering at its public location."""
+    """Mixin for URLs, pages and cookies at the public location."""
 
-    # Links
+    # URLs
 
     def reverse_url(self, name: str, *args: Any) -> PublicURL:
+        """Return the URL of a named route."""
         return self.location.url(super().reverse_url(name, *args))
 
     def static_url(self, path: str, include_host: bool | None = None, **kwargs: Any) -> PublicURL:
-        # Never a host: only the proxy knows the right one
+        """Return the URL of a static file, always without a host."""
         return self.location.url(super().static_url(path, include_host=False, **kwargs))
 
     def get_login_url(self) -> PublicURL:
+        """Return the URL of the login page."""
         return self.location.url(super().get_login_url())
 
     def redirect(self, url: str, permanent: bool = False, status: int | None = None) -> None:
+        """Redirect to a URL; the public prefix is added to an absolute path."""
         super().redirect(self.location.url(url) if url.startswith("/") else url, permanent, status)
 
     # Pages
 
     def get_template_path(self) -> str:
-        # What Tornado keeps the loader by; stock Flower in the same process has its own
+        """Return the key of the template loader in Tornado's cache, distinct from stock Flower's."""
         return "flower-proxy"
 
     def render_string(self, template_name: str, **kwargs: Any) -> bytes:
+        """Render a template with the public prefix and the user's permissions."""
         kwargs["url_prefix"] = self.location.base
         kwargs["read_only"] = not self.may_control
         return super().render_string(template_name, **kwargs)
 
     @property
     def page_head(self) -> str:
-        # No leading slash: `sub_filter '="/' '="/flower/'` would take it for a link
+        """HTML for the head of the page: its path, its token, and a script if the prefix is unknown."""
+        # Without the leading slash, so that nginx's `sub_filter '="/' '="/flower/'` does not rewrite it
         page, token = xhtml_escape(self.location.path[1:]), self.xsrf_token.decode()
         head = f'<meta name="flower-page" content="{page}"><meta name="flower-token" content="{token}">'
         if self.location.prefix is not None:
             return head
-        return f'{head}<script nonce="{self.csp_nonce}">{_UNTOLD}</script>'
+        return f'{head}<script nonce="{self.csp_nonce}">{_RELATIVE_LINKS}</script>'
 
     # Cookies
 
     def get_cookie(self, name: str, default: str | None = None) -> str | None:  # type: ignore[override]
+        """Return a cookie of this location."""
         return super().get_cookie(self._cookie_name(name), default)
 
     def set_cookie(self, name: str, value: str | bytes, *args: Any, **kwargs: Any) -> None:
-        # Without a path the browser takes the folder of the page, which for /login is the public prefix
+        """Set a cookie for the public prefix only, Secure over HTTPS."""
+        # Without a path, the browser uses the directory of the page, which for /login is the public prefix
         kwargs["path"] = None if self.location.prefix is None else self.location.prefix or "/"
         kwargs["secure"] = self.location.scheme == "https"
         super().set_cookie(self._cookie_name(name), value, *args, **kwargs)
 
     def _cookie_name(self, name: str) -> str:
-        # A cookie is seen by everything below its path, and by every port of the host
+        # The host's other ports and the paths below the prefix receive the cookie too, so its name must be unique
         return f"flower_{name}_{_digest(self.location.host, self.location.prefix)}"
 
 

@@ -1,4 +1,4 @@
-"""The queues of the Broker page and of ``/api/queues/length``."""
+"""The queues on the Broker page and at ``/api/queues/length``."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from flower_proxy.metrics.broker_poller import BrokerPoller
 
 
 class BrokerQueues:
-    """The queues of a broker, as Flower's handlers ask for them; the counts are those of ``/metrics``.
+    """The queues of a broker, with the interface that Flower's handlers expect and the counts of ``/metrics``.
 
-    :param capp: the Celery application whose broker it is.
+    :param capp: the Celery application.
     :param poller: counts the messages.
-    :param broker_api: the URL of RabbitMQ's management API; None if there is none.
+    :param broker_api: the URL of RabbitMQ's management API; None without one.
     """
 
     def __init__(self, capp: Celery, poller: BrokerPoller, *, broker_api: str | None) -> None:
@@ -27,12 +27,12 @@ class BrokerQueues:
         self._api = ManagementApi(capp, broker_api) if broker_api else None
 
     async def queues(self, names: Iterable[str]) -> list[dict[str, Any]]:
-        """Count the queues now.
+        """Count the messages in the queues now.
 
-        :param names: queues to count too.
-        :returns: a row for each queue, by name; ``messages`` are those that wait, as in ``messages_ready``, and
-            ``messages_unacknowledged`` and ``idle_since`` are there if the management API answers.
-        :raises HTTPError: 503, the broker does not answer.
+        :param names: additional queues.
+        :returns: one row per queue, sorted by name; ``messages`` equals ``messages_ready``;
+            ``messages_unacknowledged`` and ``idle_since`` are present if the management API responds.
+        :raises HTTPError: 503, the broker does not respond.
         """
         figures, details = await asyncio.gather(self._poller.refresh(names), self._details())
         if problem := self._poller.problem:

@@ -1,4 +1,4 @@
-"""The way of a request to its handler: who speaks, where are we, and how much may be sent."""
+"""Routing of requests: peer, public location, size limits, handler."""
 
 from __future__ import annotations
 
@@ -23,37 +23,38 @@ from flower_proxy.web.mixins import set_location
 
 logger = logging.getLogger(__name__)
 
-_NOT_AN_ADDRESS = "0.0.0.0"  # noqa: S104  what Tornado calls the peer of a unix socket
+_TORNADO_UNIX_PEER = "0.0.0.0"  # noqa: S104  Tornado's remote_ip for unix sockets
 
 
 class Routed(Protocol):
-    """The application that answers."""
+    """The interface of the application to `PublicRouter`."""
 
     def find_page(self, request: HTTPServerRequest) -> HTTPMessageDelegate:
-        """Find the handler of a request that has its location, as Tornado does."""
+        """Route a request whose location is known among the pages of Flower and flower-proxy."""
 
     def answer(self, request: HTTPServerRequest, handler: type[RequestHandler], **kwargs: Any) -> HTTPMessageDelegate:
-        """Let a handler answer that stands in front of the gate and needs no location."""
+        """Answer a request with a handler that requires neither a location nor authentication."""
 
 
 class PublicRouter(Router):
-    """Finds what answers a request at its public location.
+    """A router that determines the public location of a request and hides it from the application.
 
-    :param application: answers, unaware of any prefix.
-    :param locator: finds the location.
-    :param gate: in front of everything that is answered.
-    :param paths: the only ones that are answered; empty for all.
+    :param application: the application, which is unaware of any prefix.
+    :param locator: determines the location.
+    :param gate: the access policy for all requests.
+    :param paths: the only paths served; empty for all.
     """
 
     def __init__(self, application: Routed, locator: Locator, gate: Gate, *, paths: Sequence[str] = ()) -> None:
         self._application, self._locator, self._gate, self._paths = application, locator, gate, paths
-        # Each peer once; the cache is bounded, so a flood of peers cannot fill it
+        # The cache limits the log to one warning per peer
         self._warn_untrusted = lru_cache(maxsize=256)(_warn_untrusted)
 
     def find_handler(self, request: HTTPServerRequest, **kwargs: Any) -> HTTPMessageDelegate:
-        answer, peer = self._application.answer, _name_peer(request)
+        """Return the delegate of the page, or of a redirect or an error response."""
+        answer, peer = self._application.answer, _normalize_peer(request)
         if self._paths and request.path not in self._paths:
-            return answer(request, PlainText, status=HTTPStatus.NOT_FOUND, message=f"see {self._paths[0]}")
+            return answer(request, PlainText, status=HTTPStatus.NOT_FOUND, message=f"Not found; see {self._paths[0]}")
         if problem := oversized_head(request.uri or "", request.headers):
             return answer(request, PlainText, status=HTTPStatus.BAD_REQUEST, message=problem)
         if peer not in self._locator.trusted:
@@ -67,13 +68,13 @@ class PublicRouter(Router):
                 headers=request.headers,
             )
         except ForwardedHeaderError as error:
-            logger.warning("%s, sent by %s", error, peer)
+            logger.warning("Answered 400 to %s: %s", peer, error)
             return answer(request, PlainText, status=HTTPStatus.BAD_REQUEST, message=error.answer)
         if not location.path:
-            # Relative, so that a part of the prefix which nobody told stays where it is (P1)
+            # Relative, because the proxy may have stripped another part of the prefix (mher/flower#1207)
             return answer(request, Redirect, path=f"./{request.path.rpartition('/')[2]}/", status=308)
         if location.repeated:
-            # What a proxy closes at one address must not be open at another; not for ever, as headers may decide it
+            # Repeating the prefix must not bypass access rules of the proxy; temporary, as it can depend on headers
             return answer(request, Redirect, path=location.url(location.path), status=307)
         set_location(request, location, self._gate)
         return self._application.find_page(request)
@@ -83,15 +84,15 @@ class PublicRouter(Router):
         if any(name in request.headers for name in (*HEADERS, user_header or HEADERS[0])):
             self._warn_untrusted(peer)
         if user_header:
-            # So that nothing below can take it for true
+            # No handler may trust the header of an untrusted peer
             request.headers.pop(user_header, None)
 
 
 def limit_body(application: Routed, request: HTTPServerRequest, maximum: int) -> HTTPMessageDelegate | None:
-    """Limit the body of a request.
+    """Limit the size of a request's body.
 
     :param maximum: bytes.
-    :returns: what answers if the body is larger; else None.
+    :returns: the delegate of a 413 response if the body is larger; else None.
     """
     connection = cast(HTTP1Connection, request.connection)
     if problem := oversized_body(request.headers.get("Content-Length"), maximum):
@@ -103,17 +104,16 @@ def limit_body(application: Routed, request: HTTPServerRequest, maximum: int) ->
     return None
 
 
-def _name_peer(request: HTTPServerRequest) -> str:
-    """Replace the request's peer by its normal form, and return that."""
+def _normalize_peer(request: HTTPServerRequest) -> str:
+    """Normalize the peer address of a request in place, and return it."""
     remote = str(request.remote_ip)
-    request.remote_ip = UNIX if remote == _NOT_AN_ADDRESS else normalize_peer(remote)
+    request.remote_ip = UNIX if remote == _TORNADO_UNIX_PEER else normalize_peer(remote)
     return request.remote_ip
 
 
 def _warn_untrusted(peer: str) -> None:
     logger.warning(
-        "%s sends X-Forwarded headers and is not trusted, so they are ignored; if it is your proxy, add it:"
-        " --trusted_proxies=%s",
+        "Ignored forwarded headers from %s, which is not trusted; if it is your proxy, add --trusted_proxies=%s",
         peer,
         peer,
     )

@@ -1,4 +1,4 @@
-"""What browsers are told to allow a page, as plain functions on text."""
+"""Security headers of responses."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ OTHER_HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-"""What goes with `content_security_policy`."""
+"""Headers sent in addition to ``Content-Security-Policy``."""
 
 SELF, NONE = "'self'", "'none'"
 
 
 def content_security_policy(nonce: str, frame_ancestors: Sequence[str]) -> str:
-    """Return the value of the header ``Content-Security-Policy``.
+    """Return the value of the ``Content-Security-Policy`` header.
 
-    :param nonce: what the scripts that stand in the page carry, new for each page; empty for what is no page.
-    :param frame_ancestors: who may show the page in a frame, as `settings.validators.parse_frame_ancestors` returns it.
+    :param nonce: the nonce of inline scripts, new for each page; empty if the response is not a page.
+    :param frame_ancestors: the result of `settings.validators.parse_frame_ancestors`.
     """
     directives = {
         "default-src": SELF,
         "script-src": f"{SELF} 'nonce-{nonce}'" if nonce else SELF,
         "style-src": SELF,
-        # Flower has one, the width of a column; where a browser does not know this, the column is a bit wider
+        # Flower has one style attribute, the width of a column
         "style-src-attr": "'unsafe-inline'",
-        # Bootstrap's icons are data: addresses
+        # Bootstrap's icons are data: URLs
         "img-src": f"{SELF} data:",
         "object-src": NONE,
         "base-uri": SELF,

@@ -1,4 +1,4 @@
-"""Sockets to listen on: where the options say, those that somebody else has made, and the file of a unix socket."""
+"""Listening sockets: TCP, unix, and socket activation."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from dataclasses import dataclass
 
 from tornado.netutil import bind_sockets, bind_unix_socket
 
-_FIRST_HANDED_OVER = 3  # SD_LISTEN_FDS_START
-_SECONDS_TO_CONNECT = 1.0
+_LISTEN_FDS_START = 3  # SD_LISTEN_FDS_START
+_CONNECT_TIMEOUT = 1.0  # seconds
 
 
 class ListenError(OSError):
-    """The address or socket cannot be bound; the message is one line that names the option."""
+    """An address or socket that cannot be bound; the message is one line and names the option."""
 
 
 class AddressError(ListenError):
-    """There is no such address."""
+    """An address that cannot be resolved."""
 
 
 def bind(address: str, port: int, *, prefix: str = "") -> list[socket.socket]:
-    """Listen on an address.
+    """Bind TCP sockets to an address.
 
-    :param address: empty for all interfaces.
-    :param prefix: with which the names of the options begin that say so, for messages.
-    :raises ListenError: it cannot be bound.
+    :param address: a host name or address; empty for all interfaces.
+    :param prefix: the prefix of the option names in error messages.
+    :raises ListenError: the address cannot be bound.
     """
     try:
         return bind_sockets(port, address=address)
@@ -39,23 +39,23 @@ def bind(address: str, port: int, *, prefix: str = "") -> list[socket.socket]:
 
 @dataclass(frozen=True)
 class SocketFile:
-    """The file of a unix socket that this process listens on."""
+    """The file of a unix socket on which this process listens."""
 
     path: str
     inode: int
 
     def remove(self) -> None:
-        """Remove it, unless another process has put its own there meanwhile."""
+        """Remove the file, unless another process has replaced it."""
         with contextlib.suppress(FileNotFoundError):
             if os.stat(self.path).st_ino == self.inode:
                 os.unlink(self.path)
 
 
 def bind_unix(path: str, mode: int) -> tuple[socket.socket, SocketFile]:
-    """Listen on a unix socket; a file that a dead process left is replaced.
+    """Bind a unix socket, and replace a file left over from a process that has exited.
 
-    :param mode: of the file.
-    :raises ListenError: it cannot be made, or somebody else listens there.
+    :param mode: the permissions of the file.
+    :raises ListenError: the socket cannot be created, or another process listens on it.
     """
     try:
         if os.path.exists(path):
@@ -67,16 +67,16 @@ def bind_unix(path: str, mode: int) -> tuple[socket.socket, SocketFile]:
 
 
 def handed_over() -> list[socket.socket]:
-    """Return the sockets on which systemd, or another parent, already listens for this process: sd_listen_fds(3)."""
+    """Return the sockets passed by systemd socket activation, see sd_listen_fds(3)."""
     if os.environ.get("LISTEN_PID") != str(os.getpid()):
         return []
-    numbers = range(_FIRST_HANDED_OVER, _FIRST_HANDED_OVER + int(os.environ.get("LISTEN_FDS", "0")))
+    numbers = range(_LISTEN_FDS_START, _LISTEN_FDS_START + int(os.environ.get("LISTEN_FDS", "0")))
     return [socket.socket(fileno=number) for number in numbers]
 
 
 def _refuse_live_socket(path: str) -> None:
     with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(ConnectionRefusedError):
-        probe.settimeout(_SECONDS_TO_CONNECT)
+        probe.settimeout(_CONNECT_TIMEOUT)
         probe.connect(path)
         raise OSError("another process listens on it")
 

@@ -1,4 +1,4 @@
-"""Flower's templates, corrected in memory before anything of a request stands in them."""
+"""Flower's templates, patched in memory at start-up."""
 
 from __future__ import annotations
 
@@ -15,79 +15,79 @@ logger = logging.getLogger(__name__)
 
 
 class Page(Protocol):
-    """What the corrected templates ask the request's handler for."""
+    """The attributes of a request handler that the patched templates use."""
 
     @property
     def page_head(self) -> str:
-        """Safe HTML for the beginning of the page's head."""
+        """HTML inserted at the start of the page's head."""
 
     @property
     def csp_nonce(self) -> str:
-        """What lets the scripts run that stand in the page itself."""
+        """The nonce of the page's inline scripts."""
 
     @property
-    def who(self) -> str | None:
-        """The name of who is logged in, if there is one; asked on error pages too, so it must not raise."""
+    def user_name(self) -> str | None:
+        """The name of the authenticated user; it must not raise, because error pages read it too."""
 
     @property
     def may_control(self) -> bool:
-        """Whether they may do more than look."""
+        """Whether the user may perform control actions."""
 
 
 _HEAD = "{% raw handler.page_head %}"
 _NONCE = ' nonce="{{ handler.csp_nonce }}"'
-_WHO = (
-    '{% if handler.who %}<li class="nav-item"><span class="nav-link pe-none text-break">{{ handler.who }}'
-    "{% if not handler.may_control %} (may look only){% end %}</span></li>{% end %}"
+_USER = (
+    '{% if handler.user_name %}<li class="nav-item"><span class="nav-link pe-none text-break">{{ handler.user_name }}'
+    "{% if not handler.may_control %} (read-only){% end %}</span></li>{% end %}"
 )
 _INSERTIONS = [
-    (*PAGE_HEAD, _HEAD, "its pages are told neither their address nor their token"),
-    (*USER_MENU, _WHO, "it names nobody"),
+    (*PAGE_HEAD, _HEAD, "control actions and relative links may fail"),
+    (*USER_MENU, _USER, "pages do not show the user"),
 ]
-# In the sources, because at the end nobody can tell a script of Flower's from one that a task's name brought along
+# Nonces are added to the template sources: in a rendered page, a script could come from the name of a task
 _INLINE_SCRIPT = re.compile(r"<script(?=[\s>])(?![^>]*\ssrc\s*=)", re.IGNORECASE)
 
 
 class TemplateError(ValueError):
-    """A template of the installed Flower has no place for a correction."""
+    """A template of Flower that cannot be corrected."""
 
 
 def corrected_templates(folder: Path) -> DictLoader:
-    """Return a loader of Flower's templates that are corrected.
+    """Return a loader of Flower's templates with the corrections applied.
 
-    A correction that has no place in them is left out, and the log says so once; the others are made.
+    A correction that cannot be applied is logged and skipped.
 
-    :param folder: Flower's folder of templates.
+    :param folder: Flower's template folder.
     """
     sources = _Sources(folder)
-    for name, place, piece, otherwise in _INSERTIONS:
+    for name, place, piece, consequence in _INSERTIONS:
         try:
             sources[name] = insert(sources[name], place, piece)
         except (OSError, TemplateError) as error:
-            logger.warning("Cannot correct Flower's %s: %s; %s", name, error, otherwise)
+            logger.warning("Cannot correct Flower's %s: %s; %s", name, error, consequence)
     return DictLoader(sources)
 
 
 def insert(source: str, place: re.Pattern[str], piece: str) -> str:
-    """Put a piece right behind the one place that matches.
+    """Insert a piece after the only match of a pattern.
 
-    :raises TemplateError: there is no such place, or more than one.
+    :raises TemplateError: there is not exactly one match.
     """
     matches = list(place.finditer(source))
     if len(matches) != 1:
-        raise TemplateError(f"it has {len(matches) or 'no'} places that match {place.pattern}")
+        raise TemplateError(f"expected one match of {place.pattern}, found {len(matches)}")
     return source[: matches[0].end()] + piece + source[matches[0].end() :]
 
 
 def add_nonces(source: str) -> str:
-    """Let each script that stands in the page itself carry the page's nonce."""
+    """Add the page's nonce to each inline script."""
     return _INLINE_SCRIPT.sub(lambda match: match[0] + _NONCE, source)
 
 
 class _Sources(dict[str, str]):
-    """Templates by name, read when they are asked for.
+    """Template sources by name, read on first use.
 
-    As with Tornado's own loader a name can be a whole path: a login provider may bring a page of its own.
+    A name can be an absolute path, as for Tornado's loader, because a login provider may have its own template.
     """
 
     def __init__(self, folder: Path) -> None:

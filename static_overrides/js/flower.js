@@ -1,20 +1,20 @@
-// The functions of Flower's flower.js that go wrong behind a reverse proxy, corrected.
-// At start-up flower-proxy puts them in place of Flower's own, in memory; the rest of the file is Flower's.
+// Corrected functions of Flower's flower.js.
+// At start-up, flower-proxy replaces Flower's functions by these, in memory.
 
-// The public prefix, without a slash at its end. The page says it either as a path or, where nobody told the server,
-// relative to itself ('.', '..'), which only the browser can resolve. Two slashes in front would name a host.
+// Returns the public prefix without a trailing slash. The page has it as a path or, if the server does not know it,
+// relative to the page ('.', '..'). A result with two leading slashes would name a host.
 function url_prefix() {
-    var said = $('#url_prefix').val();
-    return said ? new URL(said, document.baseURI).pathname.replace(/\/+$/, '').replace(/^\/+/, '/') : '';
+    var prefix = $('#url_prefix').val();
+    return prefix ? new URL(prefix, document.baseURI).pathname.replace(/\/+$/, '').replace(/^\/+/, '/') : '';
 }
 
-// Which page this is, the server says: the address may have a prefix, twice or rewritten, or lack its final slash.
+// Uses the path from the server, because that in the address bar may have a prefix or lack the trailing slash.
 function active_page(name) {
     var page = '/' + $('meta[name=flower-page]').attr('content');
     return name === '/' ? page === name : page.startsWith(name);
 }
 
-// The token for control actions stands on the page. A cookie would clash with the one of the host application.
+// Returns the token for control actions from the page: an _xsrf cookie would clash with that of another application.
 function getCookie(name) {
     return name === '_xsrf' ? $('meta[name=flower-token]').attr('content') : '';
 }

@@ -262,12 +262,12 @@ def test_a_viewer_sees_no_button_and_can_press_none(
         journey.log_in(credentials)
         journey.open_with_slash()
         journey.open_worker()
-        assert browser.text(NAMES) == f"{viewer} (may look only)"
+        assert browser.text(NAMES) == f"{viewer} (read-only)"
         assert not browser.find_all(BUTTONS)
         worker_name = browser.text("#workername")
         answer = example.ask(f"/flower/api/worker/pool/grow/{worker_name}", method="POST", headers=basic(credentials))
         assert answer.status == 403
-        assert "you may look, not act" in answer.text
+        assert "read-only access" in answer.text
 
 
 @pytest.mark.parametrize("example", [*BY_PROVIDER, *BY_PASSWORD, *BY_WORD], indirect=True)

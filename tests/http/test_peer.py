@@ -49,7 +49,7 @@ def test_the_advice_about_a_mapped_peer_names_what_the_option_accepts(
 ) -> None:
     seen = look(dual, **{"X-Forwarded-For": "192.0.2.7"})
     assert (seen.peer, seen.trusted, seen.client) == ("127.0.0.1", False, "127.0.0.1")
-    assert "127.0.0.1 sends X-Forwarded headers and is not trusted" in caplog.text
+    assert "Ignored forwarded headers from 127.0.0.1, which is not trusted" in caplog.text
     assert caplog.text.rstrip().endswith("--trusted_proxies=127.0.0.1")
     assert "::ffff" not in caplog.text
 

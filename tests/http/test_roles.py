@@ -82,7 +82,7 @@ def test_a_viewer_sees_what_an_operator_sees_but_no_button(site: Site, path: str
         assert button in operators
         assert button not in viewers
     assert ">alice<" in operators
-    assert ">Bob (may look only)<" in viewers
+    assert ">Bob (read-only)<" in viewers
 
 
 @pytest.mark.parametrize(
@@ -101,7 +101,7 @@ def test_a_viewer_sees_the_tasks_table_although_it_is_a_post(site: Site) -> None
 def test_a_viewer_may_not_act(site: Site, extra: dict[str, str]) -> None:
     for path in actions(site.app):
         response = post(site, path, {**VIEWER, **extra})
-        assert (response.code, response.body) == (403, b"Refused: you may look, not act"), path
+        assert (response.code, response.body) == (403, b"Refused: read-only access"), path
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "POST"])
@@ -147,7 +147,7 @@ def test_roles_hold_for_addresses_of_a_provider(site: Site) -> None:
     jar = Jar(site)
     jar.log_in()
     page = jar.get("/tasks")
-    assert b"me@host.example (may look only)" in page.body
+    assert b"me@host.example (read-only)" in page.body
     cookie = "; ".join(f"{name}={value}" for name, value in jar.cookies.items())
     assert post(site, "/api/task/revoke/1", {"Cookie": cookie}).code == 403
 

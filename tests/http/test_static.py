@@ -1,4 +1,4 @@
-"""Static files: Flower's, ours in front, the user's in front of both."""
+"""Static files: precedence of the user's, flower-proxy's and Flower's files."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ def settings(folder: Path) -> dict[str, Any]:
     return {**OPEN, "static_overrides": str(folder)}
 
 
-def test_flower_js_is_the_corrected_one(site: Site) -> None:
+def test_flower_js_is_corrected(site: Site) -> None:
     script = site.page("/static/js/flower.js")
     installed = Path(flower_settings["static_path"], FLOWER_JS).read_text()
-    assert "new URL(said, document.baseURI)" in script
-    assert "new URL(said, document.baseURI)" not in installed
+    assert "new URL(prefix, document.baseURI)" in script
+    assert "new URL(prefix, document.baseURI)" not in installed
     assert "encodeURIComponent(workername)" in script
     assert script.count("function url_prefix(") == 1
 
 
-def test_the_version_of_a_corrected_or_shadowed_file_is_its_own_hash(site: Site) -> None:
+def test_version_in_static_urls_is_the_hash_of_the_served_file(site: Site) -> None:
     html = site.page("/")
     for path in (FLOWER_JS, "css/flower.css", "js/theme.js"):
         content = site.fetch(f"/static/{path}").body
         assert f'"{PREFIX}/static/{path}?v={hashlib.sha512(content).hexdigest()}"' in html
 
 
-def test_the_users_folder_goes_in_front(site: Site) -> None:
+def test_user_folder_takes_precedence(site: Site) -> None:
     assert site.page("/static/css/flower.css") == "body { color: red }"
     assert site.page("/static/favicon.ico") == "logo"
     assert site.fetch("/static/css/bootstrap.min.css").code == 200
     assert site.page("/static/js/theme.js") == "// mine"
 
 
-def test_parts_and_sizes_of_the_corrected_file_are_right(site: Site) -> None:
+def test_corrected_file_supports_range_and_conditional_requests(site: Site) -> None:
     whole = site.fetch("/static/js/flower.js")
     part = site.fetch("/static/js/flower.js", headers={"Range": "bytes=10-19"})
     assert (part.code, part.body) == (206, whole.body[10:20])
@@ -80,7 +80,7 @@ def test_parts_and_sizes_of_the_corrected_file_are_right(site: Site) -> None:
         "link",
     ],
 )
-def test_no_path_leads_out(site: Site, path: str) -> None:
+def test_paths_outside_the_folders_are_refused(site: Site, path: str) -> None:
     response = site.fetch(f"/static/{path}")
     assert response.code in (403, 404)
     assert b"not to be served" not in response.body

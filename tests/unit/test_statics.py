@@ -1,4 +1,4 @@
-"""The corrected flower.js: spliced where the place is found, and told on the page where it is not."""
+"""Corrections of flower.js: spliced functions, and the substitute if they cannot be spliced."""
 
 from __future__ import annotations
 
@@ -28,49 +28,48 @@ ORIGINAL = """\
 }());
 """
 CORRECTED = """\
-// why
+// comment
 function change(name) {
     return 3;
 }
 """
 
 
-def test_a_function_is_replaced_and_nothing_else() -> None:
+def test_only_the_named_function_is_replaced() -> None:
     spliced = splice(ORIGINAL, CORRECTED)
     assert "    function change(name) {\n        return 3;\n    }\n" in spliced
     assert "return 2" not in spliced
     assert spliced.replace("return 3", "").count("function keep() {\n        return 1;\n    }") == 1
 
 
-def test_names_in_control_addresses_are_encoded_once() -> None:
-    """P48."""
+def test_names_in_urls_of_control_actions_are_encoded_once() -> None:
     spliced = splice(ORIGINAL, CORRECTED)
     assert "'/api/worker/pool/grow/' + encodeURIComponent(workername)," in spliced
     assert "'/api/task/revoke/' + encodeURIComponent(taskid)," in spliced
     assert "'/task/' + taskid," in spliced
 
 
-def test_a_missing_function_is_named() -> None:
+def test_missing_function_is_reported_by_name() -> None:
     with pytest.raises(SpliceError, match="no function change"):
         splice(ORIGINAL.replace("function change", "var change = function "), CORRECTED)
 
 
-def test_a_function_whose_end_is_not_found_is_named() -> None:
-    with pytest.raises(SpliceError, match="end of its function change"):
+def test_function_without_end_is_reported_by_name() -> None:
+    with pytest.raises(SpliceError, match="end of the function change"):
         splice("    function change(name) {\n        return 2;", CORRECTED)
 
 
-def test_what_cannot_be_spliced_runs_in_front() -> None:
+def test_substitute_precedes_the_original_script() -> None:
     assert prepend(ORIGINAL, CORRECTED).endswith(ORIGINAL)
 
 
-def test_the_installed_file_has_a_place_for_every_correction_and_for_every_name() -> None:
+def test_installed_flower_js_accepts_every_correction() -> None:
     original = Path(flower_settings["static_path"], FLOWER_JS).read_text()
     spliced = splice(original, (packaged_overrides() / FLOWER_JS).read_text())
-    addresses = [
+    control_urls = [
         line
         for line in spliced.splitlines()
         if "url_prefix() + '/api/" in line and "' + " in line.partition("/api/")[2]
     ]
-    assert len(addresses) == 11
-    assert all("encodeURIComponent(" in line for line in addresses)
+    assert len(control_urls) == 11
+    assert all("encodeURIComponent(" in line for line in control_urls)

@@ -1,7 +1,7 @@
 (function () {
-    // Stands in the page itself, first of all, where nobody told the server under which address the browser sees it.
+    // An inline script at the start of the head, for pages whose public prefix is unknown to the server.
     function plain(path) {
-        try { path = decodeURIComponent(path); } catch (error) { /* no UTF-8 */ }
+        try { path = decodeURIComponent(path); } catch (error) { /* not UTF-8 */ }
         return path.replace(/\/+/g, '/');
     }
 
@@ -17,7 +17,7 @@
         }
         return;
     }
-    // The proxy may have decoded or merged slashes, so that server and browser count other segments
+    // The proxy may have decoded or merged slashes, so the browser's path may have a different number of segments
     while (first > 0 && plain('/' + segments.slice(first).join('/')) !== plain(page)) {
         first -= 1;
     }
