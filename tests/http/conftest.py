@@ -1,4 +1,4 @@
-"""HTTP-level tests, all of them behind a prefix: once as a proxy that keeps it, once as one that strips it."""
+"""Fixtures of the HTTP tests: the application below a prefix, behind a proxy that keeps it or one that strips it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from flower_proxy.settings.options import OPTIONS
 T = TypeVar("T")
 
 PREFIX = "/a/flower"
-# Nobody is asked who they are, and these names are ours
 OPEN = {"no_auth": True, "allowed_hosts": ["host.example", "upstream", "up"]}
 
 
 class Site:
-    """The application at its public location, reached through a proxy of one kind.
+    """The application at its public location, as seen through a proxy.
 
-    :ivar kind: ``kept``, told by ``--url_prefix``; ``stripped``, told by the header; ``untold``, stripped in silence.
+    :ivar kind: ``kept``: the proxy keeps the prefix, ``--url_prefix`` is set; ``stripped``: it strips the prefix and
+        sends X-Forwarded-Prefix; ``unforwarded``: it strips the prefix and sends no header.
     """
 
     def __init__(self, kind: str, app: FlowerProxy, client: AsyncHTTPClient, loop: IOLoop, port: int) -> None:
@@ -36,24 +36,24 @@ class Site:
 
     @property
     def links(self) -> str:
-        """What links on a page at the root begin with."""
-        return "." if self.kind == "untold" else PREFIX
+        """The start of links on the root page."""
+        return "." if self.kind == "unforwarded" else PREFIX
 
     @property
     def origin(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
     def run(self, work: Callable[[], Awaitable[T]]) -> T:
-        """Run this in the application's event loop."""
+        """Run a coroutine function in the application's event loop."""
         result: T = self._loop.run_sync(work)
         return result
 
     def fetch(self, path: str, **kwargs: Any) -> HTTPResponse:
-        """Ask, as `ask` has it, and wait for the answer."""
+        """Send a request as `ask` does, and return the response."""
         return self.run(partial(self.ask, path, **kwargs))
 
     def fetch_all(self, requests: list[tuple[str, dict[str, str]]]) -> list[HTTPResponse]:
-        """Ask for all these paths with these headers at the same time."""
+        """Request several paths with headers concurrently."""
 
         async def fetch() -> list[HTTPResponse]:
             return await asyncio.gather(*(self.ask(path, headers=headers) for path, headers in requests))
@@ -63,15 +63,15 @@ class Site:
     async def ask(
         self, path: str, *, method: str = "GET", headers: dict[str, str] | None = None, **kwargs: Any
     ) -> HTTPResponse:
-        """Ask for a path below the public prefix, as the proxy would hand it on; no redirect is followed."""
-        told = {"X-Forwarded-Prefix": PREFIX} if self.kind == "stripped" else {}
+        """Request a path below the public prefix as the proxy forwards it; redirects are not followed."""
+        forwarded = {"X-Forwarded-Prefix": PREFIX} if self.kind == "stripped" else {}
         url = self.origin + (PREFIX if self.kind == "kept" else "") + path
         if method == "POST":
             kwargs.setdefault("body", "")
         return await self._client.fetch(
             url,
             method=method,
-            headers={**told, **(headers or {})},
+            headers={**forwarded, **(headers or {})},
             follow_redirects=False,
             raise_error=False,
             **kwargs,
@@ -85,7 +85,7 @@ class Site:
 
 @pytest.fixture
 def settings() -> dict[str, Any]:
-    """Flower's options for this test; a module or test overrides it."""
+    """The options; a module or test overrides this."""
     return OPEN
 
 
@@ -101,7 +101,7 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def app(io_loop: IOLoop, options: OptionParser) -> Iterator[FlowerProxy]:
-    """What pytest-tornado serves."""
+    """The application served by pytest-tornado."""
     capp = Celery(broker="memory://")
     oauth = {"key": "key", "secret": "secret", "redirect_uri": "https://host.example/a/flower/login"}
     application = FlowerProxy(capp=capp, options=options, oauth=oauth)
@@ -117,11 +117,11 @@ def site(app: FlowerProxy, http_client: AsyncHTTPClient, io_loop: IOLoop, http_p
 
 @pytest.fixture
 def event(app: FlowerProxy) -> Callable[..., None]:
-    """Let Flower see an event as a worker sends it."""
+    """Process an event as if a worker had sent it."""
 
     def send(type_: str, **fields: Any) -> None:
         base = {"hostname": "w1@host", "timestamp": 1, "local_received": 1, "utcoffset": 0, "pid": 1, "clock": 1}
-        # Stock Flower, too, is served with this
+        # test_stock.py serves stock Flower
         process = app.events.process if isinstance(app, FlowerProxy) else app.events.state.event
         process({"type": type_, **base, **fields})
 

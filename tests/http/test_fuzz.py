@@ -1,4 +1,4 @@
-"""Whatever a client sends: no 500, no host of an attacker's in any answer, and nothing without credentials."""
+"""Fuzzing of requests: no 500, no links to foreign hosts, no content without credentials."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ requests = st.fixed_dictionaries(
 )
 
 
-@pytest.mark.parametrize("kind", ["kept", "untold"], indirect=True)
+@pytest.mark.parametrize("kind", ["kept", "unforwarded"], indirect=True)
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(request=requests)
-def test_no_request_gets_a_500_or_leads_away(site: Site, request: dict[str, Any]) -> None:
+def test_no_request_gets_a_500_or_links_to_foreign_hosts(site: Site, request: dict[str, Any]) -> None:
     path = "/" + request["path"].encode("ascii", "ignore").decode().lstrip("/")
     response = site.fetch(path, method=request["method"], headers=request["headers"])
     assert response.code < 500, (response.code, response.body[:500])
@@ -97,10 +97,10 @@ Lines = Sequence[tuple[str, str]]
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back.
+    """A response.
 
-    :ivar status: 0 where the connection was closed instead.
-    :ivar head: status line and headers as they went over the wire.
+    :ivar status: 0 if the connection was closed instead.
+    :ivar head: the raw status line and headers.
     """
 
     status: int
@@ -109,7 +109,7 @@ class Answer:
 
 
 class Wire:
-    """A connection that sends what it is told, as no HTTP client would; it is kept for the next request."""
+    """A persistent connection that sends requests without validating them, unlike an HTTP client."""
 
     def __init__(self, loop: IOLoop, port: int) -> None:
         self._loop, self._port = loop, port
@@ -155,13 +155,13 @@ def encoded(credentials: str | bytes) -> str:
 
 
 def routes() -> list[str]:
-    """A path for each of Flower's routes and of ours, with an example of what is behind the slash."""
+    """Return an example path for each route of Flower and flower-proxy."""
     patterns = [getattr(rule, "regex", None) or rule[0] for rule in flower.urls.handlers]
     paths = [path_of(getattr(pattern, "pattern", pattern)) for pattern in patterns]
     return [path.replace("some", TASK) for path in [*paths, "/ready"] if path != ".*"]
 
 
-# Almost right, but never right
+# Credentials similar to the valid ones
 NEAR = [
     "demo",
     "demo:",
@@ -206,7 +206,7 @@ WELL_FORMED = {
     "Forwarded": "for=203.0.113.9;proto=https;host=host.example",
 }
 SIGNED = "2|1:0|10:1795207964|4:user|20:bWVAaG9zdC5leGFtcGxl|" + "0" * 64
-# What Flower sends over the wire is split at line ends, so that none of these can be in one
+# Line ends would start another header
 latin = st.text(st.characters(max_codepoint=255, exclude_characters="\r\n"), max_size=20)
 visible = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=12)
 sites = st.sampled_from(["cross-site", "same-site", "same-origin", "none", "Cross-Site", "", "x"])
@@ -258,12 +258,12 @@ paths = st.one_of(
     visible,
 )
 methods = st.sampled_from([*METHODS, *METHODS, "GET", "GET", "POST", "PROPFIND", "CONNECT", "get", "X"])
-OPEN_PATHS = re.compile(r"/(?:robots\.txt|favicon\.ico|static/[^?]+|healthcheck|ready)(?:[?#].*)?")
+PUBLIC_PATHS = re.compile(r"/(?:robots\.txt|favicon\.ico|static/[^?]+|healthcheck|ready)(?:[?#].*)?")
 
 
 @pytest.fixture
 def errors(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
-    """What went wrong in the program, since the last call."""
+    """Return the errors logged since the last call."""
     caplog.set_level(logging.ERROR)
 
     def read() -> list[str]:
@@ -274,21 +274,24 @@ def errors(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     return read
 
 
-def test_the_list_of_open_paths_is_the_one_of_open_routes() -> None:
-    assert all(OPEN_PATHS.fullmatch(path_of(pattern)) for pattern in OPEN_ROUTES)
-    assert {path for path in routes() if OPEN_PATHS.fullmatch(path)} == {f"/static/{TASK}", "/healthcheck", "/ready"}
+def test_public_paths_match_the_public_routes() -> None:
+    assert all(PUBLIC_PATHS.fullmatch(path_of(pattern)) for pattern in OPEN_ROUTES)
+    assert {path for path in routes() if PUBLIC_PATHS.fullmatch(path)} == {f"/static/{TASK}", "/healthcheck", "/ready"}
 
 
-CLOSED = {"basic_auth": ["demo:secret"], "metrics_auth": "prometheus:SCRAPE"}
+WITH_AUTH = {"basic_auth": ["demo:secret"], "metrics_auth": "prometheus:SCRAPE"}
 
 
 @pytest.mark.parametrize(
     ("settings", "kind"),
     [
-        pytest.param({**CLOSED, "cors_origins": ["https://dashboard.example"]}, "kept", id="kept"),
-        pytest.param(CLOSED, "untold", id="untold"),
-        # No forwarded header counts, and nobody's word for who is asking
-        pytest.param({**CLOSED, "auth_header": "X-Forwarded-User", "trusted_proxies": ["192.0.2.1"]}, "kept", id="far"),
+        pytest.param({**WITH_AUTH, "cors_origins": ["https://dashboard.example"]}, "kept", id="kept"),
+        pytest.param(WITH_AUTH, "unforwarded", id="unforwarded"),
+        pytest.param(
+            {**WITH_AUTH, "auth_header": "X-Forwarded-User", "trusted_proxies": ["192.0.2.1"]},
+            "kept",
+            id="untrusted-peer",
+        ),
     ],
     indirect=["kind"],
 )
@@ -296,7 +299,7 @@ CLOSED = {"basic_auth": ["demo:secret"], "metrics_auth": "prometheus:SCRAPE"}
 @given(method=methods, path=paths, lines=lines)
 @example("GET", "/tasks", [("Authorization", "Basic =")])
 @example("GET", "/login", [])
-def test_nothing_is_served_without_credentials(
+def test_requests_without_credentials_are_denied(
     wire: Wire,
     event: Callable[..., None],
     errors: Callable[[], list[str]],
@@ -311,18 +314,18 @@ def test_nothing_is_served_without_credentials(
     host = [] if any(name == "Host" for name, _ in lines) else [("Host", "127.0.0.1")]
     answer = wire.ask(method, prefix + path, [*host, *lines])
     assert errors() == []
-    # No broker has answered here, as /ready says
+    # No broker is connected, so /ready answers 503
     assert answer.status < 500 or (answer.status == 503 and "/ready" in path)
     if 200 <= answer.status < 300:
-        asks_whether_it_may = method == "OPTIONS" and ("Origin", "https://dashboard.example") in lines
-        assert (asks_whether_it_may and answer.status == 204) or OPEN_PATHS.search(path)
+        is_preflight = method == "OPTIONS" and ("Origin", "https://dashboard.example") in lines
+        assert (is_preflight and answer.status == 204) or PUBLIC_PATHS.search(path)
     shown = answer.head + answer.body.decode("latin-1")
     assert "flower-token" not in shown
     assert WORKER not in shown
     assert "server:" not in answer.head.lower()
 
 
-# With them
+# With credentials
 
 ARGUMENTS = (
     "draw start length search[value] order[0][column] columns[0][data] order[0][dir] limit offset sort_by search "
@@ -351,24 +354,24 @@ queries = st.lists(
     st.builds("{}={}".format, st.sampled_from(ARGUMENTS.split()), st.one_of(st.sampled_from(ODD), visible)), max_size=6
 ).map("&".join)
 NO_QUEUES = "Unable to get queues: 'HTTP 503"
-# The page of a worker waits for the worker
+# The worker page waits for an inspection
 without_inspection = [path for path in routes() if not path.startswith("/worker/")]
 
 
-@pytest.mark.parametrize("settings", [CLOSED])
+@pytest.mark.parametrize("settings", [WITH_AUTH])
 @pytest.mark.parametrize("kind", ["kept"], indirect=True)
 @settings(max_examples=800, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(method=st.sampled_from(METHODS), path=st.sampled_from(without_inspection), query=queries)
 # Stock Flower answers 500
 @example("GET", "/api/tasks", "sort_by=")
-def test_no_request_of_a_user_gets_a_500(
+def test_no_authenticated_request_gets_a_500(
     wire: Wire, event: Callable[..., None], errors: Callable[[], list[str]], method: str, path: str, query: str
 ) -> None:
     event("worker-online", hostname=WORKER)
     event("task-received", hostname=WORKER, uuid=TASK, name="add")
     authorization = ("Authorization", "Basic " + encoded("demo:secret"))
     answer = wire.ask(method, f"{PREFIX}{path}?{query}", [("Host", "127.0.0.1"), authorization])
-    # No broker has answered here; Flower's word for an application without a result backend is 503 too
+    # No broker is connected, and Flower also answers 503 without a result backend
     assert [error for error in errors() if path != "/broker" or NO_QUEUES not in error] == []
     may_be_503 = TASK in path or path in ("/ready", "/api/queues/length")
     assert answer.status in (200, 204, 302, 400, 404, 405) or (answer.status == 503 and may_be_503)

@@ -128,7 +128,7 @@ def send_lines(site: Site, http_client: AsyncHTTPClient, io_loop: IOLoop) -> Cal
         pytest.param({**PASSWORD, "cors_origins": ["https://dashboard.example"]}, {401}, id="cors"),
     ],
 )
-@pytest.mark.parametrize("kind", ["kept", "untold"], indirect=True)
+@pytest.mark.parametrize("kind", ["kept", "unforwarded"], indirect=True)
 def test_whoever_shows_nothing_gets_nothing(site: Site, settings: dict[str, Any], refusals: set[int]) -> None:
     """P6: every route for every method, and what nobody has registered."""
     paths = routes(site.app)
@@ -153,7 +153,7 @@ def test_whoever_shows_nothing_gets_nothing(site: Site, settings: dict[str, Any]
 @pytest.mark.parametrize("kind", ["kept"], indirect=True)
 def test_a_path_without_the_prefix_is_closed_too(site: Site) -> None:
     """P43: with the option the same pages answer there."""
-    site.kind = "untold"
+    site.kind = "unforwarded"
     for pattern, path in routes(site.app).items():
         assert (site.fetch(path).code == 401) is (pattern not in OPEN_ROUTES), path
 
@@ -921,7 +921,7 @@ def test_every_answer_tells_browsers_what_not_to_do(
 
 
 @pytest.mark.parametrize("path", ["/", "/tasks", "/nothing", "/broker"])
-@pytest.mark.parametrize("kind", ["kept", "untold"], indirect=True)
+@pytest.mark.parametrize("kind", ["kept", "unforwarded"], indirect=True)
 def test_the_nonce_is_new_for_each_page_and_stands_on_each_of_its_scripts(site: Site, path: str) -> None:
     """P23: no script that a name brings along runs."""
     nonces = set()
@@ -932,7 +932,7 @@ def test_the_nonce_is_new_for_each_page_and_stands_on_each_of_its_scripts(site: 
         html = words(response)
         inline = [tag for tag in re.findall(r"<script\b[^>]*>", html) if "src=" not in tag]
         assert all(f'nonce="{nonce}"' in tag for tag in inline)
-        assert inline or (site.kind, path) != ("untold", "/")
+        assert inline or (site.kind, path) != ("unforwarded", "/")
         assert "unsafe-inline" not in policy.replace("style-src-attr 'unsafe-inline'", "")
         nonces.add(nonce)
     assert len(nonces) == 2

@@ -1,4 +1,4 @@
-"""No event breaks a page, a metric or the saved state, whatever its fields."""
+"""Robustness of pages, metrics and the saved state against invalid events."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ GOOD = {**BASE, "type": "worker-heartbeat", "hostname": "good@host", "freq": 2.0
 
 
 class Sender:
-    """Sends messages to an application, as its connection to the broker would."""
+    """A sender of messages to an application, in place of its connection to the broker."""
 
     def __init__(self, receiver: Receiver) -> None:
         self.receiver = receiver
@@ -71,7 +71,7 @@ def no_constant(name: str) -> None:
 
 
 def paths_of(app: FlowerProxy) -> Iterator[str]:
-    """Yield all paths that show events, with those of the tasks and workers in memory."""
+    """Yield the paths of all pages that show events, including the pages of the tasks in memory."""
     yield from PAGES
     yield from (DATA + column for column in COLUMNS)
     for uuid in list(app.events.state.tasks):
@@ -107,7 +107,7 @@ def assert_unharmed(site: Site, sender: Sender, before: dict[str, int]) -> None:
     assert heartbeats_of(sender) == counted + 1
 
 
-def test_valid_events_are_not_rejected(site: Site, sender: Sender) -> None:
+def test_valid_events_are_accepted(site: Site, sender: Sender) -> None:
     before = statuses(site)
     for event in EVENTS:
         sender.send(event)
@@ -117,8 +117,8 @@ def test_valid_events_are_not_rejected(site: Site, sender: Sender) -> None:
 
 
 @pytest.mark.parametrize("type_", [event["type"] for event in EVENTS])
-def test_no_value_of_any_field_breaks_anything(site: Site, sender: Sender, type_: str) -> None:
-    """Each field of Celery's events, and each attribute of its state, with each hostile value."""
+def test_hostile_field_values_break_nothing(site: Site, sender: Sender, type_: str) -> None:
+    """Each field of Celery's events, and each attribute of its state, gets each hostile value."""
     before = statuses(site)
     (event,) = (event for event in EVENTS if event["type"] == type_)
     for number, name in enumerate(dict.fromkeys((*event, *ATTRIBUTES))):
@@ -128,7 +128,7 @@ def test_no_value_of_any_field_breaks_anything(site: Site, sender: Sender, type_
     assert_unharmed(site, sender, before)
 
 
-def test_no_message_breaks_anything(site: Site, sender: Sender) -> None:
+def test_generated_messages_break_nothing(site: Site, sender: Sender) -> None:
     before = statuses(site)
 
     @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))

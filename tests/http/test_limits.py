@@ -1,4 +1,4 @@
-"""What is too large or malformed is refused with one line, and costs nobody anything."""
+"""Size limits on headers, queries and bodies, and shared scrapes."""
 
 from __future__ import annotations
 
@@ -26,19 +26,21 @@ def settings() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("headers", "status", "said"),
+    ("headers", "status", "message"),
     [
-        pytest.param({"Forwarded": "a=1;" + " " * 60_000 + "!"}, 400, "Forwarded has 60005 characters", id="long"),
+        pytest.param(
+            {"Forwarded": "a=1;" + " " * 60_000 + "!"}, 400, "Forwarded has 60005 characters", id="long-forwarded"
+        ),
         pytest.param({"Cookie": "a=" + "b" * 10_000}, 200, "", id="cookies-of-another-application"),
         pytest.param({"Cookie": "a=" + "b" * 20_000}, 400, "Cookie has 20002 characters", id="long-cookie"),
-        pytest.param({"X-Amzn-Oidc-Data": "a" * 20_000}, 200, "", id="header-that-is-not-parsed"),
+        pytest.param({"X-Amzn-Oidc-Data": "a" * 20_000}, 200, "", id="unparsed-header"),
     ],
 )
-def test_long_headers_are_refused(site: Site, headers: dict[str, str], status: int, said: str) -> None:
+def test_long_headers_are_refused(site: Site, headers: dict[str, str], status: int, message: str) -> None:
     response = site.fetch("/", headers={**DEMO, **headers})
     assert response.code == status
-    if said:
-        assert response.body.decode().startswith(said)
+    if message:
+        assert response.body.decode().startswith(message)
         assert response.body.count(b"\n") == 1
 
 
@@ -58,7 +60,7 @@ def test_long_queries_are_refused(site: Site) -> None:
         ";;;===,,,",
     ],
 )
-def test_a_malformed_accept_gets_the_text_format(site: Site, accept: str) -> None:
+def test_malformed_accept_header_selects_the_text_format(site: Site, accept: str) -> None:
     response = site.fetch("/metrics", headers={**DEMO, "Accept": accept})
     assert response.code == 200
     assert b"flower_events_total" in response.body
@@ -73,13 +75,13 @@ def post(site: Site, path: str, size: int, **kwargs: Any) -> HTTPResponse:
 
 
 @pytest.mark.parametrize("path", ["/-/check", "/tasks/datatable", "/nothing", "/api/task/revoke/t1", "/static/x"])
-def test_bodies_have_64_kilobytes_at_the_most(site: Site, path: str) -> None:
+def test_bodies_are_limited_to_64_kilobytes(site: Site, path: str) -> None:
     assert post(site, path, MAX_BODY).code != 413
     response = post(site, path, MAX_BODY + 1)
     assert (response.code, response.body) == (413, b"The body has 65537 bytes; at most 65536 are accepted here\n")
 
 
-def test_a_client_that_sends_far_too_much_reads_the_answer(site: Site) -> None:
+def test_client_receives_the_response_to_an_oversized_body(site: Site) -> None:
     assert post(site, "/-/check", 10_000_000).code == 413
 
 
@@ -87,15 +89,15 @@ TASK_ROUTES = ["/api/task/send-task/x", "/api/task/async-apply/x", "/api/task/ap
 
 
 @pytest.mark.parametrize("path", TASK_ROUTES)
-def test_a_tasks_arguments_have_a_megabyte(site: Site, path: str) -> None:
+def test_task_arguments_are_limited_to_one_megabyte(site: Site, path: str) -> None:
     assert post(site, path, MAX_TASK_BODY + 1).code == 413
-    # It is no JSON: the body has been read
+    # 400, because the body is read and is not JSON
     assert post(site, path, MAX_TASK_BODY).code in (400, 404)
 
 
-def test_large_arguments_arrive(site: Site) -> None:
+def test_large_task_arguments_are_sent(site: Site) -> None:
     argument = "a" * 500_000
-    # The memory broker is the process's, and other tests leave their messages in its default queue
+    # All tests share the memory broker, and others leave messages in its default queue
     body = json.dumps({"args": [argument], "queue": "large-arguments"})
     response = site.fetch("/api/task/send-task/x", method="POST", body=body, headers=DEMO)
     assert response.code == 200
@@ -106,8 +108,8 @@ def test_large_arguments_arrive(site: Site) -> None:
 
 
 @pytest.mark.parametrize("path", TASK_ROUTES)
-def test_no_large_body_is_read_without_authentication(site: Site, path: str) -> None:
-    """The answer is there although not a byte of the body is."""
+def test_large_bodies_are_not_read_before_authentication(site: Site, path: str) -> None:
+    """The response arrives although no byte of the body is sent."""
 
     async def ask() -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", int(site.origin.rpartition(":")[2]))
@@ -123,33 +125,33 @@ def test_no_large_body_is_read_without_authentication(site: Site, path: str) -> 
 # Scrapes
 
 
-def test_a_scrape_in_progress_is_shared(
+def test_concurrent_scrapes_share_a_result(
     site: Site, event: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     event("worker-online")
-    made: list[None] = []
+    calls: list[None] = []
     families = site.app.monitor.families
 
     def counted() -> Any:
-        made.append(None)
+        calls.append(None)
         return families()
 
     monkeypatch.setattr(site.app.monitor, "families", counted)
-    forms = [("/metrics", DEMO), ("/metrics", {**DEMO, "Accept": OPENMETRICS})]
-    responses = site.fetch_all(forms * 5)
+    formats = [("/metrics", DEMO), ("/metrics", {**DEMO, "Accept": OPENMETRICS})]
+    responses = site.fetch_all(formats * 5)
     plain, openmetrics = responses[::2], responses[1::2]
-    assert len(made) == 2, "one for each form"
+    assert len(calls) == 2, "one for each format"
     assert len({response.body for response in plain}) == len({response.body for response in openmetrics}) == 1
     assert b"flower_worker_online" in plain[0].body
     assert b"# EOF" in openmetrics[0].body
-    # The next one sees what happened since
+    # The next scrape includes later events
     event("worker-online", hostname="w2@host")
     assert b"w2@host" in site.fetch("/metrics", headers=DEMO).body
-    assert len(made) == 3
+    assert len(calls) == 3
 
 
 @pytest.mark.parametrize("settings", [{**OPEN}])
-def test_a_client_that_goes_away_leaves_the_scrape_to_the_others(site: Site) -> None:
+def test_disconnected_client_does_not_cancel_a_shared_scrape(site: Site) -> None:
     async def both() -> HTTPResponse:
         _, writer = await asyncio.open_connection("127.0.0.1", int(site.origin.rpartition(":")[2]))
         writer.write(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n")

@@ -75,7 +75,7 @@ def test_a_stranger_is_led_to_the_login_and_back_to_the_page(site: Site, jar: Ja
     assert jar.get("/tasks?state=FAILURE&name=a").code == 200
 
 
-@pytest.mark.parametrize("kind", ["untold"], indirect=True)
+@pytest.mark.parametrize("kind", ["unforwarded"], indirect=True)
 def test_where_nobody_told_the_login_is_relative(jar: Jar) -> None:
     assert jar.get("/task/1").headers["Location"] == "../login?next=%2Ftask%2F1"
     assert jar.log_in("?next=%2Ftask%2F1").headers["Location"] == "./task/1"

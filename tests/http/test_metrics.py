@@ -1,4 +1,4 @@
-"""The metrics as they are scraped, and what tells whether it is ready."""
+"""The metrics endpoint and the readiness probe."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ README = (PROJECT / "examples" / "prometheus" / "README.md").read_text()
 
 
 @pytest.fixture(autouse=True)
-def something_happened(event: Callable[..., None]) -> None:
+def processed_events(event: Callable[..., None]) -> None:
     event("worker-online")
     event("task-received", uuid="u1", name="add")
     event("task-started", uuid="u1")
@@ -41,7 +41,7 @@ def scrape(site: Site, query: str = "", **headers: str) -> HTTPResponse:
 
 
 def samples(text: str) -> dict[str, float]:
-    """The samples, by name and labels."""
+    """Return the samples by name and labels."""
     return {
         f"{sample.name}{sorted(sample.labels.items())}": sample.value
         for family in parse_text(text)
@@ -52,15 +52,15 @@ def samples(text: str) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("accept", "type_"),
     [
-        pytest.param("", "text/plain; version=0.0.4; charset=utf-8", id="nothing"),
+        pytest.param("", "text/plain; version=0.0.4; charset=utf-8", id="no-accept"),
         pytest.param("*/*", "text/plain; version=0.0.4; charset=utf-8", id="curl"),
         pytest.param(OPENMETRICS, "application/openmetrics-text; version=1.0.0; charset=utf-8", id="prometheus"),
     ],
 )
-def test_the_form_is_the_one_that_is_asked_for(site: Site, accept: str, type_: str) -> None:
-    """P29: stock Flower names neither version nor charset, which Prometheus 3 wants."""
+def test_metrics_format_is_negotiated(site: Site, accept: str, type_: str) -> None:
+    """Stock Flower sends neither version nor charset, which Prometheus 3 expects."""
     response = scrape(site, Accept=accept)
-    # prometheus_client 0.22 and later name an escaping scheme too
+    # prometheus_client 0.22 and later append an escaping scheme
     assert response.headers["Content-Type"].startswith(type_)
     text = response.body.decode()
     parse: Callable[[str], Any] = parse_openmetrics if "openmetrics" in type_ else parse_text
@@ -70,7 +70,7 @@ def test_the_form_is_the_one_that_is_asked_for(site: Site, accept: str, type_: s
     assert text.count("# EOF") == ("openmetrics" in type_)
 
 
-def test_it_is_compressed_for_who_wants_that(site: Site) -> None:
+def test_metrics_are_compressed_if_accepted(site: Site) -> None:
     plain, packed = scrape(site), scrape(site, Accept_Encoding="gzip")
     assert "Content-Encoding" not in plain.headers
     assert packed.headers["Content-Encoding"] == "gzip"
@@ -79,7 +79,7 @@ def test_it_is_compressed_for_who_wants_that(site: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "welcome"),
+    ("header", "accepted"),
     [
         ("", False),
         ("gzip", True),
@@ -92,18 +92,18 @@ def test_it_is_compressed_for_who_wants_that(site: Site) -> None:
         ("gzip;q=x", False),
     ],
 )
-def test_when_gzip_is_welcome(header: str, welcome: bool) -> None:
-    assert accepts_gzip(header) is welcome
+def test_gzip_is_negotiated(header: str, accepted: bool) -> None:
+    assert accepts_gzip(header) is accepted
 
 
-def test_head(site: Site) -> None:
-    """P20."""
+def test_metrics_answer_head(site: Site) -> None:
+    """Stock Flower answers 405, mher/flower#945."""
     response = site.fetch("/metrics", method="HEAD")
     assert (response.code, response.body) == (200, b"")
 
 
 @pytest.mark.parametrize("accept", ["", OPENMETRICS])
-def test_only_what_is_named(site: Site, accept: str) -> None:
+def test_metrics_are_selected_by_name(site: Site, accept: str) -> None:
     names = ("flower_worker_online", "celery_task_runtime_count", "process_cpu_seconds_total", "no_such")
     text = scrape(site, "?" + "&".join(f"name[]={name}" for name in names), Accept=accept).body.decode()
     found = {line.partition("{")[0].partition(" ")[0] for line in text.splitlines() if not line.startswith("#")}
@@ -111,60 +111,60 @@ def test_only_what_is_named(site: Site, accept: str) -> None:
 
 
 @pytest.mark.parametrize("settings", [{**OPEN, "metrics": ["celery"]}])
-def test_groups_are_chosen(site: Site) -> None:
+def test_metrics_are_selected_by_group(site: Site) -> None:
     names = {name.partition("_")[0] for name in re.findall(r"^# TYPE (\w+)", scrape(site).body.decode(), re.MULTILINE)}
     assert names == {"celery"}
 
 
-def test_what_happened_is_told(site: Site) -> None:
-    told = samples(scrape(site).body.decode())
+def test_metrics_include_processed_events(site: Site) -> None:
+    values = samples(scrape(site).body.decode())
     worker, task = ("worker", "w1@host"), ("task", "add")
-    assert told[f"flower_events_total{sorted([worker, task, ('type', 'task-started')])}"] == 1
-    assert told[f"flower_task_runtime_seconds_sum{sorted([worker, task])}"] == 0.25
-    assert told[f"flower_worker_prefetched_tasks{sorted([worker, task])}"] == 0
+    assert values[f"flower_events_total{sorted([worker, task, ('type', 'task-started')])}"] == 1
+    assert values[f"flower_task_runtime_seconds_sum{sorted([worker, task])}"] == 0.25
+    assert values[f"flower_worker_prefetched_tasks{sorted([worker, task])}"] == 0
     celery = sorted([("name", "add"), ("hostname", "w1@host"), ("queue_name", "celery")])
-    assert told[f"celery_task_succeeded_total{celery}"] == 1
+    assert values[f"celery_task_succeeded_total{celery}"] == 1
 
 
 def test_requests_are_counted_by_route(site: Site) -> None:
     site.fetch("/worker/w1@host")
     site.fetch("/task/u1")
     site.fetch("/nothing/at/all")
-    told = samples(scrape(site, "?name[]=flower_proxy_requests_total").body.decode())
-    routes = {key for key in told if "'GET'" in key}
+    counts = samples(scrape(site, "?name[]=flower_proxy_requests_total").body.decode())
+    routes = {key for key in counts if "'GET'" in key}
     assert any("'/task/(.+)'" in key and "'200'" in key for key in routes)
     assert any("'other'" in key and "'404'" in key for key in routes)
     assert "nothing" not in str(routes)
 
 
-def test_it_is_not_ready_before_the_broker_has_answered(site: Site, app: FlowerProxy) -> None:
-    for path in ("/ready",):
-        response = site.fetch(path)
-        assert response.code == 503
-        told = json.loads(response.body)
-        assert told == {
-            "ready": False,
-            "reasons": ["not connected to the broker for events", "the broker has not answered yet"],
-        }
-        assert site.fetch(path, method="HEAD").code == 503
+def test_not_ready_before_the_broker_has_responded(site: Site) -> None:
+    response = site.fetch("/ready")
+    assert response.code == 503
+    assert json.loads(response.body) == {
+        "ready": False,
+        "reasons": ["not connected to the broker for events", "the broker has not answered yet"],
+    }
+    assert site.fetch("/ready", method="HEAD").code == 503
 
 
 def rows(app: FlowerProxy) -> Iterator[str]:
-    """The table of metrics, as the README has to have it."""
-    ours = [(family.name, family.type, family.labels, family.help) for family in app.monitor.families()]
+    """Yield the rows of the README's table of metrics."""
+    families = [(family.name, family.type, family.labels, family.help) for family in app.monitor.families()]
     for metric in app.monitor.own.collect():
         if metric.name.startswith("flower_proxy_"):
             names = {name for sample in metric.samples for name in sample.labels if name != "le"}
             labels = {"flower_proxy_requests": ("route", "method", "status")}
-            ours.append((metric.name, metric.type, labels.get(metric.name, tuple(sorted(names))), metric.documentation))
-    for name, type_, label_names, help_ in ours:
+            families.append(
+                (metric.name, metric.type, labels.get(metric.name, tuple(sorted(names))), metric.documentation)
+            )
+    for name, type_, label_names, help_ in families:
         shown = f"{name}_total" if type_ == "counter" else name
         yield f"| `{shown}` | {type_} | {', '.join(label_names)} | {help_} |"
 
 
 @pytest.mark.parametrize("kind", ["kept"], indirect=True)
 def test_the_readme_lists_every_metric(app: FlowerProxy) -> None:
-    """Where this fails, put in what it expects."""
+    """If this fails, put the expected table into the README."""
     _, _, rest = README.partition("<!-- metrics -->\n")
     table, _, _ = rest.partition("<!-- /metrics -->")
     assert table == "\n".join(["| metric | type | labels | meaning |", "| --- | --- | --- | --- |", *rows(app), ""])

@@ -134,7 +134,7 @@ def test_without_the_option_there_is_no_such_listener(app: FlowerProxy) -> None:
         pytest.param({**PORT, "metrics_open": True}, NOTHING, 200, 401, id="open-there-made-up"),
     ],
 )
-@pytest.mark.parametrize("kind", ["kept", "untold"], indirect=True)
+@pytest.mark.parametrize("kind", ["kept", "unforwarded"], indirect=True)
 def test_who_may_read_them_there(ask: Ask, site: Site, headers: dict[str, str], there: int, here: int) -> None:
     response = ask("/metrics", **headers)
     assert (response.code, site.fetch("/metrics", headers=headers).code) == (there, here)

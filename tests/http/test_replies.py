@@ -1,4 +1,4 @@
-"""Pages, API and metrics answer, whatever a worker replies to an inspection."""
+"""Robustness of pages, API and metrics against replies to inspections."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.parametrize("kind", ["kept"], indirect=True)
 
 @pytest.fixture
 def settings() -> dict[str, Any]:
-    # Nobody answers
+    # No worker replies, so each inspection takes this long
     return {**OPEN, "inspect_timeout": 1.0}
 
 
@@ -38,7 +38,7 @@ anything = st.recursive(
 
 @st.composite
 def replies(draw: st.DrawFn) -> tuple[str, Any]:
-    """A reply with one part missing or replaced by anything, or one that is anything at all."""
+    """A reply with one part removed or replaced by an arbitrary value, or an arbitrary value."""
     command = draw(st.sampled_from(list(INSPECTIONS)))
     reply = json.loads(json.dumps(INSPECTIONS[command]))
     parts: list[tuple[Any, Any]] = []
@@ -66,14 +66,14 @@ def no_constant(name: str) -> None:
 
 @pytest.fixture
 def polled(app: FlowerProxy) -> None:
-    """The broker is polled; `app` ends that."""
+    """Poll the broker until `app` is closed."""
     app.monitor.watch.start()
 
 
 @pytest.mark.usefixtures("polled")
 @examples(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(replied=replies())
-def test_what_is_accepted_is_shown_everywhere(site: Site, event: Callable[..., None], replied: tuple[str, Any]) -> None:
+def test_accepted_replies_break_no_page(site: Site, event: Callable[..., None], replied: tuple[str, Any]) -> None:
     event("worker-heartbeat", hostname=WORKER, freq=60.0)
     command, reply = replied
     try:
@@ -93,7 +93,7 @@ def test_what_is_accepted_is_shown_everywhere(site: Site, event: Callable[..., N
 
 
 @pytest.mark.usefixtures("polled")
-def test_the_broker_is_asked_for_no_more_queues_than_the_bound(site: Site) -> None:
+def test_number_of_queues_is_limited(site: Site) -> None:
     (queue,) = INSPECTIONS["active_queues"]
     for number in range(3):
         queues = [{**queue, "name": f"q{number}-{index}"} for index in range(500)]

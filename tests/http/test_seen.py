@@ -33,12 +33,12 @@ def look(site: Site, *, method: str = "GET", user: str = "demo", **headers: str)
     return read_seen(json.loads(response.body))
 
 
-@pytest.mark.parametrize("kind", ["kept", "stripped", "untold"], indirect=True)
+@pytest.mark.parametrize("kind", ["kept", "stripped", "unforwarded"], indirect=True)
 @pytest.mark.parametrize("method", ["GET", "POST"])
 def test_it_tells_what_it_saw_of_the_request_and_no_secret(site: Site, method: str) -> None:
     seen = look(site, method=method, **{"X-Forwarded-For": "198.51.100.7", "X-Forwarded-Proto": "https"})
     assert (seen.peer, seen.trusted, seen.client, seen.scheme) == ("127.0.0.1", True, "198.51.100.7", "https")
-    assert (seen.prefix, seen.path) == (None if site.kind == "untold" else PREFIX, PATH)
+    assert (seen.prefix, seen.path) == (None if site.kind == "unforwarded" else PREFIX, PATH)
     assert seen.headers["X-Forwarded-Proto"] == "https"
     assert ("X-Forwarded-Prefix" in seen.headers) is (site.kind == "stripped")
 

@@ -1,6 +1,6 @@
-"""The defects of Flower that are cured here, seen in stock Flower.
+"""Defects of stock Flower that flower-proxy fixes.
 
-A test that fails tells that Flower has cured the defect itself: our cure may go.
+A failure means that Flower has fixed the defect: the fix in flower-proxy may be removed.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tests.http.conftest import PREFIX, Site
 from tests.http.test_gate import basic
 
 BASIC: dict[str, Any] = {"auth_username": "demo", "auth_password": "secret"}
-# By Flower's command, unless it is told --debug
+# Flower's command disables these without --debug
 SILENCED = ("tornado.access",)
 
 
-def as_given(text: str) -> list[str]:
-    """What stock Flower makes of ``--basic_auth``."""
+def parse_basic_auth(text: str) -> list[str]:
+    """Return the value that stock Flower parses from ``--basic_auth``."""
     parser = OptionParser()
     parser.define("basic_auth", type=str, multiple=True)
     parser.parse_command_line(["flower", f"--basic_auth={text}"], final=False)
@@ -40,7 +40,7 @@ def kind() -> str:
 
 @pytest.fixture
 def app(io_loop: IOLoop, options: OptionParser) -> Iterator[Flower]:
-    """Stock Flower, set up as its own command does it."""
+    """Stock Flower, configured as by its command."""
     capp = Celery(broker="memory://")
     prefixed = {name: prepend_url(flower_settings[name], PREFIX) for name in ("static_url_prefix", "login_url")}
     application = Flower(capp=capp, options=options, **{**flower_settings, **prefixed})
@@ -49,12 +49,14 @@ def app(io_loop: IOLoop, options: OptionParser) -> Iterator[Flower]:
     capp.close()
 
 
-def test_p1_prefix_without_a_slash(site: Site) -> None:
+def test_prefix_without_trailing_slash_is_404(site: Site) -> None:
+    """mher/flower#1207."""
     assert site.fetch("/").code == 200
     assert site.fetch("").code == 404
 
 
-def test_p2_stripped_prefix(site: Site) -> None:
+def test_stripped_prefix_is_404(site: Site) -> None:
+    """mher/flower#414."""
     site.kind = "stripped"
     assert site.fetch("/tasks").code == 404
 
@@ -64,100 +66,112 @@ def test_p2_stripped_prefix(site: Site) -> None:
     ("path", "status"),
     [("/metrics", 200), ("/logout", 200), ("/nothing", 404), ("/login", 404)],
 )
-def test_p6_open_although_there_is_a_password(site: Site, path: str, status: int) -> None:
+def test_some_pages_do_not_require_authentication(site: Site, path: str, status: int) -> None:
+    """mher/flower#1342."""
     assert site.fetch("/tasks").code == 401
     assert site.fetch(path).code == status
 
 
 @pytest.mark.parametrize("settings", [{"basic_auth": ["demo:secret"]}])
-def test_p6_metrics_name_workers_to_strangers(site: Site, event: Callable[..., None]) -> None:
+def test_metrics_disclose_worker_names_without_authentication(site: Site, event: Callable[..., None]) -> None:
+    """mher/flower#1379."""
     event("worker-online", hostname="planted@host")
     assert 'worker="planted@host"' in site.page("/metrics")
 
 
 @pytest.mark.parametrize("settings", [{"basic_auth": ["demo:secret"]}])
-def test_p7_host_that_lost_its_port(site: Site) -> None:
+def test_same_origin_post_is_refused_if_the_proxy_drops_the_port(site: Site) -> None:
     headers = {"Origin": "http://host.example:8080", "Host": "host.example"}
     assert site.fetch("/tasks/datatable", method="POST", headers=headers, **BASIC).code == 403
 
 
-def test_p8_open_api_is_open_to_every_site(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unauthenticated_api_accepts_cross_site_requests(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mher/flower#1231."""
     monkeypatch.setenv("FLOWER_UNAUTHENTICATED_API", "true")
     assert site.fetch("/api/workers").headers["Access-Control-Allow-Origin"] == "*"
     assert site.fetch("/api/task/revoke/1", method="POST", headers={"Sec-Fetch-Site": "cross-site"}).code != 403
 
 
-def test_p8_buttons_do_not_work_where_the_proxy_asks(site: Site) -> None:
+def test_control_actions_fail_if_the_proxy_authenticates(site: Site) -> None:
+    """mher/flower#1231."""
     assert site.fetch("/tasks").code == 200
     response = site.fetch("/api/task/revoke/1", method="POST", headers={"Sec-Fetch-Site": "same-origin"})
     assert response.code == 401
 
 
-def test_p8_every_connection_drops_at_a_word_it_does_not_know(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_value_of_unauthenticated_api_closes_every_connection(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FLOWER_UNAUTHENTICATED_API", "enabled")
     with pytest.raises(HTTPStreamClosedError):
         site.fetch("/healthcheck")
 
 
-@pytest.mark.parametrize("settings", [{"basic_auth": as_given("user:p,ss")}])
-def test_p11_half_of_a_password_with_a_comma_is_let_in(site: Site) -> None:
+@pytest.mark.parametrize("settings", [{"basic_auth": parse_basic_auth("user:p,ss")}])
+def test_password_with_comma_is_split_into_two_credentials(site: Site) -> None:
     found = {text: site.fetch("/tasks", headers=basic(text)).code for text in ("user:p,ss", "user:p", "ss")}
     assert found == {"user:p,ss": 401, "user:p": 200, "ss": 200}
 
 
-@pytest.mark.parametrize("settings", [{"basic_auth": as_given("user:pass,")}, {"basic_auth": as_given("")}])
-@pytest.mark.parametrize("nothing", ["=", "!!!", "===="])
-def test_p11_nothing_is_let_in_by_an_empty_entry(site: Site, nothing: str) -> None:
-    assert site.fetch("/tasks", headers={"Authorization": f"Basic {nothing}"}).code == 200
+@pytest.mark.parametrize(
+    "settings", [{"basic_auth": parse_basic_auth("user:pass,")}, {"basic_auth": parse_basic_auth("")}]
+)
+@pytest.mark.parametrize("credentials", ["=", "!!!", "===="])
+def test_empty_entry_in_basic_auth_accepts_empty_credentials(site: Site, credentials: str) -> None:
+    assert site.fetch("/tasks", headers={"Authorization": f"Basic {credentials}"}).code == 200
 
 
 @pytest.mark.parametrize("settings", [{"basic_auth": ["demo:secret"]}])
-def test_p11_a_password_other_than_ascii_that_is_typed(site: Site) -> None:
+def test_non_ascii_password_in_a_request_is_500(site: Site) -> None:
     assert site.fetch("/tasks", headers=basic("demo:s\xe9cret")).code == 500
 
 
 @pytest.mark.parametrize("settings", [{"basic_auth": ["other:s\xe9cret", "demo:secret"]}])
-def test_p11_a_password_other_than_ascii_that_is_stored(site: Site) -> None:
+def test_non_ascii_password_in_the_options_is_500(site: Site) -> None:
     assert site.fetch("/tasks", **BASIC).code == 500
 
 
 @pytest.mark.parametrize("settings", [{"basic_auth": ["demo:secret"]}])
-def test_p11_scheme_in_lower_case(site: Site) -> None:
+def test_authentication_scheme_is_case_sensitive(site: Site) -> None:
     assert site.fetch("/tasks", headers={"Authorization": "basic ZGVtbzpzZWNyZXQ="}).code == 401
 
 
 @pytest.mark.parametrize("settings", [{"basic_auth": ["demo:secret"]}])
-def test_p11_base64_that_is_none(site: Site) -> None:
+def test_invalid_base64_is_accepted(site: Site) -> None:
     assert site.fetch("/tasks", headers={"Authorization": "Basic !ZGVtbzpzZWNyZXQ="}).code == 200
 
 
 @pytest.mark.parametrize("settings", [{"url_prefix": "/"}])
-def test_p18_prefix_of_a_slash(site: Site) -> None:
-    site.kind = "untold"
+def test_slash_as_url_prefix_is_404(site: Site) -> None:
+    """apache/airflow#27402."""
+    site.kind = "unforwarded"
     assert site.fetch("/").code == 404
 
 
-def test_p20_head(site: Site) -> None:
+def test_head_is_405(site: Site) -> None:
+    """mher/flower#945."""
     assert site.fetch("/healthcheck", method="HEAD").code == 405
 
 
-def test_p22_broker_page_of_a_transport_it_does_not_know(site: Site) -> None:
+def test_broker_page_of_an_unsupported_transport_is_404(site: Site) -> None:
+    """mher/flower#905."""
     assert site.fetch("/broker").code == 404
 
 
-def test_p23_browsers_are_told_next_to_nothing(site: Site) -> None:
+def test_security_headers_are_missing(site: Site) -> None:
+    """mher/flower#532."""
     page, script = site.fetch("/").headers, site.fetch("/static/js/flower.js").headers
     for name in ("Content-Security-Policy", "X-Frame-Options", "Referrer-Policy", "Cache-Control"):
         assert name not in page
     assert "X-Content-Type-Options" not in script
 
 
-def test_p23_the_version_of_the_server_is_told(site: Site) -> None:
+def test_server_header_discloses_the_version(site: Site) -> None:
     assert site.fetch("/").headers["Server"].startswith("TornadoServer/")
 
 
 @pytest.mark.parametrize("settings", [{"basic_auth": ["demo:secret"]}])
-def test_p37_api_has_no_challenge(site: Site) -> None:
+def test_api_401_has_no_challenge(site: Site) -> None:
     assert "WWW-Authenticate" in site.fetch("/tasks").headers
     refused = site.fetch("/api/workers")
     assert refused.code == 401
@@ -165,29 +179,29 @@ def test_p37_api_has_no_challenge(site: Site) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"basic_auth": ["demo:secret"]}])
-def test_p37_the_challenge_does_not_tell_the_encoding(site: Site) -> None:
+def test_challenge_has_no_charset(site: Site) -> None:
     assert site.fetch("/tasks").headers["WWW-Authenticate"] == 'Basic realm="flower"'
 
 
-def test_p38_cookie_at_the_root_of_the_host(site: Site) -> None:
+def test_cookie_path_is_the_root_of_the_host(site: Site) -> None:
     assert "_xsrf=" in site.fetch("/").headers["Set-Cookie"]
     assert "Path=/;" in site.fetch("/").headers["Set-Cookie"] + ";"
 
 
 @pytest.mark.parametrize("settings", [{}])
-def test_p39_without_credentials_everybody_may_look(site: Site) -> None:
+def test_no_authentication_by_default(site: Site) -> None:
     assert site.fetch("/tasks").code == 200
 
 
 @pytest.mark.parametrize("settings", [{"basic_auth": ["demo:secret"]}])
-def test_p40_guessing_is_not_slowed_and_leaves_no_trace(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+def test_failed_logins_are_neither_limited_nor_logged(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     assert {site.fetch("/tasks", headers=basic(f"demo:{i}")).code for i in range(15)} == {401}
     assert [record for record in caplog.records if record.name not in SILENCED] == []
 
 
 @pytest.mark.parametrize("settings", [{"basic_auth": ["demo:secret"]}])
-def test_p40_who_acts_is_not_in_the_log(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+def test_log_of_control_actions_omits_the_user(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     assert site.fetch("/api/task/revoke/t1", method="POST", **BASIC).code == 200
     lines = [record.getMessage() for record in caplog.records if record.name not in SILENCED]
@@ -195,27 +209,28 @@ def test_p40_who_acts_is_not_in_the_log(site: Site, caplog: pytest.LogCaptureFix
 
 
 @pytest.mark.parametrize("settings", [{"basic_auth": ["demo:secret"]}])
-def test_tasks_sorted_by_nothing(site: Site) -> None:
+def test_empty_sort_by_is_500(site: Site) -> None:
     assert site.fetch("/api/tasks?sort_by=", **BASIC).code == 500
 
 
 @pytest.mark.parametrize("settings", [{}])
-def test_a_page_whose_name_leads_here_reads_everything(site: Site) -> None:
+def test_host_header_is_not_validated(site: Site) -> None:
+    """DNS rebinding gives a web site access to all pages."""
     assert site.fetch("/tasks", headers={"Host": "evil.example", "Sec-Fetch-Site": "same-origin"}).code == 200
 
 
 @pytest.mark.parametrize("settings", [{"basic_auth": ["demo:secret"]}])
-def test_p43_outside_the_prefix(site: Site) -> None:
-    site.kind = "untold"
+def test_paths_outside_the_prefix_get_tornados_404_page(site: Site) -> None:
+    site.kind = "unforwarded"
     response = site.fetch("/tasks")
     assert (response.code, response.headers["Server"][:13]) == (404, "TornadoServer")
 
 
 @pytest.mark.parametrize("settings", [{"basic_auth": ["alice:pw", "bob:pw"], "read_only": True}])
-def test_p44_looking_only_is_for_all_or_nobody(site: Site) -> None:
+def test_read_only_applies_to_all_users(site: Site) -> None:
     for user in ("alice", "bob"):
         assert site.fetch("/api/task/revoke/1", method="POST", headers=basic(f"{user}:pw")).code == 403
 
 
-def test_p48_names_in_control_addresses(site: Site) -> None:
+def test_names_in_urls_of_control_actions_are_not_encoded(site: Site) -> None:
     assert "'/api/worker/pool/grow/' + workername" in site.page("/static/js/flower.js")
