@@ -49,15 +49,15 @@ __all__ = [
     "TEMPLATE_FUNCTIONS",
     "USER_MENU",
     "WORKER_PAGES",
-    "Amended",
     "BaseHandler",
     "EmbeddedFlower",
     "Events",
     "EventsState",
     "Flower",
+    "FlowerDefaults",
+    "FlowerOverrides",
     "FlowersLoop",
     "Healthcheck",
-    "Lean",
     "LoginHandler",
     "Metrics",
     "NoMetrics",
@@ -110,7 +110,7 @@ CONTROL_NAME = re.compile(r"(url_prefix\(\) \+ '/api/[\w/-]+/' \+ )(\w+)(?=,)")
 """In Flower's script: the URL of a control action, and the name appended to it, which Flower does not URL-encode."""
 
 
-class Amended(BaseHandler):
+class FlowerOverrides(BaseHandler):
     """Overrides for Flower's handlers, before them in the method resolution order."""
 
     def get_current_user(self) -> None:
@@ -132,7 +132,7 @@ class Amended(BaseHandler):
         return self.application.queues
 
 
-class Lean(BaseHandler):
+class FlowerDefaults(BaseHandler):
     """Faster equivalents for Flower's handlers, after them in the method resolution order."""
 
     def render(self, template_name: str, **kwargs: Any) -> Future[None]:

@@ -39,7 +39,7 @@ from flower_proxy.web.application_settings import application_settings
 from flower_proxy.web.connections import BoundedServer, ConnectionLimit, max_connections
 from flower_proxy.web.flower_handlers import Routes
 from flower_proxy.web.handlers import Check, Ready
-from flower_proxy.web.mixins import BROWSER, Bare, Proxied
+from flower_proxy.web.mixins import BROWSER, ProxyMixin, SecurityHeadersMixin
 from flower_proxy.web.queues import BrokerQueues
 from flower_proxy.web.routing import PublicRouter, limit_body
 from flower_proxy.web.security_headers import content_security_policy
@@ -144,14 +144,14 @@ class FlowerProxy(EmbeddedFlower):
     def log_request(self, handler: RequestHandler) -> None:
         """Count a finished request and write the access log."""
         self.monitor.own.count_request(
-            route=getattr(handler, "route", Bare.route),
+            route=getattr(handler, "route", SecurityHeadersMixin.route),
             method=str(handler.request.method),
             status=handler.get_status(),
         )
         if not self._access_log:
             return
         audit.request(
-            user=handler.principal.name if isinstance(handler, Proxied) else "",
+            user=handler.principal.name if isinstance(handler, ProxyMixin) else "",
             client=str(handler.request.remote_ip),
             method=str(handler.request.method),
             path=handler.request.path,

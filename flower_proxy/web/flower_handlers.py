@@ -13,10 +13,10 @@ from tornado.web import RequestHandler, StaticFileHandler, stream_request_body
 from flower_proxy._flower import (
     TASK_BODIES,
     WORKER_PAGES,
-    Amended,
     BaseHandler,
+    FlowerDefaults,
+    FlowerOverrides,
     Healthcheck,
-    Lean,
     LoginHandler,
     Metrics,
     NotFoundErrorHandler,
@@ -28,7 +28,7 @@ from flower_proxy.auth.policy import Permission
 from flower_proxy.proxy.paths import parse_next
 from flower_proxy.web.handlers import Check, TrustedMetrics
 from flower_proxy.web.limits import MAX_TASK_BODY
-from flower_proxy.web.mixins import Proxied
+from flower_proxy.web.mixins import ProxyMixin
 
 _PERMISSIONS: Mapping[type[RequestHandler], Permission] = {
     StaticFileHandler: Permission.PUBLIC,
@@ -49,7 +49,7 @@ class Routes:
 
     def __init__(self, rules: Iterable[Rule], options: UnproxiedOptions) -> None:
         self._options = options
-        self._classes: dict[type[RequestHandler], type[Proxied]] = {}
+        self._classes: dict[type[RequestHandler], type[ProxyMixin]] = {}
         # Except the catch-all route
         self._pages = {
             rule.matcher.regex: rule.target
@@ -62,45 +62,45 @@ class Routes:
         """Return whether a path without prefix is a page of Flower or flower-proxy."""
         return any(page.match(path) for page in self._pages)
 
-    def handler_for(self, target: type[RequestHandler]) -> type[Proxied]:
+    def handler_for(self, target: type[RequestHandler]) -> type[ProxyMixin]:
         """Return the class that replaces a handler."""
         handler = self._classes.get(target)
         if handler is None:
-            route = self._names.get(target, Proxied.route)
+            route = self._names.get(target, ProxyMixin.route)
             handler = self._classes[target] = proxied(target, self._options, route)
         return handler
 
 
-def proxied(target: type[RequestHandler], options: UnproxiedOptions, route: str) -> type[Proxied]:
+def proxied(target: type[RequestHandler], options: UnproxiedOptions, route: str) -> type[ProxyMixin]:
     """Return a subclass of a handler with the mixins that it needs.
 
     :param target: the handler of a route: one of Flower, Tornado or flower-proxy.
     :param route: the value of its ``route`` label in metrics.
     """
     handler = TrustedMetrics if target is Metrics else concrete_handler(target, options)
-    bases: tuple[type[RequestHandler], ...] = (Proxied, handler)
+    bases: tuple[type[RequestHandler], ...] = (ProxyMixin, handler)
     if target is LoginHandler and handler is not NotFoundErrorHandler:
-        bases = (ProxiedLogin, handler)
+        bases = (LoginMixin, handler)
     elif issubclass(handler, BaseHandler):
-        bases = (ProxiedFlower, handler, Lean)
+        bases = (FlowerMixin, handler, FlowerDefaults)
         if issubclass(handler, _SHOWS_WORKERS):
-            bases = (ProxiedFlower, CurrentWorkers, handler, Lean)
+            bases = (FlowerMixin, PurgeMixin, handler, FlowerDefaults)
         if issubclass(handler, TASK_BODIES):
-            bases = (LargeBody, *bases)
+            bases = (LargeBodyMixin, *bases)
     attributes: dict[str, Any] = {"route": route}
     for kind, permission in _PERMISSIONS.items():
         if issubclass(handler, kind):
             attributes["permission"] = permission
     if handler.head is RequestHandler.head:
         attributes["head"] = _head
-    return cast(type[Proxied], type(handler.__name__, bases, attributes))
+    return cast(type[ProxyMixin], type(handler.__name__, bases, attributes))
 
 
-class ProxiedFlower(Proxied, Amended):
+class FlowerMixin(ProxyMixin, FlowerOverrides):
     """Mixin for Flower's handlers."""
 
 
-class CurrentWorkers(BaseHandler):
+class PurgeMixin(BaseHandler):
     """Mixin for handlers that show workers: pages and metrics omit a purged worker at the same time."""
 
     def prepare(self) -> Any:
@@ -109,7 +109,7 @@ class CurrentWorkers(BaseHandler):
         return super().prepare()
 
 
-class ProxiedLogin(ProxiedFlower, OAuth2Mixin):
+class LoginMixin(FlowerMixin, OAuth2Mixin):
     """Mixin for OAuth login handlers, which returns users to the page that they requested (mher/flower#703)."""
 
     permission = Permission.LOG_IN
@@ -137,7 +137,7 @@ class ProxiedLogin(ProxiedFlower, OAuth2Mixin):
 
 
 @stream_request_body
-class LargeBody(Proxied):
+class LargeBodyMixin(ProxyMixin):
     """Mixin that reads a large body only after authentication: Tornado calls `prepare` before reading the body."""
 
     max_body = MAX_TASK_BODY

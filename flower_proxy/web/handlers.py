@@ -16,7 +16,7 @@ from flower_proxy._flower import BaseHandler, Metrics, flower_version
 from flower_proxy.auth.policy import Permission
 from flower_proxy.check.report import Seen, SeenWorker
 from flower_proxy.proxy.headers import HEADERS
-from flower_proxy.web.mixins import Bare
+from flower_proxy.web.mixins import SecurityHeadersMixin
 
 
 class TrustedMetrics(Metrics):
@@ -122,7 +122,7 @@ class Check(BaseHandler):
             )
 
 
-class _FixedResponse(Bare):
+class _FixedResponse(SecurityHeadersMixin):
     """A handler with the same response to all methods."""
 
     def check_xsrf_cookie(self) -> None:

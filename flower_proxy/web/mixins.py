@@ -52,7 +52,7 @@ def _of_user(cookie: bytes | None, user: str) -> str | None:
     return value if value.partition(" ")[2] == user else None
 
 
-class Bare(RequestHandler):
+class SecurityHeadersMixin(RequestHandler):
     """Base class of all handlers: sets security headers and omits the Server header.
 
     :cvar route: the value of the ``route`` label in metrics.
@@ -68,7 +68,7 @@ class Bare(RequestHandler):
             self.set_header(name, value)
 
 
-class Guarded(Bare):
+class AuthMixin(SecurityHeadersMixin):
     """Mixin that authenticates and authorizes requests by the gate that `set_location` has attached.
 
     :cvar permission: the permission required; if missing, that of the method, see `Permission.of`.
@@ -250,7 +250,7 @@ class Guarded(Bare):
         return bool(token) and self.get_signed_cookie("page", token) == str(self.current_user).encode()
 
 
-class Proxied(Guarded):
+class ProxyMixin(AuthMixin):
     """Mixin for URLs, pages and cookies at the public location."""
 
     # URLs

@@ -195,7 +195,7 @@ def test_signatures_of_the_request_routing_methods() -> None:
 
 
 def test_render_passes_functions_and_the_prefix_only() -> None:
-    """`Lean.render` replaces it."""
+    """`FlowerDefaults.render` replaces it."""
     source = inspect.getsource(BaseHandler.render)
     assert [line.strip() for line in source.splitlines() if "kwargs.update" in line] == [
         "kwargs.update(functions)",
@@ -205,7 +205,7 @@ def test_render_passes_functions_and_the_prefix_only() -> None:
 
 
 def test_default_headers_are_cors_and_nosniff_only() -> None:
-    """`Lean.set_default_headers` replaces it."""
+    """`FlowerDefaults.set_default_headers` replaces it."""
     headers = re.findall(r"set_header\(.([\w-]+)", inspect.getsource(BaseHandler.set_default_headers))
     assert {name for name in headers if not name.startswith("Access-Control-")} == {"X-Content-Type-Options"}
 

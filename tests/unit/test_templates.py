@@ -11,7 +11,7 @@ import pytest
 from tornado.template import DictLoader, Loader
 
 from flower_proxy._flower import FLOWER_JS, flower_settings
-from flower_proxy.web.mixins import Proxied
+from flower_proxy.web.mixins import ProxyMixin
 from flower_proxy.web.templates import Page, TemplateError, add_nonces, corrected_templates, insert
 
 FOLDER = Path(flower_settings["template_path"])
@@ -83,7 +83,7 @@ def test_pages_show_the_authenticated_user(
     assert re.findall(r'<li class="nav-item"><span class="nav-link[^"]*">(.*?)</span></li>', page) == shown
 
 
-def as_page(handler: Proxied) -> Page:
+def as_page(handler: ProxyMixin) -> Page:
     """Let mypy check that handlers implement the protocol."""
     return handler
 
@@ -91,7 +91,7 @@ def as_page(handler: Proxied) -> Page:
 def test_templates_use_only_handler_attributes_of_the_protocol(corrected: DictLoader) -> None:
     used = {attribute for name in NAMES for attribute in handler_attributes(corrected, name)}
     assert used == {name for name in vars(Page) if isinstance(vars(Page)[name], property)}
-    assert all(hasattr(Proxied, name) for name in used)
+    assert all(hasattr(ProxyMixin, name) for name in used)
 
 
 def handler_attributes(corrected: DictLoader, name: str) -> set[str]:
