@@ -125,7 +125,7 @@ class FlowerProxy(EmbeddedFlower):
         return self._router.find_handler(request, **kwargs)
 
     def find_page(self, request: HTTPServerRequest) -> HTTPMessageDelegate:
-        """Route a request whose location is known among the pages of Flower and flower-proxy."""
+        """Route a request that has a location to a page of Flower or flower-proxy."""
         return cast(HTTPMessageDelegate, super().find_handler(request))
 
     def answer(self, request: HTTPServerRequest, handler: type[RequestHandler], **kwargs: Any) -> HTTPMessageDelegate:

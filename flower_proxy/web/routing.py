@@ -30,7 +30,7 @@ class Routed(Protocol):
     """The interface of the application to `PublicRouter`."""
 
     def find_page(self, request: HTTPServerRequest) -> HTTPMessageDelegate:
-        """Route a request whose location is known among the pages of Flower and flower-proxy."""
+        """Route a request that has a location to a page of Flower or flower-proxy."""
 
     def answer(self, request: HTTPServerRequest, handler: type[RequestHandler], **kwargs: Any) -> HTTPMessageDelegate:
         """Answer a request with a handler that requires neither a location nor authentication."""
