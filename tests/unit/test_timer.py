@@ -11,9 +11,7 @@ from flower_proxy._timer import Timer
 
 
 @pytest.mark.parametrize("step", [3600, -3600])
-def test_wall_clock_steps_do_not_affect_the_interval(
-    step: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wall_clock_steps_do_not_affect_the_interval(step: float, monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> int:
         calls, enough, now = [0], asyncio.Event(), time.time
 
