@@ -14,7 +14,7 @@ from hypothesis import settings
 from tests.support import programs
 
 # No test asserts on a time, so neither does Hypothesis
-settings.register_profile("tests", deadline=None)
+settings.register_profile("tests", deadline=None, max_examples=200)
 settings.register_profile("fuzz", deadline=None, max_examples=10_000)
 settings.load_profile("tests")
 

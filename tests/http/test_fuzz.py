@@ -75,7 +75,7 @@ requests = st.fixed_dictionaries(
 
 
 @pytest.mark.parametrize("kind", ["kept", "unforwarded"], indirect=True)
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(request=requests)
 def test_no_request_gets_a_500_or_links_to_foreign_hosts(site: Site, request: dict[str, Any]) -> None:
     path = "/" + request["path"].encode("ascii", "ignore").decode().lstrip("/")
@@ -295,7 +295,7 @@ WITH_AUTH = {"basic_auth": ["demo:secret"], "metrics_auth": "prometheus:SCRAPE"}
     ],
     indirect=["kind"],
 )
-@settings(max_examples=3200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(method=methods, path=paths, lines=lines)
 @example("GET", "/tasks", [("Authorization", "Basic =")])
 @example("GET", "/login", [])
@@ -360,7 +360,7 @@ without_inspection = [path for path in routes() if not path.startswith("/worker/
 
 @pytest.mark.parametrize("settings", [WITH_AUTH])
 @pytest.mark.parametrize("kind", ["kept"], indirect=True)
-@settings(max_examples=800, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(method=st.sampled_from(METHODS), path=st.sampled_from(without_inspection), query=queries)
 # Stock Flower answers 500
 @example("GET", "/api/tasks", "sort_by=")

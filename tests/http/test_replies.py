@@ -71,7 +71,7 @@ def polled(app: FlowerProxy) -> None:
 
 
 @pytest.mark.usefixtures("polled")
-@examples(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(replied=replies())
 def test_accepted_replies_break_no_page(site: Site, event: Callable[..., None], replied: tuple[str, Any]) -> None:
     event("worker-heartbeat", hostname=WORKER, freq=60.0)
