@@ -14,7 +14,7 @@ from tornado.web import HTTPError
 
 from flower_proxy.web.audit import OneLineFormatter
 from tests.http.conftest import OPEN, PREFIX, Site
-from tests.http.test_gate import HEADER, OAUTH, basic
+from tests.http.test_access_policy import HEADER, OAUTH, basic
 from tests.http.test_login import Jar, Provider
 
 SETTINGS = {"basic_auth": ["alice:right", "bob:right"], "viewers": ["bob"]}

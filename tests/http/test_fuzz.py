@@ -20,8 +20,8 @@ from tornado.ioloop import IOLoop
 
 from flower_proxy.proxy.headers import HEADERS
 from tests.http.conftest import PREFIX, Site
-from tests.http.test_gate import METHODS, OPEN_ROUTES
-from tests.http.test_gate import example as path_of
+from tests.http.test_access_policy import METHODS, OPEN_ROUTES
+from tests.http.test_access_policy import example as path_of
 from tests.http.test_pages import LINK
 
 EVIL = "evil.example"

@@ -12,7 +12,7 @@ from tornado.httpclient import HTTPResponse
 
 from flower_proxy.web.limits import MAX_BODY, MAX_TASK_BODY
 from tests.http.conftest import OPEN, PREFIX, Site
-from tests.http.test_gate import basic
+from tests.http.test_access_policy import basic
 from tests.http.test_metrics import OPENMETRICS
 
 USER = {"basic_auth": ["demo:secret"]}

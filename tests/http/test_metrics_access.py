@@ -11,7 +11,7 @@ from tornado.ioloop import IOLoop
 
 from flower_proxy.app import FlowerProxy
 from tests.http.conftest import OPEN, PREFIX, Site
-from tests.http.test_gate import CHALLENGE, HEADER, METHODS, OAUTH, basic
+from tests.http.test_access_policy import CHALLENGE, HEADER, METHODS, OAUTH, basic
 
 NOTHING: dict[str, str] = {}
 USER, SCRAPER = basic("demo:secret"), basic("prometheus:scrape")

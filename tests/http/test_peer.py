@@ -12,7 +12,7 @@ from tornado.ioloop import IOLoop
 
 from flower_proxy.app import FlowerProxy
 from tests.http.conftest import Site
-from tests.http.test_gate import ALICE, TWO_USERS, basic, tries
+from tests.http.test_access_policy import ALICE, TWO_USERS, basic, tries
 from tests.http.test_seen import SECRETS, look
 
 UNTRUSTED = {"trusted_proxies": ["192.0.2.1"]}

@@ -10,7 +10,7 @@ import pytest
 
 from flower_proxy.auth.passwords import hash_password
 from tests.http.conftest import Site
-from tests.http.test_gate import basic
+from tests.http.test_access_policy import basic
 
 SCRAPER = basic("prometheus:scrape")
 

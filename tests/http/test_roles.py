@@ -12,8 +12,8 @@ from tornado.web import RequestHandler
 
 from flower_proxy.app import FlowerProxy
 from tests.http.conftest import OPEN, Site
+from tests.http.test_access_policy import HEADER, OAUTH, basic, example
 from tests.http.test_control import FORM, TABLE
-from tests.http.test_gate import HEADER, OAUTH, basic, example
 from tests.http.test_login import Jar
 
 OPERATOR, VIEWER = basic("alice:pw"), basic("Bob:pw")

@@ -18,7 +18,7 @@ from tornado.simple_httpclient import HTTPStreamClosedError
 
 from flower_proxy._flower import Flower, flower_settings
 from tests.http.conftest import PREFIX, Site
-from tests.http.test_gate import basic
+from tests.http.test_access_policy import basic
 
 BASIC: dict[str, Any] = {"auth_username": "demo", "auth_password": "secret"}
 # Flower's command disables these without --debug
