@@ -1,1 +1,1 @@
-"""Who is asking, and may they: authentication and access policy."""
+"""Authentication and access policy."""

@@ -1,4 +1,4 @@
-"""Who is asking? By a password, by a session of an OAuth provider, or by the word of a trusted proxy."""
+"""Authentication by password, OAuth session, or a user header from a trusted proxy."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from flower_proxy.auth.verifier import Busy, Client, Verifier
 from flower_proxy.proxy.headers import Headers
 from flower_proxy.proxy.location import Location
 
-_MAX_NAME = 200  # characters
-_SECONDS_WHEN_BUSY = 1
+_MAX_USER_LENGTH = 200  # characters
+_BUSY_RETRY_AFTER = 1  # seconds
+_AUTHENTICATION_REQUIRED = "authentication required"
 
 
 @dataclass(frozen=True)
 class Principal:
-    """Who is asking.
+    """The client of a request, after authentication.
 
-    :ivar name: empty for nobody in particular.
-    :ivar password_of: the user whose password has been shown; empty if none has.
+    :ivar name: the user; empty for an anonymous client.
+    :ivar password_of: the user whose password was verified; empty if no password was sent.
     """
 
     name: str
@@ -32,7 +33,7 @@ class Principal:
 
 
 class LoginFailure(enum.Enum):
-    """Why a login failed, as the metric ``flower_proxy_login_failures_total`` calls it."""
+    """Reasons for failed logins: label values of the metric ``flower_proxy_login_failures_total``."""
 
     INVALID_CREDENTIALS = "invalid_credentials"
     RATE_LIMITED = "rate_limited"
@@ -40,15 +41,15 @@ class LoginFailure(enum.Enum):
     MALFORMED_USER_HEADER = "malformed_user_header"
 
 
-class AccessDenied(Exception):  # noqa: N818  an answer, not a mistake
-    """The request is not to be answered.
+class AccessDenied(Exception):  # noqa: N818  a response, not a bug
+    """Denial of a request.
 
-    :ivar status: the status to answer with.
-    :ivar reason: a line for the one who asks; it holds nothing that is not theirs.
-    :ivar retry_after: seconds, None where waiting does not help.
-    :ivar failure: why the login failed, where somebody tried to log in; else None.
-    :ivar user: who it was said to be then; empty if that could not be read.
-    :ivar may_log_in: whether the OAuth provider's page is the way in.
+    :ivar status: the HTTP status of the response.
+    :ivar reason: one line for the client; it discloses nothing the client did not send.
+    :ivar retry_after: seconds; None if retrying does not help.
+    :ivar failure: the reason of a failed login; None if the client did not attempt one.
+    :ivar user: the user of the failed login; empty if unknown.
+    :ivar may_log_in: whether the client should be redirected to the OAuth provider.
     """
 
     def __init__(
@@ -72,13 +73,12 @@ class AccessDenied(Exception):  # noqa: N818  an answer, not a mistake
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """What a request brings along to show who is asking.
+    """Input of the authentication of one request.
 
-    :ivar location: where it was sent to, and by whom.
-    :ivar headers: its headers.
-    :ivar session: returns the address that an OAuth provider has vouched for, None without a session.
-    :ivar known_browser: returns what tells this browser from others that share its address, for a user who has logged
-        in with it before; None for others.
+    :ivar location: the public location, with peer and client.
+    :ivar headers: the request's headers.
+    :ivar session: returns the e-mail address of the OAuth session; None without a session.
+    :ivar known_browser: returns the identifier of a browser in which this user logged in before; None for others.
     """
 
     location: Location
@@ -89,12 +89,12 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class PasswordCheck:
-    """Finds out whose password a request brings along (RFC 7617).
+    """HTTP Basic authentication (RFC 7617) with rate limits.
 
-    :ivar passwords: the right ones.
+    :ivar passwords: verifies credentials.
     :ivar throttle: limits failed attempts by address.
-    :ivar browsers: limits those of browsers that have logged in before, so that no attacker who shares their address
-        delays them; its table is a separate one, so that no attacker can fill it.
+    :ivar browsers: limits failed attempts of known browsers, so that an attacker behind the same address does not delay
+        them; its table is separate, so that an attacker cannot fill it.
     """
 
     passwords: Verifier
@@ -102,18 +102,18 @@ class PasswordCheck:
     browsers: Throttle = field(default_factory=Throttle)
 
     async def identify(self, attempt: Attempt) -> Principal:
-        """Tell who is asking.
+        """Authenticate a request by its password.
 
-        :raises AccessDenied: the password is missing, wrong, or was wrong too often.
+        :raises AccessDenied: the credentials are missing or invalid, or the client exceeded the rate limit.
         """
         try:
             credentials = read_authorization(attempt.headers.get_list("Authorization"))
         except CredentialsError as error:
             raise _failed(LoginFailure.MALFORMED_AUTHORIZATION, str(error)) from None
         if credentials is None:
-            raise AccessDenied(HTTPStatus.UNAUTHORIZED, "log in first")
+            raise AccessDenied(HTTPStatus.UNAUTHORIZED, _AUTHENTICATION_REQUIRED)
         user = credentials.user
-        # Where no attempt has failed lately nothing is limited, and the cookie need not be verified
+        # Without recent failures no limit applies, so the cookie need not be verified
         if not (len(self.throttle) or len(self.browsers)) and self.passwords.knows(credentials):
             return Principal(user, password_of=user)
         browser = attempt.known_browser(user)
@@ -121,7 +121,7 @@ class PasswordCheck:
         throttle = self.browsers if browser else self.throttle
         if throttle.allows_comparison(client, user) and self.passwords.knows(credentials):
             return Principal(user, password_of=user)
-        # Requests that wait for the same answer are one attempt
+        # Concurrent requests with the same credentials count as one attempt
         counts = not self.passwords.is_checking(credentials)
         wait = throttle.reserve(client, user) if counts else throttle.wait(client, user)
         if wait:
@@ -129,80 +129,79 @@ class PasswordCheck:
                 throttle.count_comparison(client, user)
             raise _throttled(user, math.ceil(wait))
         try:
-            right = await self.passwords.verify(credentials, Client(network_of(client), is_known=browser is not None))
+            valid = await self.passwords.verify(credentials, Client(network_of(client), is_known=browser is not None))
         except Busy:
-            right = None
-        if counts and right is not False:
+            valid = None
+        if counts and valid is not False:
             throttle.give_back(client, user)
-        if right is None:
-            status, reason = HTTPStatus.SERVICE_UNAVAILABLE, "too many logins at once: try again"
-            raise AccessDenied(status, reason, retry_after=_SECONDS_WHEN_BUSY)
-        if not right:
+        if valid is None:
+            status, reason = HTTPStatus.SERVICE_UNAVAILABLE, "too many concurrent logins; try again"
+            raise AccessDenied(status, reason, retry_after=_BUSY_RETRY_AFTER)
+        if not valid:
             raise _failed(LoginFailure.INVALID_CREDENTIALS, "wrong user or password", user=user)
         return Principal(user, password_of=user)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Authenticator:
-    """Finds out who is asking.
+    """The configured authentication methods.
 
-    :ivar by_password: None where a password is no way in.
-    :ivar may_enter: tells whether an address that an OAuth provider vouches for may enter; None where that is no way
-        in.
-    :ivar user_header: in which a trusted proxy names the user; None where that is no way in.
-    :ivar allowed_hosts: names that are ours, as `hosts.parse_allowed_host` returns them.
+    :ivar password_check: HTTP Basic authentication; None if disabled.
+    :ivar is_allowed: returns whether the user of an OAuth session has access; None if OAuth is disabled.
+    :ivar user_header: the header in which a trusted proxy sends the user; None if disabled.
+    :ivar allowed_hosts: additional values of ``Host``, as `hosts.parse_allowed_host` returns them.
 
-    A trusted proxy's word is enough. Else, where both password and OAuth are ways in, both are asked for, as in Flower.
-    Where nothing is a way in, whoever asks may enter.
+    A user header from a trusted proxy is sufficient. Otherwise, if both password and OAuth are configured, both are
+    required, as in Flower. Without any method, clients are anonymous.
     """
 
-    by_password: PasswordCheck | None = None
-    may_enter: Callable[[str], bool] | None = None
+    password_check: PasswordCheck | None = None
+    is_allowed: Callable[[str], bool] | None = None
     user_header: str | None = None
     allowed_hosts: Collection[str] = ()
 
     @property
     def asks(self) -> bool:
-        """Whether anything is asked for."""
-        return bool(self.by_password or self.may_enter or self.user_header)
+        """Whether authentication is required."""
+        return bool(self.password_check or self.is_allowed or self.user_header)
 
     async def identify(self, attempt: Attempt) -> Principal:
-        """Tell who is asking.
+        """Authenticate a request.
 
-        :raises AccessDenied: nobody who may enter.
+        :raises AccessDenied: authentication failed, or the host is not allowed.
         """
-        name = self._named_by_proxy(attempt)
+        name = self._forwarded_user(attempt)
         if name is not None or not self.asks:
-            # A password or a session is shown by a browser where it believes to be; here nothing but the host's name is
+            # Browsers bind passwords and sessions to the host; without them DNS rebinding must be prevented here
             if reason := host_refusal(attempt.headers, attempt.location, self.allowed_hosts):
                 raise AccessDenied(HTTPStatus.FORBIDDEN, reason)
             return Principal(name or "")
-        principal = await self.by_password.identify(attempt) if self.by_password else None
-        if self.may_enter is not None:
+        principal = await self.password_check.identify(attempt) if self.password_check else None
+        if self.is_allowed is not None:
             address = attempt.session()
-            if address is None or not self.may_enter(address):
-                raise AccessDenied(HTTPStatus.FORBIDDEN, "log in first", may_log_in=True)
+            if address is None or not self.is_allowed(address):
+                raise AccessDenied(HTTPStatus.FORBIDDEN, _AUTHENTICATION_REQUIRED, may_log_in=True)
             return Principal(address, password_of=principal.password_of if principal else "")
         if principal is None:
-            raise AccessDenied(
-                HTTPStatus.FORBIDDEN, f"no proxy that is trusted has said who you are ({self.user_header})"
-            )
+            raise AccessDenied(HTTPStatus.FORBIDDEN, f"no trusted proxy sent {self.user_header}")
         return principal
 
-    def _named_by_proxy(self, attempt: Attempt) -> str | None:
+    def _forwarded_user(self, attempt: Attempt) -> str | None:
         if self.user_header is None or not attempt.location.trusted:
             return None
         names = [_decode(line) for line in attempt.headers.get_list(self.user_header)]
-        # A second line or a second name in a line may be the client's, also where the proxy's own is empty
+        # The client may have sent a second line or name, even if the proxy's own is empty
         if len(names) > 1 or not all(map(_is_name, names)):
-            expected = f"expected one line with one user name: printable, no comma, at most {_MAX_NAME} characters"
+            expected = (
+                f"expected one line with one user name: printable, no comma, at most {_MAX_USER_LENGTH} characters"
+            )
             reason = f"{self.user_header}: {expected}; let the proxy replace the header"
             raise AccessDenied(HTTPStatus.BAD_REQUEST, reason, failure=LoginFailure.MALFORMED_USER_HEADER)
         return names[0] or None if names else None
 
 
 def _throttled(user: str, seconds: int) -> AccessDenied:
-    reason = f"too many failed logins: wait {seconds} s"
+    reason = f"too many failed logins; retry in {seconds} s"
     status, failure = HTTPStatus.TOO_MANY_REQUESTS, LoginFailure.RATE_LIMITED
     return AccessDenied(status, reason, retry_after=seconds, failure=failure, user=user)
 
@@ -212,11 +211,11 @@ def _failed(failure: LoginFailure, reason: str, *, user: str = "") -> AccessDeni
 
 
 def _is_name(text: str) -> bool:
-    return text.isprintable() and "," not in text and len(text) <= _MAX_NAME
+    return text.isprintable() and "," not in text and len(text) <= _MAX_USER_LENGTH
 
 
 def _decode(line: str) -> str:
-    # Tornado reads headers as latin-1; a name that is not ASCII was sent in UTF-8, or is taken as it is
+    # Tornado decodes headers as Latin-1, but proxies send non-ASCII names in UTF-8
     try:
         return line.encode("latin-1").decode().strip()
     except UnicodeError:

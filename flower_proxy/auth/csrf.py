@@ -1,8 +1,8 @@
-"""Whether another site's page is asking (cross-site request forgery), by what a browser says about the page.
+"""Protection against cross-site request forgery (CSRF).
 
-A forged request is told from our own page's by what browsers say about the page that asks. No single sign gets through
-every proxy: ``Sec-Fetch-Site`` is sent over HTTPS and to localhost only, and ``Origin`` (where a browser sends none,
-``Referer``) cannot be compared where the proxy changes ``Host``. So one of three is enough, and a plain no is final.
+Browsers describe the page that sent a request, but no single header survives every proxy: ``Sec-Fetch-Site`` is sent
+only over HTTPS and to localhost, and ``Origin`` (or its fallback ``Referer``) cannot be compared if the proxy changes
+``Host``. One of the two or the page's token is therefore sufficient, but an explicit cross-site header is final.
 """
 
 from __future__ import annotations
@@ -15,41 +15,41 @@ from flower_proxy.proxy.addresses import without_default_port
 from flower_proxy.proxy.headers import Headers, combined_value
 from flower_proxy.proxy.location import Location
 
-_ANOTHER_SITE = ("cross-site", "same-site")  # W3C Fetch Metadata, section 2.1.4
-# Of a Referer that names no origin: a browser sent it all the same
-_NOBODY = "null"
+_CROSS_SITE = ("cross-site", "same-site")  # W3C Fetch Metadata, section 2.1.4
+# A Referer without an origin still shows that a browser sent the request
+_OPAQUE_ORIGIN = "null"
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::\d{1,5})?")
 
 
 def site_refusal(headers: Headers, *, reads: bool, cors_origins: Collection[str]) -> str | None:
-    """Tell why a request is refused of which the browser says that another site is asking.
+    """Return why a request is refused that a browser marks as cross-site.
 
-    :param reads: whether the request only reads. Then links from other sites and frames are fine; what a page loads
-        without going there is not, though browsers do not hand it the answer: enough can be measured about one.
+    :param reads: whether the method is safe. Then cross-site navigations (links, frames) are allowed, but subresource
+        loads are not, since side channels disclose information about the response.
     :param cors_origins: the origins that may read.
-    :returns: the reason and what to do about it, in one line; None if the request is fine.
+    :returns: the reason and the remedy, in one line; None if the request is allowed.
     """
     site = combined_value(headers, "Sec-Fetch-Site")
-    if site not in _ANOTHER_SITE:
+    if site not in _CROSS_SITE:
         return None
     navigates = combined_value(headers, "Sec-Fetch-Mode") == "navigate"
     if reads and (navigates or combined_value(headers, "Origin") in cors_origins):
         return None
-    hint = "; --cors_origins names sites that may read" if reads else ""
-    return f"the browser says that another site is asking (Sec-Fetch-Site: {site}){hint}"
+    hint = "; to let an origin read, add it to --cors_origins" if reads else ""
+    return f"cross-site request refused (Sec-Fetch-Site: {site}){hint}"
 
 
 def refusal(headers: Headers, location: Location, has_page_token: Callable[[], bool]) -> str | None:
-    """Tell why a request that changes something is refused.
+    """Return why a state-changing request is refused.
 
     :param headers: the request's headers.
-    :param location: where the request was sent to.
-    :param has_page_token: whether it carries the token that only our own page knows; asked last.
-    :returns: the reason and what to do about it, in one line; None if the request is fine. A request without any
-        header of a browser's (curl, a script) is fine: no browser was talked into sending it.
+    :param location: the public location of the request.
+    :param has_page_token: returns whether the request carries the page's token; called last.
+    :returns: the reason and the remedy, in one line; None if the request is allowed. Requests without browser headers
+        (curl, scripts) are allowed, since CSRF needs a browser.
     """
-    if another := site_refusal(headers, reads=False, cors_origins=()):
-        return another
+    if reason := site_refusal(headers, reads=False, cors_origins=()):
+        return reason
     site = combined_value(headers, "Sec-Fetch-Site")
     origin = combined_value(headers, "Origin") or _origin_of(combined_value(headers, "Referer"))
     if site == "same-origin" or (origin and origin == location.origin) or not (site or origin):
@@ -57,15 +57,15 @@ def refusal(headers: Headers, location: Location, has_page_token: Callable[[], b
     if has_page_token():
         return None
     return (
-        f"the page's origin is {origin or 'unknown'}, but this is {location.origin}: reload the page; if that does not"
-        " help, let the proxy send Host or X-Forwarded-Host, and X-Forwarded-Proto, as the browser sees them"
+        f"origin {origin or 'unknown'} does not match {location.origin}: reload the page; if that does not help,"
+        " set Host or X-Forwarded-Host, and X-Forwarded-Proto, in the proxy"
     )
 
 
 def parse_origin(text: str) -> str:
-    """Read one of ``--cors_origins``.
+    """Parse an entry of ``--cors_origins``.
 
-    :raises ValueError: it is no origin; the message says what was expected.
+    :raises ValueError: the text is not an origin; the message states what was expected.
     """
     origin = text.strip().lower()
     if not _ORIGIN.fullmatch(origin):
@@ -78,5 +78,5 @@ def _origin_of(referer: str) -> str:
     try:
         parts = urlsplit(referer)
     except ValueError:
-        return _NOBODY
-    return f"{parts.scheme}://{parts.netloc}" if parts.netloc else referer and _NOBODY
+        return _OPAQUE_ORIGIN
+    return f"{parts.scheme}://{parts.netloc}" if parts.netloc else referer and _OPAQUE_ORIGIN

@@ -1,4 +1,4 @@
-"""From the options to the gate: who may enter, and by which way in."""
+"""Construction of the access policy from the options."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from flower_proxy.auth.user_files import parse_entries
 from flower_proxy.auth.users import Users
 from flower_proxy.auth.verifier import Checks, Verifier
 
-_MADE_UP_USER = "flower"
-# The characters of RFC 5322, section 3.2.3: dot-atom-text
+_GENERATED_USER = "flower"
+# The characters of dot-atom-text (RFC 5322, section 3.2.3)
 _ANY_PART = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~.-]*"
+_AUTH_OPTIONS = ("basic_auth", "basic_auth_file", "auth_file", "auth", "auth_header")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entrance:
-    """The ways in.
+    """The access policies and their users.
 
-    :ivar gate: in front of everything.
-    :ivar metrics_gate: in front of the metrics' own listener.
-    :ivar users: who may enter by password.
-    :ivar checks: the bcrypt checks of both gates.
-    :ivar made_up: user and password made for this run, since nobody was named who may enter; else None.
+    :ivar gate: the policy of the web interface.
+    :ivar metrics_gate: the policy of the metrics listener.
+    :ivar users: the users with a password.
+    :ivar checks: the bcrypt checks of both policies.
+    :ivar made_up: the generated user and password, if no authentication is configured; else None.
     """
 
     gate: Gate
@@ -40,20 +41,20 @@ class Entrance:
     made_up: tuple[str, str] | None
 
     def close(self) -> None:
-        """Let go of the threads that check passwords."""
+        """Shut down the threads that check passwords."""
         self.checks.close()
 
 
 def build_entrance(options: Any) -> Entrance:
-    """Make the gate that the options describe.
+    """Build the access policies for these options.
 
-    :param options: Flower's options and ours.
-    :raises ValueError: they contradict each other, or a file cannot be used; the message is one line.
+    :param options: the options of Flower and flower-proxy.
+    :raises ValueError: options contradict each other, or a file is invalid; the message is one line.
     """
     refuse_contradictions(options)
     made_up = None
-    if not (options.no_auth or any(getattr(options, name) for name in _WAYS_IN)):
-        made_up = (_MADE_UP_USER, secrets.token_urlsafe(12))
+    if not (options.no_auth or any(getattr(options, name) for name in _AUTH_OPTIONS)):
+        made_up = (_GENERATED_USER, secrets.token_urlsafe(12))
     entries = [":".join(made_up)] if made_up else options.basic_auth
     users = Users(entries, options.basic_auth_file, options.auth_file)
     _refuse_unknown_viewers(options, users)
@@ -64,17 +65,19 @@ def build_entrance(options: Any) -> Entrance:
         (scraper,) = passwords
         if scraper in users.names():
             raise ValueError(
-                f"--metrics_auth: {scraper!r} is a user of the pages too; take another name for the metrics"
+                f"--metrics_auth: {scraper!r} is also a user of the web interface; choose another name for the scraper"
             )
-        # Refused as slowly as a user of the pages: the time would tell the scraper's name
+        # The time of a denial must not disclose the scraper's name
         scrapers = PasswordCheck(
-            passwords=Verifier(lambda: passwords, checks, equal_to=users.current), throttle=throttle, browsers=browsers
+            passwords=Verifier(lambda: passwords, checks, timing_reference=users.current),
+            throttle=throttle,
+            browsers=browsers,
         )
-    by_password = PasswordCheck(passwords=Verifier(users.current, checks), throttle=throttle, browsers=browsers)
+    password_check = PasswordCheck(passwords=Verifier(users.current, checks), throttle=throttle, browsers=browsers)
     gate = Gate(
         authenticator=Authenticator(
-            by_password=by_password if users else None,
-            may_enter=partial(matches_address, options.auth) if options.auth else None,
+            password_check=password_check if users else None,
+            is_allowed=partial(matches_address, options.auth) if options.auth else None,
             user_header=options.auth_header or None,
             allowed_hosts=tuple(map(parse_allowed_host, options.allowed_hosts)),
         ),
@@ -90,13 +93,11 @@ def build_entrance(options: Any) -> Entrance:
     )
 
 
-_WAYS_IN = ("basic_auth", "basic_auth_file", "auth_file", "auth", "auth_header")
-
-
 def matches_address(pattern: str, address: str) -> bool:
-    """Tell whether an e-mail address is one of those of ``--auth``.
+    """Return whether an e-mail address matches ``--auth``.
 
-    :param pattern: one address, several with ``|``, or a pattern in which ``.*`` stands for any part of an address.
+    :param pattern: one address, several separated by ``|``, or a pattern in which ``.*`` matches any part of an
+        address.
     """
     if "|" in pattern:
         return address in pattern.split("|")
@@ -104,28 +105,28 @@ def matches_address(pattern: str, address: str) -> bool:
 
 
 def refuse_contradictions(options: Any) -> None:
-    """Look for options that contradict each other in who may enter.
+    """Check the authentication options for contradictions.
 
-    :raises ValueError: two of them do; the message is one line.
+    :raises ValueError: two options contradict each other; the message is one line.
     """
     if options.no_auth:
-        for name in (*_WAYS_IN, "viewers"):
+        for name in (*_AUTH_OPTIONS, "viewers"):
             if getattr(options, name):
-                raise ValueError(f"--no_auth: nobody is asked who they are, but --{name} is given")
+                raise ValueError(f"--no_auth: disables authentication, but --{name} is given; remove one of them")
     if bool(options.auth) != bool(options.auth_provider):
         given, missing = ("auth", "auth_provider") if options.auth else ("auth_provider", "auth")
-        raise ValueError(f"--{given}: it needs --{missing}")
+        raise ValueError(f"--{given}: requires --{missing}")
     if options.metrics_open and options.metrics_auth:
-        raise ValueError("--metrics_open: nobody is asked for a password, but --metrics_auth is given")
+        raise ValueError("--metrics_open: makes the metrics public, but --metrics_auth is given; remove one of them")
     if options.metrics_address and options.metrics_port is None:
-        raise ValueError("--metrics_address: it needs --metrics_port")
+        raise ValueError("--metrics_address: requires --metrics_port")
 
 
 def _refuse_unknown_viewers(options: Any, users: Users) -> None:
     if options.basic_auth_file or options.auth_file or options.auth or options.auth_header:
-        # Names that are not known yet may come
+        # Files may change, and providers and proxies may send any user
         return
     known = set(map(fold, users.names()))
     for name in options.viewers:
         if fold(name) not in known:
-            raise ValueError(f"--viewers: {name!r} is not one of the users of --basic_auth")
+            raise ValueError(f"--viewers: {name!r} is not a user of --basic_auth")

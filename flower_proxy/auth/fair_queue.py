@@ -1,4 +1,4 @@
-"""A bounded queue that serves clients in turn."""
+"""A bounded queue that serves clients round robin."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ T = TypeVar("T")
 
 
 class FairQueue(Generic[T]):
-    """A queue from which each client gets one item in turn (round robin), first in, first out for each.
+    """A queue that takes one item of each client in turn (round robin), in FIFO order per client.
 
     :param per_client: maximum number of items of one client.
     :param total: maximum number of items of all clients.
 
-    A full queue makes room for a new client at the cost of the client with the longest queue. If no client has two
-    items more than the new one, the new item is refused: clients that have waited keep their place.
+    A full queue drops the last item of the client with the most items to make room for another client. If no client
+    has at least two items more than that one, the new item is rejected instead.
     """
 
     def __init__(self, per_client: int, total: int) -> None:
         self._per_client = per_client
         self._total = total
-        # The client that is served next comes first
+        # In the order of service
         self._queues: dict[str, deque[T]] = {}
         self._length = 0
 
@@ -31,7 +31,7 @@ class FairQueue(Generic[T]):
     def put(self, client: str, item: T) -> T | None:
         """Append an item.
 
-        :returns: the item that is not queued: this one, or one that lost its place to it; None if there was room.
+        :returns: the rejected or dropped item; None if there was room.
         """
         own = len(self._queues.get(client, ()))
         if own >= self._per_client:

@@ -1,4 +1,4 @@
-"""Whether a request was sent to a name that is ours (DNS rebinding)."""
+"""Host header validation against DNS rebinding."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ _HOST_NAME = re.compile(r"\.?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*")
 
 
 def host_refusal(headers: Headers, location: Location, allowed_hosts: Collection[str]) -> str | None:
-    """Tell why a request is refused that was sent to a name which need not be ours (DNS rebinding).
+    """Return why a request is refused because of its ``Host`` (DNS rebinding).
 
-    A stranger's page whose own name suddenly resolves to our address is to the browser of the same origin as we are.
-    What it cannot do is to hide the name, which stands in ``Host``. It can write any ``X-Forwarded-Host``, and a
-    browser on this machine speaks from loopback, which is trusted: so that header excuses the name only if what sent it
-    is no browser. Browsers always send ``Connection: keep-alive`` over HTTP/1.1, which no script can change (Fetch,
-    forbidden request-headers); a proxy drops it, since it is about one connection (RFC 9110, section 7.6.1).
+    An attacker's page whose host name starts to resolve to this server is same-origin for the browser, but it cannot
+    change ``Host``. It can send any ``X-Forwarded-Host``, and a browser on this machine connects from loopback, which
+    is trusted; therefore that header counts only if the sender is not a browser. Browsers always send ``Connection:
+    keep-alive`` over HTTP/1.1, which scripts cannot change (Fetch, forbidden request-headers); proxies drop it, since
+    it is hop-by-hop (RFC 9110, section 7.6.1).
 
-    :param allowed_hosts: names that are ours, as `parse_allowed_host` returns them.
-    :returns: as `refusal`. An address and the names of this machine cannot be a stranger's.
+    :param allowed_hosts: additional host names, as `parse_allowed_host` returns them.
+    :returns: the reason and the remedy, in one line; None if the request is allowed. IP addresses and localhost are
+        always allowed, since an attacker cannot register them.
     """
     host = combined_value(headers, "Host")
     name = _name_of(host)
@@ -30,16 +31,16 @@ def host_refusal(headers: Headers, location: Location, allowed_hosts: Collection
         return None
     if any(name == allowed or (allowed[0] == "." and f".{name}".endswith(allowed)) for allowed in allowed_hosts):
         return None
-    if location.told_host and "keep-alive" not in combined_value(headers, "Connection"):
+    if location.host_forwarded and "keep-alive" not in combined_value(headers, "Connection"):
         return None
-    return f"the host {name[:100]!a} is not known; if it is yours, add --allowed_hosts={name[:100]}"
+    return f"Host {name[:100]!a} is not allowed; if it is yours, add --allowed_hosts={name[:100]}"
 
 
 def parse_allowed_host(text: str) -> str:
-    """Read one of ``--allowed_hosts``.
+    """Parse an entry of ``--allowed_hosts``.
 
-    :param text: a host name without port; with a dot in front, every name below it too.
-    :raises ValueError: it is none; the message says what was expected.
+    :param text: a host name without port; a leading dot includes its subdomains.
+    :raises ValueError: the text is not a host name; the message states what was expected.
     """
     name = text.strip().lower().rstrip(".")
     if not _HOST_NAME.fullmatch(name):
@@ -48,7 +49,7 @@ def parse_allowed_host(text: str) -> str:
 
 
 def _is_address(name: str) -> bool:
-    # With a zone, if it is one of an interface
+    # Link-local addresses may carry a zone
     return is_ip(name.removeprefix("[").removesuffix("]").partition("%")[0])
 
 

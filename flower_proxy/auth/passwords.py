@@ -1,6 +1,6 @@
-"""What a request shows, and what it has to match: passwords, digests and bcrypt hashes.
+"""Parsing, hashing and comparison of credentials.
 
-Everything here is plain functions of texts. No message shows a password, a hash, or a text that may be half of one.
+No message contains a password, a hash, or a part of one.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from dataclasses import dataclass, field
 import bcrypt
 
 COSTS = range(4, 17)
-"""The costs of a bcrypt hash that are taken: each step doubles the time, and 16 takes seconds."""
+"""The supported costs of bcrypt hashes: each step doubles the time, and 16 takes seconds."""
 
 MAX_AUTHORIZATION = 8 * 1024
-"""Characters of the ``Authorization`` header; proxies send tokens in it."""
+"""The maximum length of the ``Authorization`` header in characters; proxies send tokens in it."""
 
-MOST_BYTES = 72
-"""The length of a password that bcrypt reads in full."""
+MAX_PASSWORD_BYTES = 72
+"""The maximum length of a password in bytes: bcrypt ignores the rest."""
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-# 16 bytes of salt in 22 characters and 23 bytes of hash in 31: the last character of each has bits that are never set
+# 22 characters hold 16 bytes of salt and 31 hold 23 bytes of hash, so the last one of each has unused bits
 _BCRYPT = re.compile(r"\$2[aby]\$(?P<cost>[0-9]{2})\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{30}[.CGKOSWaeimquy26]")
 _OTHER_HASHES = {
-    "$2": "a bcrypt hash that is cut off, changed, or neither $2a$, $2b$ nor $2y$",
+    "$2": "a bcrypt hash that is truncated, corrupted, or neither $2a$, $2b$ nor $2y$",
     "$apr1$": "an MD5 hash ($apr1$)",
     "$1$": "an MD5 hash ($1$)",
     "{SHA}": "an SHA-1 hash ({SHA})",
@@ -41,15 +41,15 @@ _PROCESS_KEY = secrets.token_bytes(32)
 
 
 class CredentialsError(ValueError):
-    """Credentials that cannot be used; the message is one line and shows no secret."""
+    """Invalid credentials; the message is one line and contains no secret."""
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """What a request shows.
+    """User and password of a request.
 
-    :ivar user: the name; neither empty nor with a colon.
-    :ivar password: in UTF-8; not empty.
+    :ivar user: the user name; not empty, without a colon.
+    :ivar password: the password in UTF-8; not empty.
     """
 
     user: str
@@ -57,24 +57,23 @@ class Credentials:
 
 
 def read_authorization(lines: Sequence[str]) -> Credentials | None:
-    """Read the ``Authorization`` header (RFC 9110, section 11.6.2; RFC 7617).
+    """Parse the ``Authorization`` header (RFC 9110, section 11.6.2; RFC 7617).
 
-    :param lines: the values of all its lines.
-    :returns: the credentials; None if there are none, or of another scheme than ``Basic``, which counts in any case.
-    :raises CredentialsError: there are several lines, one is longer than 8 KB, or what stands behind ``Basic`` is not
-        what it should be.
+    :param lines: the values of all its field lines.
+    :returns: the credentials; None if the header is missing or has another scheme than ``Basic``.
+    :raises CredentialsError: there are multiple lines, the value is longer than 8 KB, or it is malformed.
     """
     if not lines:
         return None
     if len(lines) > 1:
-        raise CredentialsError("several Authorization headers")
+        raise CredentialsError("multiple Authorization headers")
     if len(lines[0]) > MAX_AUTHORIZATION:
         raise CredentialsError(f"Authorization: longer than {MAX_AUTHORIZATION // 1024} KB")
     scheme, _, encoded = lines[0].strip(" \t").partition(" ")
     if scheme.lower() != "basic":
         return None
     encoded = encoded.strip(" ")
-    # Python's own strictness changes with its version: some take a padding that is too long
+    # Some versions of Python accept too much padding
     if len(encoded) % 4 or not _BASE64.fullmatch(encoded):
         raise CredentialsError("Authorization: not base64")
     try:
@@ -83,28 +82,28 @@ def read_authorization(lines: Sequence[str]) -> Credentials | None:
         raise CredentialsError("Authorization: user and password are not UTF-8") from None
     user, colon, password = text.partition(":")
     if not (user and colon and password):
-        raise CredentialsError("Authorization: not user:password, both of them not empty")
+        raise CredentialsError("Authorization: not user:password, neither empty")
     if _CONTROL.search(text):
-        raise CredentialsError("Authorization: a control character")
+        raise CredentialsError("Authorization: contains a control character")
     return Credentials(user, password.encode())
 
 
 @dataclass(frozen=True)
 class Plain:
-    """A password that was given as it is. Only a digest of it is kept, which is of no use to another process."""
+    """A plain-text password, kept as a digest under a key of this process."""
 
     digest: bytes = field(repr=False)
 
     @classmethod
     def of(cls, password: str) -> Plain:
-        """Keep the digest of a password.
+        """Digest a password.
 
-        :raises CredentialsError: it has a control character, or is not UTF-8.
+        :raises CredentialsError: the password contains a control character, or is not UTF-8.
         """
         return cls(_digest(_encode(password, "password")))
 
     def matches(self, password: bytes) -> bool:
-        """Tell whether this is the password, in a time that does not depend on how alike they are."""
+        """Return whether the password is correct, in constant time."""
         return hmac.compare_digest(self.digest, _digest(password))
 
 
@@ -114,80 +113,83 @@ def _digest(password: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Bcrypt:
-    """A password of which the bcrypt hash was given, as `parse` has checked it."""
+    """A bcrypt hash, as `parse` returns it."""
 
     hashed: bytes = field(repr=False)
 
     @classmethod
     def parse(cls, text: str) -> Bcrypt:
-        """Read a hash as a file has it.
+        """Parse a bcrypt hash.
 
-        :raises CredentialsError: it is none, or its cost is not taken; the message has the command for a good one.
+        :raises CredentialsError: the hash or its cost is not supported; the message has the command to generate one.
         """
         match = _BCRYPT.fullmatch(text)
         if match and int(match["cost"]) in COSTS:
             return cls(text.encode())
         if match:
-            found = f"a bcrypt hash of cost {match['cost']}, but only {COSTS[0]} to {COSTS[-1]} are taken"
+            found = f"a bcrypt hash of cost {match['cost']}, expected {COSTS[0]} to {COSTS[-1]}"
         else:
-            other = (name for prefix, name in _OTHER_HASHES.items() if text.startswith(prefix))
-            found = f"{next(other, 'what is there is no bcrypt hash')}, but only bcrypt is taken"
-        raise CredentialsError(f"{found}: make the line with flower-proxy hash-password USER")
+            other = (f"{name}, expected bcrypt" for prefix, name in _OTHER_HASHES.items() if text.startswith(prefix))
+            found = next(other, "not a bcrypt hash")
+        raise CredentialsError(f"{found}: generate the line with flower-proxy hash-password USER")
 
     @property
     def cost(self) -> int:
+        """The cost factor; each step doubles the time."""
         return int(self.hashed[4:6])
 
     def matches(self, password: bytes) -> bool:
-        """Tell whether this is the password: slowly, so not in the event loop.
+        """Return whether the password is correct; slow by design, so call it outside the event loop.
 
-        A password that bcrypt would not read to its end matches nothing, though other programs cut it off there.
+        Passwords that bcrypt would truncate never match, although other programs accept them.
         """
-        if len(password) > MOST_BYTES or b"\0" in password:
+        if len(password) > MAX_PASSWORD_BYTES or b"\0" in password:
             return False
         return bcrypt.checkpw(password, self.hashed)
 
 
 Secret = Plain | Bcrypt
-"""What a password has to match."""
+"""A stored password."""
 
 
 def hash_password(password: str, cost: int = 12) -> str:
-    """Return a bcrypt hash of a password, for the file of ``--auth_file``.
+    """Return a bcrypt hash of a password, for ``--auth_file``.
 
     :param cost: one of `COSTS`.
-    :raises CredentialsError: the password is empty, has a control character, or is longer than bcrypt can read.
+    :raises CredentialsError: the password is empty, contains a control character, or is too long for bcrypt.
     """
     encoded = _encode(password, "password")
     if not encoded:
         raise CredentialsError("the password is empty")
-    if len(encoded) > MOST_BYTES:
-        raise CredentialsError(f"the password is {len(encoded)} bytes long; bcrypt reads {MOST_BYTES}, so shorten it")
+    if len(encoded) > MAX_PASSWORD_BYTES:
+        raise CredentialsError(
+            f"the password has {len(encoded)} bytes, but bcrypt reads only {MAX_PASSWORD_BYTES}; shorten it"
+        )
     return bcrypt.hashpw(encoded, bcrypt.gensalt(cost)).decode()
 
 
 def check_user(user: str) -> None:
-    """Check the name of a user.
+    """Validate a user name.
 
-    :raises CredentialsError: nobody could log in with it, or no file could hold it.
+    :raises CredentialsError: HTTP Basic authentication or the file formats do not support the name.
     """
-    _encode(user, "user's name")
+    _encode(user, "user name")
     if not user:
-        raise CredentialsError("the user's name is empty")
+        raise CredentialsError("the user name is empty")
     if ":" in user:
-        raise CredentialsError("a colon in the user's name")
+        raise CredentialsError("the user name contains a colon")
     if user != user.strip():
-        raise CredentialsError("white space at the beginning or end of the user's name")
-    # Somebody thought that he wrote a comment, and would have made a user of it
+        raise CredentialsError("the user name has leading or trailing white space")
+    # A line that starts with # is meant as a comment
     if user.startswith("#"):
-        raise CredentialsError("the user's name begins with #")
+        raise CredentialsError("the user name starts with #")
 
 
 def _encode(text: str, what: str) -> bytes:
     if _CONTROL.search(text):
-        raise CredentialsError(f"a control character in the {what}")
+        raise CredentialsError(f"the {what} contains a control character")
     try:
         return text.encode()
     except UnicodeEncodeError:
-        # Of the environment and the command line Python keeps such bytes as surrogates
+        # Python decodes invalid bytes of the environment and the command line to surrogates
         raise CredentialsError(f"the {what} is not UTF-8") from None

@@ -1,6 +1,6 @@
-"""The access policy: which permission a request needs, who has it, and the gate in front of every handler.
+"""The access policy: permissions, roles and the check of every request.
 
-What no handler declares to be open is closed.
+Handlers require authentication unless they declare another permission.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from flower_proxy.auth.csrf import site_refusal
 from flower_proxy.auth.passwords import CredentialsError, read_authorization
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-"""Those of which nobody expects that they change something (RFC 9110, section 9.2.1)."""
+"""The safe methods that are supported (RFC 9110, section 9.2.1)."""
 
 
 class Permission(enum.Enum):
-    """What a request needs.
+    """The permission that a request requires.
 
-    A handler declares it in its class attribute ``permission``. Where it declares none, READ is needed for the safe
-    methods and CONTROL for all others; both require authentication.
+    A handler declares it in its class attribute ``permission``. The default is READ for safe methods and CONTROL for
+    others; both require authentication.
 
-    :cvar PUBLIC: nothing, whoever asks.
-    :cvar LOG_IN: to be on the way to an OAuth provider; a password, where there are passwords.
-    :cvar SCRAPE: to read the metrics.
-    :cvar READ: to read, whatever the method.
-    :cvar CONTROL: to act on workers and tasks.
+    :cvar PUBLIC: no authentication.
+    :cvar LOG_IN: the OAuth login; requires a password if passwords are configured.
+    :cvar SCRAPE: metrics.
+    :cvar READ: read access, with any method.
+    :cvar CONTROL: control of workers and tasks.
     """
 
     PUBLIC = enum.auto()
@@ -40,40 +40,41 @@ class Permission(enum.Enum):
 
     @classmethod
     def of(cls, method: str) -> Permission:
-        """Return what a request needs whose handler declares nothing."""
+        """Return the default permission for a method."""
         return cls.READ if method in SAFE_METHODS else cls.CONTROL
 
 
 @dataclass(frozen=True, kw_only=True)
 class Roles:
-    """Who may act, and who may only look.
+    """The roles: viewers with read-only access, and operators.
 
-    :ivar viewers: the names of those who may only look, as `fold` returns them.
-    :ivar read_only: whether nobody may act.
+    :ivar viewers: the user names of viewers, as `fold` returns them.
+    :ivar read_only: whether all users are viewers.
     """
 
     viewers: Collection[str] = ()
     read_only: bool = False
 
     def may_control(self, principal: Principal) -> bool:
+        """Return whether a user may control workers and tasks."""
         return not self.read_only and fold(principal.name) not in self.viewers
 
 
 def fold(name: str) -> str:
-    """Return a name in the form in which names are compared: providers do not care for the case of an address."""
+    """Return a user name normalized for comparison: e-mail addresses are case-insensitive for providers."""
     return unicodedata.normalize("NFKC", name).strip().casefold()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """Decides who may do what.
+    """The access policy that every request must pass.
 
-    :ivar authenticator: who may enter.
-    :ivar scrapers: the password that is good for the metrics alone; None if there is none.
-    :ivar scraper: whose it is.
-    :ivar metrics_open: whether the metrics are for everybody.
-    :ivar roles: who may act.
-    :ivar cors_origins: origins whose pages may read.
+    :ivar authenticator: the authentication methods.
+    :ivar scrapers: the password check of the scraper, valid for metrics only; None if disabled.
+    :ivar scraper: the scraper's user name.
+    :ivar metrics_open: whether the metrics are public.
+    :ivar roles: the roles of users.
+    :ivar cors_origins: origins that may read.
     """
 
     authenticator: Authenticator
@@ -84,21 +85,22 @@ class Gate:
     cors_origins: Collection[str] = ()
 
     async def admit(self, needed: Permission, attempt: Attempt, *, reads: bool) -> Principal:
-        """Let a request pass.
+        """Authenticate a request and check the access policy, except for `roles`.
 
-        :param reads: whether its method is one that changes nothing.
-        :returns: who is asking; whether they may act is for `roles` to say.
-        :raises AccessDenied: it may not pass.
+        :param needed: the permission that the handler requires.
+        :param reads: whether the method is safe.
+        :returns: the authenticated client.
+        :raises AccessDenied: the policy denies the request.
         """
         if needed is Permission.SCRAPE and self.metrics_open:
             return Principal("")
-        # Before a password is asked for: the page of another site must not make a browser ask people for one
+        # Checked before authentication, so that another site cannot trigger the browser's password prompt
         if reason := site_refusal(attempt.headers, reads=reads, cors_origins=self.cors_origins):
             raise AccessDenied(HTTPStatus.FORBIDDEN, reason)
         if needed is Permission.LOG_IN:
-            by_password = self.authenticator.by_password
-            return await by_password.identify(attempt) if by_password else Principal("")
-        # Where the pages are for everybody, who has a password for the metrics wants it asked for all the same
+            password_check = self.authenticator.password_check
+            return await password_check.identify(attempt) if password_check else Principal("")
+        # The scraper's password protects the metrics even if authentication is disabled
         if needed is Permission.SCRAPE and self.scrapers and self._is_scraper(attempt):
             return await self.scrapers.identify(attempt)
         return await self.authenticator.identify(attempt)

@@ -20,43 +20,43 @@ _SHARED = b""
 class Throttle:
     """Limits failed logins by token buckets.
 
-    :param tries: attempts that a user has from one address at once.
-    :param seconds_per_try: seconds after which one more is allowed.
+    :param max_attempts: capacity of a user's bucket: failed attempts in a burst.
+    :param refill_interval: seconds after which one more attempt is allowed.
     :param clock: returns the time in seconds.
     :param max_buckets: maximum number of buckets of each kind.
 
     ========================  ================================  =========  ============
-    bucket                    key                               at once    refill
+    bucket                    key                               capacity   refill
     ========================  ================================  =========  ============
     user and address          IPv4 address, IPv6 /64            10         one in 30 s
     network                   IPv4 address, IPv6 /48            100        one in 3 s
     ========================  ================================  =========  ============
 
-    An attempt takes a token from both, so one network never has more than 200 buckets of users, whatever names it
-    tries. No bucket is dropped before it is full again: that would return its tokens. When the table is full, clients
-    without a bucket share one.
+    An attempt takes a token from both, so one network never has more than 200 user buckets, whatever names it tries.
+    Buckets are kept until they are full again, since dropping one earlier would return its tokens. When the table is
+    full, clients without a bucket share one.
 
     Users behind one address (NAT, a proxy that sends no ``X-Forwarded-For``) share its limits with an attacker there.
-    The attacker's attempts at one name delay that user only. A hundred of them at any names delay the first login of
-    everyone at that address; passwords that were verified before, and browsers that logged in before, are not delayed.
-    An attacker with many networks has as many times the attempts.
+    Attempts at one name delay only that user. A hundred attempts at any names delay the first login of every user at
+    that address, but neither passwords that were verified before nor known browsers. An attacker with several networks
+    has that many times the attempts.
     """
 
     def __init__(
         self,
-        tries: int = 10,
-        seconds_per_try: float = 30.0,
+        max_attempts: int = 10,
+        refill_interval: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
         max_buckets: int = 50_000,
     ) -> None:
         self._clock = clock
-        self._users = _Buckets(tries, seconds_per_try, max_buckets)
-        self._networks = _Buckets(tries * _USERS_PER_NETWORK, seconds_per_try / _USERS_PER_NETWORK, max_buckets)
+        self._users = _Buckets(max_attempts, refill_interval, max_buckets)
+        self._networks = _Buckets(max_attempts * _USERS_PER_NETWORK, refill_interval / _USERS_PER_NETWORK, max_buckets)
 
     def wait(self, client: str, user: str) -> float:
-        """Return the seconds until an attempt is allowed, and count none.
+        """Return the seconds until an attempt is allowed, without counting one.
 
-        :param client: an IP address, or any other word.
+        :param client: an IP address, or any other identifier.
         """
         if not len(self):
             return 0.0
@@ -64,9 +64,9 @@ class Throttle:
         return max(self._users.wait(_user_key(client, user), now), self._networks.wait(_network_key(client), now))
 
     def reserve(self, client: str, user: str) -> float:
-        """Count an attempt before the password is checked, so that simultaneous ones are limited too.
+        """Count an attempt before the password is checked, so that concurrent attempts are limited.
 
-        :returns: 0.0; or, if no attempt is allowed, the seconds until one is.
+        :returns: the seconds until an attempt is allowed; 0.0 if this one was counted.
         """
         wait = self.wait(client, user)
         if not wait:
@@ -76,16 +76,16 @@ class Throttle:
         return wait
 
     def give_back(self, client: str, user: str) -> None:
-        """Do not count an attempt after all, since its password was right or was not checked."""
+        """Return the tokens of an attempt whose password was valid or not checked."""
         now = self._clock()
         self._users.give_back(_user_key(client, user), now)
         self._networks.give_back(_network_key(client), now)
 
     def allows_comparison(self, client: str, user: str) -> bool:
-        """Tell whether a password may be compared with the verified ones, which takes no time.
+        """Return whether a password may be compared with the verified ones.
 
-        A user whose password was verified before is not delayed by other attempts from the same network. Without a
-        limit of its own, that would let an attacker guess there as often as it likes.
+        Users whose password was verified before are not delayed by other attempts from the same network, so the
+        comparison needs a limit of its own against guessing.
         """
         if not len(self):
             return True
@@ -96,18 +96,17 @@ class Throttle:
         return not (limited and self._users.wait(_comparison_key(client, user), now))
 
     def count_comparison(self, client: str, user: str) -> None:
-        """Count a failed comparison that no token was reserved for, since the network is limited.
+        """Count a failed comparison without a reserved token, while the network is limited.
 
-        Its bucket is not the attempts' bucket: there it would show, once the network is not limited any more, which
-        users exist.
+        It has a separate bucket: in the bucket of attempts it would later disclose which users exist.
 
-        :param user: an existing user, so that invented names need no bucket.
+        :param user: an existing user, so that other names occupy no bucket.
         """
         if self.allows_comparison(client, user):
             self._users.take(_comparison_key(client, user), self._clock())
 
     def __len__(self) -> int:
-        """Return the number of buckets that are kept; those that are full again are dropped once a second."""
+        """Return the number of buckets; full ones are dropped once a second."""
         now = self._clock()
         return self._users.count(now) + self._networks.count(now)
 
@@ -115,35 +114,35 @@ class Throttle:
 class _Buckets:
     """Token buckets by key."""
 
-    def __init__(self, tries: int, seconds_per_try: float, max_buckets: int) -> None:
-        self._seconds_per_try = seconds_per_try
-        self._seconds_to_fill = tries * seconds_per_try
+    def __init__(self, capacity: int, refill_interval: float, max_buckets: int) -> None:
+        self._refill_interval = refill_interval
+        self._seconds_to_fill = capacity * refill_interval
         self._max_buckets = max_buckets
-        # The time at which each bucket is full again determines its tokens; a missing bucket is full
+        # The time at which a bucket is full determines its tokens; a missing bucket is full
         self._full_at: dict[bytes, float] = {}
         self._purged_at = -math.inf
 
     def wait(self, key: bytes, now: float) -> float:
         """Return the seconds until there is a token."""
-        full_at = max(now, self._full_at.get(self._place(key, now), now)) + self._seconds_per_try
+        full_at = max(now, self._full_at.get(self._place(key, now), now)) + self._refill_interval
         wait = full_at - now - self._seconds_to_fill
-        # Sums of floats are rounded, which must not cost a token
+        # Rounding must not cost a token
         return wait if wait > _ROUNDING else 0.0
 
     def take(self, key: bytes, now: float) -> None:
         self._purge(now)
         key = self._place(key, now)
-        self._full_at[key] = max(now, self._full_at.get(key, now)) + self._seconds_per_try
+        self._full_at[key] = max(now, self._full_at.get(key, now)) + self._refill_interval
 
     def give_back(self, key: bytes, now: float) -> None:
         key = self._place(key, now)
         if key in self._full_at:
-            self._full_at[key] -= self._seconds_per_try
+            self._full_at[key] -= self._refill_interval
             if self._full_at[key] <= now:
                 del self._full_at[key]
 
     def count(self, now: float) -> int:
-        """Return the number of buckets that are kept."""
+        """Return the number of buckets."""
         self._purge(now)
         return len(self._full_at)
 
@@ -155,14 +154,14 @@ class _Buckets:
         return key if len(self._full_at) < self._max_buckets else _SHARED
 
     def _purge(self, now: float) -> None:
-        # A flood must not make every attempt search the whole table
+        # Bounds the work per attempt in a flood
         if now - self._purged_at >= _PURGE_INTERVAL:
             self._purged_at = now
             self._full_at = {key: full_at for key, full_at in self._full_at.items() if full_at > now}
 
 
 def network_of(client: str) -> str:
-    """Return the network of a client: an IPv4 address, an IPv6 /48, which one site has; any other word as it is."""
+    """Return the network of a client: its IPv4 address or IPv6 /48; other identifiers unchanged."""
     return _prefix(client, _NETWORK_BITS)
 
 
@@ -186,5 +185,5 @@ def _comparison_key(client: str, user: str) -> bytes:
 
 
 def _digest(*parts: str) -> bytes:
-    # Client and user can be of any length
+    # Bounds the length of keys
     return hashlib.sha256(ascii(parts).encode()).digest()

@@ -1,6 +1,6 @@
-"""The users of the options and of files, as texts: each entry and each line is checked.
+"""Parsers for users in options and files.
 
-No message shows a password, a hash, or a text that may be half of one.
+No message contains a password, a hash, or a part of one.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _MAX_YAML_NODES = 32_768
 
 
 def parse_entries(entries: Iterable[str]) -> dict[str, Plain]:
-    """Read the entries of ``--basic_auth``, each ``user:password``.
+    """Parse the entries of ``--basic_auth``, each ``user:password``.
 
-    Flower lets anybody in with one half of an entry that a comma has split, or with none where one is empty (P11).
+    Flower accepts each part of a password with a comma as credentials, and empty credentials if an entry is empty.
 
-    :raises CredentialsError: one is something else; the message has its number, not its text.
+    :raises CredentialsError: an entry is malformed; the message contains its number, not its text.
     """
     users: dict[str, Plain] = {}
     for number, entry in enumerate(entries, 1):
@@ -34,21 +34,22 @@ def parse_entries(entries: Iterable[str]) -> dict[str, Plain]:
         if not (user.strip() and password):
             raise CredentialsError(
                 f"entry {number} is not user:password"
-                " (a comma separates entries; a password with a comma goes into --basic_auth_file)"
+                " (a comma separates entries; put a password with a comma into --basic_auth_file)"
             )
         with _at(f"entry {number}"):
             if entry != entry.strip():
-                raise CredentialsError("white space at its beginning or end")
+                raise CredentialsError("leading or trailing white space")
             _add(users, user, Plain.of(password))
     return users
 
 
 def parse_password_file(text: str) -> dict[str, Plain]:
-    """Read the file of ``--basic_auth_file``: one ``user:password`` in each line.
+    """Parse ``--basic_auth_file``: one ``user:password`` per line.
 
-    All that is behind the first colon is the password: commas, colons, spaces and ``#`` too. Empty lines are skipped.
+    The password is the rest of the line behind the first colon, including commas, colons, spaces and ``#``. Empty lines
+    are skipped.
 
-    :raises CredentialsError: a line is something else, or there is none; the message has its number, not its text.
+    :raises CredentialsError: a line is malformed, or there is none; the message contains its number, not its text.
     """
     users: dict[str, Plain] = {}
     for number, line in _lines(_normalize(text)):
@@ -58,19 +59,19 @@ def parse_password_file(text: str) -> dict[str, Plain]:
                 raise CredentialsError("not user:password")
             _add(users, user, Plain.of(password))
     if not users:
-        raise CredentialsError("no user in it")
+        raise CredentialsError("contains no users")
     return users
 
 
 def parse_auth_file(text: str) -> dict[str, Bcrypt]:
-    """Read the file of ``--auth_file``, with a bcrypt hash for each user, in one of two forms.
+    """Parse ``--auth_file``, which has a bcrypt hash for each user, in one of two formats.
 
-    - htpasswd: one ``user:hash`` in each line, perhaps with a ``:comment`` behind it as nginx has it; a line that
-      begins with ``#`` is a comment.
-    - the ``web.yml`` of Prometheus and its exporters: the mapping ``basic_auth_users``; its other keys are not for us.
+    - htpasswd: one ``user:hash`` per line, with an optional ``:comment`` as in nginx; lines starting with ``#`` are
+      comments.
+    - the ``web.yml`` of Prometheus and its exporters: the mapping ``basic_auth_users``; other keys are ignored.
 
-    :raises CredentialsError: a user has anything but a bcrypt hash, or there is none; the message has the line's number
-        and the command that makes a good one.
+    :raises CredentialsError: a hash is not bcrypt, or there are no users; the message contains the line number and the
+        command to generate the line.
     """
     users: dict[str, Bcrypt] = {}
     text = _normalize(text)
@@ -78,15 +79,15 @@ def parse_auth_file(text: str) -> dict[str, Bcrypt]:
         with _at(f"line {number}"):
             _add(users, user, Bcrypt.parse(hashed))
     if not users:
-        raise CredentialsError("no user in it")
+        raise CredentialsError("contains no users")
     return users
 
 
 def set_user(text: str, user: str, hashed: str) -> tuple[str, bool]:
-    """Add a user to an htpasswd file, or replace the user's hash; all other lines stay as they are.
+    """Add a user to the text of an htpasswd file, or replace the user's hash; other lines stay unchanged.
 
-    :returns: the new text, and whether the user was in it.
-    :raises CredentialsError: the text is of another format; the message is a predicate without its subject.
+    :returns: the new text, and whether it already contained the user.
+    :raises CredentialsError: the format is another one; the message is a predicate without a subject.
     """
     if _YAML_LINE.search(_normalize(text)):
         raise CredentialsError(f"is a web.yml: add the line below {_YAML_KEY}, as USER: HASH")
@@ -118,12 +119,12 @@ def _read_htpasswd(text: str) -> Iterator[tuple[int, str, str]]:
 
 def _read_yaml(text: str) -> Iterator[tuple[int, str, str]]:
     try:
-        # Not loaded: a dict would have lost the lines, and users that are there twice
+        # Composed instead of loaded: a dict has neither line numbers nor duplicate users
         root = yaml.compose(text, Loader=_BoundedLoader)
     except CredentialsError:
         raise
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        # What it says itself may show a part of a password
+        # PyYAML's message may contain a part of a password
         raise CredentialsError(f"line {_line_of(error, text)}: not YAML") from None
     keys = root.value if isinstance(root, yaml.MappingNode) else []
     for key, section in keys:
@@ -131,18 +132,18 @@ def _read_yaml(text: str) -> Iterator[tuple[int, str, str]]:
             continue
         number = section.start_mark.line + 1
         if not isinstance(section, yaml.MappingNode):
-            raise CredentialsError(f"line {number}: {_YAML_KEY} is no mapping of users to hashes")
+            raise CredentialsError(f"line {number}: {_YAML_KEY} is not a mapping of users to hashes")
         for user, hashed in section.value:
             number = user.start_mark.line + 1
             if not (_is_text(user) and _is_text(hashed)):
-                raise CredentialsError(f"line {number}: user and hash have to be texts: write them in quotes")
+                raise CredentialsError(f"line {number}: user and hash must be strings: quote them")
             yield number, user.value, hashed.value
 
 
 class _BoundedLoader(yaml.SafeLoader):
-    """Composes a document whose depth and number of nodes are limited.
+    """A YAML loader that limits the depth and the number of nodes.
 
-    PyYAML composes recursively, and needs 30 times as long for a file of tiny nodes as for one of hashes.
+    PyYAML composes recursively, and a file of tiny nodes takes 30 times as long as one of hashes.
     """
 
     _depth = 0
@@ -162,14 +163,14 @@ class _BoundedLoader(yaml.SafeLoader):
 
 
 def _is_text(node: yaml.Node) -> bool:
-    # A sequence or mapping may carry the tag of texts
+    # A sequence or mapping may carry the string tag
     return isinstance(node, yaml.ScalarNode) and node.tag == _YAML_TEXT
 
 
 def _line_of(error: Exception, text: str) -> int:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         return error.problem_mark.line + 1
-    # A character that may not be in YAML at all: that error has no mark
+    # The error for characters that YAML forbids has no mark
     return text.count("\n", 0, getattr(error, "position", 0)) + 1
 
 
@@ -179,7 +180,7 @@ _AnySecret = TypeVar("_AnySecret", Plain, Bcrypt)
 def _add(users: dict[str, _AnySecret], user: str, secret: _AnySecret) -> None:
     check_user(user)
     if user in users:
-        raise CredentialsError(f"the user {user!r} is there twice")
+        raise CredentialsError(f"duplicate user {user!r}")
     users[user] = secret
 
 
@@ -196,7 +197,7 @@ def _normalize(text: str) -> str:
 
 
 def _lines(text: str) -> Iterator[tuple[int, str]]:
-    # Not splitlines(), which also splits at characters that may be in a password
+    # splitlines() also splits at characters that passwords may contain
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             yield number, line

@@ -1,4 +1,4 @@
-"""Who may enter with a password: the users of the options and of files, which are read again when they change."""
+"""Users with a password, from options and from files that are reloaded on change."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from flower_proxy.auth.user_files import parse_auth_file, parse_entries, parse_p
 logger = logging.getLogger(__name__)
 
 _ENTRIES = "--basic_auth"
-_SECONDS_BETWEEN_LOOKS = 1.0
+_CHECK_INTERVAL = 1.0  # seconds
 _MAX_BYTES = 1024 * 1024
 
 
 class _File:
     """A file of users.
 
-    :ivar where: its option and path, for messages.
-    :ivar users: those of the last version that was good.
+    :ivar where: option and path, for messages.
+    :ivar users: the users of the last valid version.
     """
 
     def __init__(self, option: str, path: str, parse: Callable[[str], Mapping[str, Secret]]) -> None:
@@ -33,18 +33,18 @@ class _File:
         self._path = Path(path)
         self._parse = parse
         self._version: object = None
-        self._open_to_all = False
+        self._world_readable = False
 
     def read(self, *, running: bool) -> bool:
-        """Read the file if it is not the version that was read last, be that one good or not.
+        """Read the file if it has changed since it was last read.
 
-        :param running: accept regular files only; at start-up it may be a pipe too, which is waited for.
+        :param running: accept only regular files; at start-up, pipes are read too, which may block.
         :returns: whether it was read.
-        :raises CredentialsError: it cannot be used; the users stay those of the last good version.
+        :raises CredentialsError: the file is invalid; `users` stays unchanged.
         """
-        # Of the path, not of an open file: an editor replaces the file, Kubernetes a link on the way to it.
-        # And before it is read: what is written meanwhile is another version.
-        version = self._look()
+        # Of the path, since editors replace the file and Kubernetes a symbolic link in the path,
+        # and before reading, so that a concurrent write counts as another version
+        version = self._stat()
         if version == self._version:
             return False
         self._version = version
@@ -58,31 +58,29 @@ class _File:
             raise CredentialsError(f"{self.where}: {error}") from None
         return True
 
-    def _look(self) -> object:
+    def _stat(self) -> object:
         try:
             status = self._path.stat()
         except OSError as error:
             return error.errno
-        # Not of a device, whose mode is the system's
-        open_to_all = stat.S_ISREG(status.st_mode) and bool(status.st_mode & stat.S_IROTH)
-        if open_to_all and not self._open_to_all:
-            logger.warning(
-                "%s: everybody on this machine can read it: chmod o-r %s", self.where, shlex.quote(str(self._path))
-            )
-        self._open_to_all = open_to_all
+        # The mode of a device is the system's choice
+        world_readable = stat.S_ISREG(status.st_mode) and bool(status.st_mode & stat.S_IROTH)
+        if world_readable and not self._world_readable:
+            logger.warning("%s: world-readable; run: chmod o-r %s", self.where, shlex.quote(str(self._path)))
+        self._world_readable = world_readable
         if not stat.S_ISREG(status.st_mode):
-            # A pipe, as of <(command), can be read once; it would be waited for the second time
+            # A pipe such as <(command) can be read only once, so a constant version prevents another read
             return stat.S_IFMT(status.st_mode)
         return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino
 
 
 def _read(path: Path, *, running: bool) -> str:
-    # Without O_NONBLOCK a FIFO would be waited for, and the event loop with it
+    # Without O_NONBLOCK, opening a FIFO blocks the event loop
     flags = os.O_NONBLOCK | os.O_NOCTTY if running else 0
     with open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags)) as file:
         if running and not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             raise CredentialsError("not a regular file")
-        # Bounded, since /dev/zero has no end
+        # Bounded, since /dev/zero is endless
         content = file.read(_MAX_BYTES + 1) or b""
     if len(content) > _MAX_BYTES:
         raise CredentialsError("larger than the maximum of 1 MB")
@@ -90,15 +88,15 @@ def _read(path: Path, *, running: bool) -> str:
 
 
 class Users:
-    """The users that may enter with a password.
+    """The users with a password.
 
-    :param entries: of ``--basic_auth``, each ``user:password``.
+    :param entries: the value of ``--basic_auth``: ``user:password`` each.
     :param password_file: the path of ``--basic_auth_file``.
     :param auth_file: the path of ``--auth_file``.
-    :param clock: the time in seconds.
-    :raises CredentialsError: one of them cannot be used, or two have the same user; the message names option and path.
+    :param clock: returns the time in seconds.
+    :raises CredentialsError: a source is invalid, or two contain the same user; the message names option and path.
 
-    False if none of the three was given.
+    False if none of the three is given.
     """
 
     def __init__(
@@ -121,7 +119,7 @@ class Users:
             file.read(running=False)
         self._users = self._merge()
         self._clock = clock
-        self._looked_at = clock()
+        self._checked_at = clock()
 
     def __bool__(self) -> bool:
         return bool(self._entries or self._files)
@@ -131,40 +129,40 @@ class Users:
         return list(self.current())
 
     def current(self) -> Mapping[str, Secret]:
-        """Return all users; once a second at most, look whether a file has changed.
+        """Return all users; reload changed files, checked at most once a second.
 
-        A new version that cannot be used, or has a user that somebody else has, changes nothing: the log says so once.
+        A new version that is invalid, or contains a user of another source, is logged once and ignored.
         """
         now = self._clock()
-        if now - self._looked_at >= _SECONDS_BETWEEN_LOOKS:
-            self._looked_at = now
-            self._read_again()
+        if now - self._checked_at >= _CHECK_INTERVAL:
+            self._checked_at = now
+            self._reload()
         return self._users
 
-    def _read_again(self) -> None:
+    def _reload(self) -> None:
         changed = []
         for file in self._files:
             try:
                 if file.read(running=True):
                     changed.append(file)
             except CredentialsError as error:
-                _keep(error)
+                _log_failure(error)
         if not changed:
             return
         try:
             self._users = self._merge()
         except CredentialsError as error:
-            _keep(error)
+            _log_failure(error)
             return
         for file in changed:
-            logger.info("%s: read again, users: %d", file.where, len(file.users))
+            logger.info("%s: reloaded, users: %d", file.where, len(file.users))
 
     def _merge(self) -> Mapping[str, Secret]:
         users: dict[str, Secret] = {**self._entries}
         for file in self._files:
             for user, secret in file.users.items():
                 if user in users:
-                    raise CredentialsError(f"{file.where}: the user {user!r} is in {self._source_of(user)} too")
+                    raise CredentialsError(f"{file.where}: user {user!r} is also in {self._source_of(user)}")
                 users[user] = secret
         return users
 
@@ -172,5 +170,5 @@ class Users:
         return _ENTRIES if user in self._entries else next(file.where for file in self._files if user in file.users)
 
 
-def _keep(error: CredentialsError) -> None:
-    logger.error("%s; the users stay as they were", error)
+def _log_failure(error: CredentialsError) -> None:
+    logger.error("%s; keeping the previous users", error)

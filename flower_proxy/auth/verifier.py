@@ -1,4 +1,4 @@
-"""Verification of passwords beside the event loop, in a time that does not tell which users exist."""
+"""Verification of passwords outside the event loop, without disclosing by its time which users exist."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ _MAX_WAITING_PER_CLIENT = 32
 _MAX_WAITING = 128
 _MAX_VERIFIED = 1024
 
-# Matches no password, in the time of one that does
-_NOBODY = Plain(secrets.token_bytes(32))
+# Matches no password, in the same time
+_UNMATCHABLE = Plain(secrets.token_bytes(32))
 
 
-class Busy(Exception):  # noqa: N818  as queue.Full and asyncio.QueueFull: it is no mistake
-    """Too many checks are waiting; to be answered with 503."""
+class Busy(Exception):  # noqa: N818  named like queue.Full and asyncio.QueueFull
+    """The queue of checks is full; the response is 503."""
 
 
 @dataclass(frozen=True)
 class Client:
-    """The client of a check, for its fair share of the threads.
+    """The client of a check, for fair queuing.
 
-    :ivar name: its network, or whatever else tells it from others.
-    :ivar is_known: whether it has logged in before; such clients are served first.
+    :ivar name: its network, or another identifier.
+    :ivar is_known: whether it has logged in before; known clients are served first.
     """
 
     name: str
@@ -48,13 +48,13 @@ class _Check:
 
 
 class Checks:
-    """The bcrypt checks that run and wait.
+    """The running and queued bcrypt checks.
 
-    :param per_client: maximum number of checks of one client that wait for one of the two threads.
-    :param total: maximum number of checks that wait, of known clients and of others each.
+    :param per_client: maximum number of queued checks of one client.
+    :param total: maximum number of queued checks, for known and for unknown clients each.
 
-    Clients take turns, so that a flood from one of them delays any other by a single check. A flood from many clients
-    delays the first login of unknown ones; it fails with `Busy` when there are more clients than the queue holds.
+    Clients are served round robin, so a flood from one client delays any other by a single check. A flood from many
+    clients delays the first login of unknown clients, which fails with `Busy` if the queue is too short for all.
     """
 
     def __init__(self, per_client: int = _MAX_WAITING_PER_CLIENT, total: int = _MAX_WAITING) -> None:
@@ -68,7 +68,7 @@ class Checks:
         return name in self._checks
 
     async def run(self, name: bytes, secret: Bcrypt, password: bytes, client: Client) -> bool:
-        """Tell whether the password matches; checks of the same name at the same time are one.
+        """Return whether the password matches; concurrent checks of the same name run once.
 
         :raises Busy: the queue is full.
         """
@@ -77,11 +77,11 @@ class Checks:
             check = _Check(name, secret, password, asyncio.get_running_loop().create_future())
             self._checks[name] = check
             self._enqueue(check, client)
-        # The first client may disconnect: others wait for the same check
+        # Other requests may wait for the same check after the first client disconnects
         return await asyncio.shield(check.result)
 
     def close(self) -> None:
-        """Drop the checks that wait, and do not wait for those that run."""
+        """Drop queued checks, without waiting for running ones."""
         self._executor.shutdown(wait=False, cancel_futures=True)
         for queue in (self._known, self._others):
             while queue:
@@ -120,42 +120,42 @@ class Verifier:
     """Verifies credentials.
 
     :param users: returns the current users; called in the event loop.
-    :param checks: runs the bcrypt checks; several verifiers may share it.
-    :param equal_to: returns the users whose refusal takes as long; `users` by default.
+    :param checks: runs the bcrypt checks; verifiers may share it.
+    :param timing_reference: returns the users whose hashes determine the time of a denial; `users` by default.
 
-    A wrong password takes as long as one for a user that does not exist, if all hashes are of the same cost.
-    Credentials that were right once are known from then on, until the user's hash changes; no password is kept for it.
+    A wrong password takes as long as an unknown user, if all hashes have the same cost. Verified credentials are cached
+    as keyed digests until the user's hash changes.
     """
 
     def __init__(
         self,
         users: Callable[[], Mapping[str, Secret]],
         checks: Checks,
-        equal_to: Callable[[], Mapping[str, Secret]] | None = None,
+        timing_reference: Callable[[], Mapping[str, Secret]] | None = None,
     ) -> None:
         self._users = users
-        self._equal_to = equal_to or users
+        self._timing_reference = timing_reference or users
         self._checks = checks
         self._key = secrets.token_bytes(32)
-        # The names of credentials that were right
+        # The names of verified credentials
         self._verified: BoundedDict[bytes, None] = BoundedDict(_MAX_VERIFIED)
 
     def has(self, user: str) -> bool:
-        """Tell whether there is such a user."""
+        """Return whether the user exists."""
         return user in self._users()
 
     def knows(self, credentials: Credentials) -> bool:
-        """Tell whether these are right, as far as can be told at once: never by bcrypt."""
+        """Return whether the credentials are known to be valid, without running bcrypt."""
         secret = self._users().get(credentials.user)
         if not isinstance(secret, Bcrypt):
-            return (secret or _NOBODY).matches(credentials.password)
+            return (secret or _UNMATCHABLE).matches(credentials.password)
         return self._verified.touch(self._name(credentials, secret))
 
     async def verify(self, credentials: Credentials, client: Client) -> bool:
-        """Tell whether these are right.
+        """Return whether the credentials are valid.
 
-        :param client: waits for its turn, if the threads are busy.
-        :raises Busy: it cannot be told now.
+        :param client: the client, for fair queuing.
+        :raises Busy: the queue is full.
         """
         if self.knows(credentials):
             return True
@@ -165,24 +165,24 @@ class Verifier:
         name = self._name(credentials, hashed)
         if not await self._checks.run(name, hashed, credentials.password, client):
             return False
-        # Not if there is another hash by now
+        # The hash may have changed during the check
         if hashed != self._users().get(credentials.user):
             return False
         self._verified.put(name, None)
         return True
 
     def is_checking(self, credentials: Credentials) -> bool:
-        """Tell whether these very credentials are being checked, so that `verify` would wait for the same answer."""
+        """Return whether the same credentials are already being checked."""
         hashed = self._hash_to_try(credentials.user)
         return hashed is not None and self._name(credentials, hashed) in self._checks
 
     def _hash_to_try(self, user: str) -> Bcrypt | None:
-        """Return the user's hash; where there is none, one that takes as long: the time would tell who has one."""
+        """Return the user's hash; without one, an unmatchable hash, so that the time does not disclose users."""
         secret = self._users().get(user)
         if isinstance(secret, Bcrypt):
             return secret
-        costs = [other.cost for other in self._equal_to().values() if isinstance(other, Bcrypt)]
-        return _nobody(max(costs)) if costs else None
+        costs = [other.cost for other in self._timing_reference().values() if isinstance(other, Bcrypt)]
+        return _unmatchable_hash(max(costs)) if costs else None
 
     def _name(self, credentials: Credentials, secret: Bcrypt) -> bytes:
         parts = credentials.user.encode(), secret.hashed, credentials.password
@@ -190,6 +190,6 @@ class Verifier:
         return hmac.digest(self._key, message, "sha256")
 
 
-def _nobody(cost: int) -> Bcrypt:
-    # Looks like a hash, so that it takes the time; nothing hashes to it
+def _unmatchable_hash(cost: int) -> Bcrypt:
+    # Well-formed, so that bcrypt takes its time, but no password hashes to it
     return Bcrypt(b"$2b$%02d$" % cost + b"." * 53)

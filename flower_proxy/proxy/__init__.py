@@ -1,1 +1,1 @@
-"""Who speaks, and where are we: from a request's peer, headers and path to its public location."""
+"""The public location of a request, from its peer, forwarded headers and path."""

@@ -1,4 +1,4 @@
-"""IP addresses, hosts and ports, as plain functions on text, and the peers that are trusted."""
+"""IP addresses, hosts, ports and trusted proxies."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Collection, Iterable
 from functools import lru_cache
 
 UNIX = "unix"
-"""What stands for the peer of a unix socket, which has no address."""
+"""The peer of a unix socket, which has no address."""
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
-"""The port of a URL without one, by scheme (RFC 9110, section 4.2)."""
+"""The default port of each URL scheme (RFC 9110, section 4.2)."""
 
 _ADDRESS_AND_PORT = re.compile(r"(?P<v4>[0-9.]+):\d+|\[(?P<v6>[^\]]*)\](?::\d+)?")
 
 
 def parse_address(text: str) -> Address | None:
-    """Read one element of ``X-Forwarded-For`` or of ``for=`` (RFC 7239, section 6).
+    """Parse one element of ``X-Forwarded-For`` or of ``for=`` (RFC 7239, section 6).
 
     :param text: an IPv4 or IPv6 address, with or without brackets and port.
-    :returns: the address, an IPv4 one where it came mapped into IPv6, without the zone (``%eth0``, RFC 4007) that only
-        this host knows; None if it is no address.
+    :returns: the address, as IPv4 if it is IPv4-mapped, without the zone (``%eth0``, RFC 4007), which is local to a
+        host; None if the text is not an address.
     """
     text = text.strip()
     if match := _ADDRESS_AND_PORT.fullmatch(text):
@@ -39,13 +39,13 @@ def parse_address(text: str) -> Address | None:
 
 @lru_cache(maxsize=1024)
 def normalize_peer(remote: str) -> str:
-    """Return the peer of a connection as the log, the rate limits and ``--trusted_proxies`` write it."""
+    """Return the peer of a connection as logs, rate limits and ``--trusted_proxies`` spell it."""
     address = parse_address(remote)
     return str(address) if address else remote
 
 
 def is_ip(text: str, versions: Collection[int] = (4, 6)) -> bool:
-    """Tell whether this is an IP address of one of these versions, without a zone."""
+    """Return whether the text is an IP address of one of these versions, without a zone."""
     try:
         return "%" not in text and ipaddress.ip_address(text).version in versions
     except ValueError:
@@ -53,7 +53,7 @@ def is_ip(text: str, versions: Collection[int] = (4, 6)) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Tell whether this names or is an address of this machine alone: ``localhost``, ``127.0.0.1``, ``[::1]``."""
+    """Return whether a host is a loopback address or a localhost name."""
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -61,32 +61,32 @@ def is_loopback(host: str) -> bool:
 
 
 def host_and_port(host: str, port: int) -> str:
-    """Write both as a URL has them: an IPv6 address in brackets (RFC 3986, section 3.2.2)."""
+    """Join host and port, with an IPv6 address in brackets (RFC 3986, section 3.2.2)."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def without_default_port(host: str, scheme: str) -> str:
-    """Leave out the port that browsers leave out too.
+    """Remove the scheme's default port, as browsers do.
 
-    :param host: in lower case, with a port or without.
+    :param host: a host in lower case, with or without port.
     """
     name, _, port = host.rpartition(":")
     return name if name and port == str(DEFAULT_PORTS.get(scheme)) else host
 
 
 class TrustedProxies:
-    """The peers whose forwarded headers count.
+    """The peers whose forwarded headers are trusted.
 
-    :param entries: IP addresses, networks in CIDR notation, and the word ``unix`` for every peer of a unix socket.
-    :raises ValueError: an entry is none of these; the message says which, and what was probably meant.
+    :param entries: IP addresses, networks in CIDR notation, and ``unix`` for every peer of a unix socket.
+    :raises ValueError: an entry is invalid; the message contains the entry and a suggestion.
 
-    Membership is asked with an address as text, or `UNIX`: ``peer in trusted``.
+    Membership is tested with an address as text, or `UNIX`: ``peer in trusted``.
     """
 
     def __init__(self, entries: Iterable[str]) -> None:
         self.entries = tuple(entry.strip() for entry in entries if entry.strip())
         self._networks = [_parse_network(entry) for entry in self.entries if entry != UNIX]
-        # Bounded, because the addresses of X-Forwarded-For are the client's to choose
+        # Bounded, since clients choose the addresses in X-Forwarded-For
         self._holds = lru_cache(maxsize=1024)(self._look_up)
 
     def __contains__(self, peer: str) -> bool:
@@ -104,13 +104,13 @@ class TrustedProxies:
 
 def _parse_network(entry: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
     if "%" in entry or entry.lower().startswith("::ffff:"):
-        raise ValueError(f"{entry!r}: write it without the interface behind %, and IPv4 as IPv4")
+        raise ValueError(f"{entry!r}: omit the zone behind %, and write an IPv4-mapped address as IPv4")
     try:
         return ipaddress.ip_network(entry)
     except ValueError:
         pass
     try:
-        meant = ipaddress.ip_network(entry, strict=False)
+        network = ipaddress.ip_network(entry, strict=False)
     except ValueError:
         raise ValueError(f"{entry!r} is not an IP address, a network such as 10.0.0.0/8, or unix") from None
-    raise ValueError(f"{entry!r} is an address with a network's length: write {meant} for the network")
+    raise ValueError(f"{entry!r} has host bits set: write {network} for the network")

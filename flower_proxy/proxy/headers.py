@@ -1,4 +1,4 @@
-"""What the forwarded headers of a trusted peer say."""
+"""Parsing of forwarded headers."""
 
 from __future__ import annotations
 
@@ -17,63 +17,67 @@ HEADERS = (
     "X-Script-Name",
     "Forwarded",
 )
-"""The headers that count from a trusted peer."""
+"""The forwarded headers that are read from a trusted peer."""
 
 READ_HEADERS = (*HEADERS, "X-Real-Ip", "X-Scheme")
-"""Those, and the ones that ``--xheaders`` adds."""
+"""The same, with those that ``--xheaders`` adds."""
 
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?P<port>:\d{1,5})?")
-# Neither can fail after it has read more than once over the same text, which would take quadratic time
+# Neither pattern backtracks over the same text, which would take quadratic time
 _FORWARDED_PAIR = re.compile(r'(?P<name>[\w-]+)[ \t]*=[ \t]*(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<token>[^\s;,"]*))')
 _FORWARDED_SEPARATOR = re.compile(r"[ \t]*(?P<sign>[;,]?)[ \t]*")
 
 
 class Headers(Protocol):
-    """The request's headers, as `tornado.httputil.HTTPHeaders` has them."""
+    """The headers of a request; `tornado.httputil.HTTPHeaders` implements it."""
 
     def get_list(self, name: str, /) -> list[str]:
-        """Return the values of all lines of that name, in order; an empty list if there is none."""
+        """Return the values of all field lines of that name, in order."""
 
 
 def combined_value(headers: Headers, name: str) -> str:
-    """Return the lines of a header combined (RFC 9110, section 5.3), in lower case.
+    """Return the combined field lines of a header (RFC 9110, section 5.3), in lower case.
 
-    A header that browsers send once, and that has several lines, equals nothing that a browser sends.
+    Multiple lines of a header that browsers send once never equal a value that browsers send.
     """
     return ", ".join(headers.get_list(name)).strip().lower()
 
 
 class Lines(tuple[tuple[str, tuple[str, ...]], ...]):
-    """Those of a request's headers that `read_forwarded` looks at, by name: hashable, as headers are not."""
+    """The field lines that `read_forwarded` reads, by name; hashable, unlike the headers."""
 
     __slots__ = ()
 
     @classmethod
     def of(cls, headers: Headers) -> Lines:
+        """Extract the field lines from a request's headers."""
         return cls((name, tuple(headers.get_list(name))) for name in READ_HEADERS)
 
     def get_list(self, name: str, /) -> list[str]:
+        """Return the values of all field lines of that name, in order."""
         return list(dict(self)[name])
 
 
 class ForwardedHeaderError(ValueError):
-    """A trusted proxy sent a forwarded header that is not what it should be; to be answered with 400."""
+    """A malformed forwarded header from a trusted proxy; the response is 400.
+
+    :ivar answer: the message for the client, which does not reflect the value.
+    """
 
     def __init__(self, header: str, value: str, expected: str) -> None:
         super().__init__(f"{header}: {value[:100]!a} is not {expected}")
-        # For the one who asks, whose value is not repeated
         self.answer = f"{header} is not {expected}"
 
 
 @dataclass(frozen=True)
 class Forwarded:
-    """What the headers of a trusted peer say.
+    """The values of the forwarded headers of a trusted peer.
 
-    :ivar addresses: of the hops, the client's first; not checked, since a client can write there what it likes.
+    :ivar addresses: the addresses of the hops, the client's first; not validated, since clients can send any.
     :ivar scheme: ``http``, ``https``, or empty.
-    :ivar host: host and perhaps a port, or empty.
+    :ivar host: the host with an optional port, or empty.
     :ivar port: the port, or empty.
-    :ivar prefix: the prefix, None if there is none; empty if it is the root.
+    :ivar prefix: the prefix; None if none was forwarded, empty for the root.
     """
 
     addresses: list[str]
@@ -84,10 +88,10 @@ class Forwarded:
 
 
 def read_forwarded(headers: Headers, *, xheaders: bool = False) -> Forwarded:
-    """Read the headers of a trusted peer; `flower_proxy.proxy.location.Locator` has the table of them.
+    """Parse the forwarded headers of a trusted peer; `flower_proxy.proxy.location.Locator` has a table of them.
 
-    :param xheaders: read ``X-Real-Ip`` and ``X-Scheme`` too, where their ``X-Forwarded-`` twin is missing.
-    :raises ForwardedHeaderError: one is malformed.
+    :param xheaders: read ``X-Real-Ip`` and ``X-Scheme`` if ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are missing.
+    :raises ForwardedHeaderError: a header is malformed.
     """
     addresses = _values(headers, "X-Forwarded-For")
     proto_header, host_header = "X-Forwarded-Proto", "X-Forwarded-Host"
@@ -100,7 +104,7 @@ def read_forwarded(headers: Headers, *, xheaders: bool = False) -> Forwarded:
         addresses = addresses or _values(headers, "X-Real-Ip")
         if not scheme:
             proto_header, scheme = "X-Scheme", _first(headers, "X-Scheme")
-    # All or nothing: a proxy that writes the X- headers passes on whatever `Forwarded` the client made up
+    # A proxy that sets any X- header passes on the client's own Forwarded, which may be spoofed
     if not (addresses or scheme or host or port or prefix is not None):
         elements = _parse_forwarded(headers)
         addresses = [element["for"] for element in elements if "for" in element]
@@ -109,7 +113,7 @@ def read_forwarded(headers: Headers, *, xheaders: bool = False) -> Forwarded:
             scheme, host = elements[0].get("proto", ""), elements[0].get("host", "")
     scheme = scheme.lower()
     if scheme not in ("", "http", "https"):
-        raise ForwardedHeaderError(proto_header, scheme, "one with the scheme http or https")
+        raise ForwardedHeaderError(proto_header, scheme, "the scheme http or https")
     if host and not _is_host(host):
         raise ForwardedHeaderError(host_header, host, "a host name with an optional port")
     if port and not _is_port(port):
@@ -169,7 +173,7 @@ def _is_host(text: str) -> bool:
 
 
 def has_no_port(host: str) -> bool:
-    """Tell whether this is the name or address of a host, and no more."""
+    """Return whether the text is a host name or address without a port."""
     match = _HOST.fullmatch(host)
     return match is not None and match["port"] is None
 

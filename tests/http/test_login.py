@@ -232,7 +232,7 @@ def test_with_a_password_both_are_asked_for(jar: Jar) -> None:
 def test_what_cannot_be_led_to_the_provider_is_refused(site: Site, method: str) -> None:
     body = "" if method in ("POST", "PUT") else None
     response = site.fetch("/api/task/revoke/1", method=method, body=body)
-    assert (response.code, response.body) == (403, b"log in first\n")
+    assert (response.code, response.body) == (403, b"authentication required\n")
 
 
 def test_another_site_cannot_act_in_a_session(site: Site, jar: Jar) -> None:

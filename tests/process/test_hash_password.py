@@ -63,15 +63,15 @@ def test_the_cost_is_as_asked_for_and_twelve_otherwise() -> None:
         pytest.param([], "\n", "the password is empty", id="empty-line"),
         pytest.param([], "secret\nsecret\n", "standard input has several lines", id="two-lines"),
         pytest.param([], "secret\n\n", "standard input has several lines", id="two-line-ends"),
-        pytest.param([], "secret\r", "a control character in the password", id="carriage-return"),
-        pytest.param([], "secret\0\n", "a control character in the password", id="nul"),
+        pytest.param([], "secret\r", "the password contains a control character", id="carriage-return"),
+        pytest.param([], "secret\0\n", "the password contains a control character", id="nul"),
         pytest.param([], b"secret\xff\n", "the password is not UTF-8", id="not-utf-8"),
-        pytest.param([], "secret" * 13, "the password is 78 bytes long; bcrypt reads 72", id="too-long"),
-        pytest.param(["m:e"], "secret\n", "a colon in the user's name", id="colon-in-user"),
-        pytest.param(["m\ne"], "secret\n", "a control character in the user's name", id="line-end-in-user"),
-        pytest.param([""], "secret\n", "the user's name is empty", id="empty-user"),
-        pytest.param([" me"], "secret\n", "white space at the beginning or end", id="space-before-user"),
-        pytest.param(["#me"], "secret\n", "the user's name begins with #", id="user-like-a-comment"),
+        pytest.param([], "secret" * 13, "the password has 78 bytes, but bcrypt reads only 72", id="too-long"),
+        pytest.param(["m:e"], "secret\n", "the user name contains a colon", id="colon-in-user"),
+        pytest.param(["m\ne"], "secret\n", "the user name contains a control character", id="line-end-in-user"),
+        pytest.param([""], "secret\n", "the user name is empty", id="empty-user"),
+        pytest.param([" me"], "secret\n", "the user name has leading or trailing white space", id="space-before-user"),
+        pytest.param(["#me"], "secret\n", "the user name starts with #", id="user-like-a-comment"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_one_line(arguments: list[str], typed: str | bytes, reason: str) -> None:
@@ -160,7 +160,7 @@ def test_we_understand_the_lines_of_htpasswd(password: str) -> None:
 
 @pytest.mark.parametrize(
     ("option", "scheme"),
-    [("-m", "MD5"), ("-s", "SHA-1"), ("-d", "no bcrypt hash"), ("-p", "no bcrypt hash"), ("-2", "SHA-crypt")],
+    [("-m", "MD5"), ("-s", "SHA-1"), ("-d", "not a bcrypt hash"), ("-p", "not a bcrypt hash"), ("-2", "SHA-crypt")],
 )
 def test_other_lines_of_htpasswd_are_refused_by_their_name(option: str, scheme: str) -> None:
     made = subprocess.run(["htpasswd", "-nb", option, "me", "secret"], check=True, capture_output=True, text=True)

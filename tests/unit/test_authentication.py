@@ -33,7 +33,7 @@ def attempt(authorization: str | None = None, *, client: str = "203.0.113.1", **
         client=client,
         scheme="http",
         host="127.0.0.1",
-        told_host=False,
+        host_forwarded=False,
         prefix="",
         path="/",
     )
@@ -195,7 +195,7 @@ def test_a_limited_address_does_not_tell_which_users_exist() -> None:
             with pytest.raises(AccessDenied) as caught:
                 await check.identify(attempt(f"{'alice' if number % 2 else 'nobody'}:{number}"))
             reasons.add((caught.value.status, caught.value.reason))
-        assert reasons == {(HTTPStatus.TOO_MANY_REQUESTS, "too many failed logins: wait 3 s")}
+        assert reasons == {(HTTPStatus.TOO_MANY_REQUESTS, "too many failed logins; retry in 3 s")}
         # Nor does it once it is not limited any more
         for user in ("alice", "nobody"):
             assert check.throttle.allows_comparison("203.0.113.2", user)
@@ -258,7 +258,7 @@ def test_the_word_of_somebody_else_is_not_taken() -> None:
     """The header has been taken away already; where that failed, this holds."""
     said = attempt(X_Forwarded_User="alice")
     stranger = replace(said, location=replace(said.location, trusted=False))
-    with pytest.raises(AccessDenied, match="no proxy that is trusted"):
+    with pytest.raises(AccessDenied, match="no trusted proxy sent X-Forwarded-User"):
         asyncio.run(Authenticator(user_header="X-Forwarded-User").identify(stranger))
 
 
@@ -309,7 +309,7 @@ def test_a_user_header_that_does_not_name_one_user_is_a_bad_request(lines: list[
 
 def test_a_single_empty_user_header_names_nobody() -> None:
     check = PasswordCheck(passwords=Verifier(lambda: PLAIN, Checks()), throttle=Throttle())
-    authenticator = Authenticator(by_password=check, user_header="X-Forwarded-User")
+    authenticator = Authenticator(password_check=check, user_header="X-Forwarded-User")
     assert asyncio.run(authenticator.identify(attempt("alice:right", X_Forwarded_User=""))) == Principal(
         "alice", password_of="alice"
     )

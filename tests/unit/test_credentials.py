@@ -68,8 +68,8 @@ def test_who_does_not_log_in_by_password_has_no_credentials(lines: list[str]) ->
 @pytest.mark.parametrize(
     ("lines", "reason"),
     [
-        pytest.param([basic("me:secret")] * 2, "several", id="two-lines"),
-        pytest.param(["Bearer abc", basic("me:secret")], "several", id="two-lines-of-two-schemes"),
+        pytest.param([basic("me:secret")] * 2, "multiple", id="two-lines"),
+        pytest.param(["Bearer abc", basic("me:secret")], "multiple", id="two-lines-of-two-schemes"),
         pytest.param(["Basic"], "not user:password", id="nothing-behind-the-scheme"),
         pytest.param(["Basic ="], "base64", id="only-padding"),
         pytest.param(["Basic ===="], "base64", id="more-padding"),
@@ -134,7 +134,7 @@ def test_without_entries_there_is_nobody() -> None:
     ("text", "reason"),
     [
         pytest.param(
-            "user:p,secret", "entry 2 is not user:password (a comma separates entries; a password", id="comma"
+            "user:p,secret", "entry 2 is not user:password (a comma separates entries; put a password", id="comma"
         ),
         pytest.param("", "entry 1 is not user:password", id="empty"),
         pytest.param("user:secret,", "entry 2 is not user:password", id="trailing-comma"),
@@ -145,15 +145,15 @@ def test_without_entries_there_is_nobody() -> None:
         pytest.param("  :secret", "entry 1 is not user:password", id="a-blank-for-the-user"),
         pytest.param("user:", "entry 1 is not user:password", id="no-password"),
         pytest.param(":", "entry 1 is not user:password", id="only-the-colon"),
-        pytest.param("user:secret, you:other", "entry 2: white space", id="space-behind-the-comma"),
-        pytest.param("user:secret\n", "entry 1: white space", id="line-end-of-a-kubernetes-secret"),
-        pytest.param("user :secret", "entry 1: white space", id="space-behind-the-user"),
-        pytest.param("user:sec\tret", "entry 1: a control character in the password", id="tab-in-the-password"),
-        pytest.param("us\x1ber:secret", "entry 1: a control character in the user's name", id="escape-in-the-user"),
+        pytest.param("user:secret, you:other", "entry 2: leading or trailing white space", id="space-behind-the-comma"),
+        pytest.param("user:secret\n", "entry 1: leading or trailing white space", id="line-end-of-a-kubernetes-secret"),
+        pytest.param("user :secret", "entry 1: the user name has leading", id="space-behind-the-user"),
+        pytest.param("user:sec\tret", "entry 1: the password contains a control character", id="tab-in-the-password"),
+        pytest.param("us\x1ber:secret", "entry 1: the user name contains a control character", id="escape-in-the-user"),
         pytest.param("user:secret\udce4", "entry 1: the password is not UTF-8", id="latin-1-in-the-environment"),
-        pytest.param("#user:secret", "entry 1: the user's name begins with #", id="comment"),
-        pytest.param("user:secret,user:other", "entry 2: the user 'user' is there twice", id="same-user"),
-        pytest.param("user:secret,user:secret", "entry 2: the user 'user' is there twice", id="same-entry"),
+        pytest.param("#user:secret", "entry 1: the user name starts with #", id="comment"),
+        pytest.param("user:secret,user:other", "entry 2: duplicate user 'user'", id="same-user"),
+        pytest.param("user:secret,user:secret", "entry 2: duplicate user 'user'", id="same-entry"),
     ],
 )
 def test_an_entry_that_is_no_user_with_a_password_is_refused(text: str, reason: str) -> None:
@@ -187,16 +187,18 @@ def test_a_password_in_a_file_may_be_anything_in_one_line(text: str, user: str, 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        pytest.param("", "no user in it", id="empty"),
-        pytest.param("\n \n", "no user in it", id="empty-lines"),
+        pytest.param("", "contains no users", id="empty"),
+        pytest.param("\n \n", "contains no users", id="empty-lines"),
         pytest.param("me:secret\n\nother\n", "line 3: not user:password", id="no-colon"),
         pytest.param(":secret\n", "line 1: not user:password", id="no-user"),
         pytest.param("me:\n", "line 1: not user:password", id="no-password"),
-        pytest.param(" me:secret\n", "line 1: white space", id="space-before-the-user"),
-        pytest.param("# note: secret\n", "line 1: the user's name begins with #", id="comment"),
-        pytest.param("me:sec\0ret\n", "line 1: a control character", id="control-character"),
-        pytest.param("me:secret\ryou:other\n", "line 1: a control character", id="old-mac-line-ends"),
-        pytest.param("me:secret\nme:other\n", "line 2: the user 'me' is there twice", id="same-user"),
+        pytest.param(" me:secret\n", "line 1: the user name has leading", id="space-before-the-user"),
+        pytest.param("# note: secret\n", "line 1: the user name starts with #", id="comment"),
+        pytest.param("me:sec\0ret\n", "line 1: the password contains a control character", id="control-character"),
+        pytest.param(
+            "me:secret\ryou:other\n", "line 1: the password contains a control character", id="old-mac-line-ends"
+        ),
+        pytest.param("me:secret\nme:other\n", "line 2: duplicate user 'me'", id="same-user"),
     ],
 )
 def test_a_password_file_that_is_not_one_is_refused(text: str, reason: str) -> None:
@@ -259,18 +261,18 @@ COMMAND = "flower-proxy hash-password USER"
         pytest.param("$5$secret$other", "SHA-crypt", id="htpasswd-2"),
         pytest.param("$6$secret$other", "SHA-crypt", id="htpasswd-5"),
         pytest.param("$argon2id$v=19$m=65536,t=3,p=4$secret$other", "Argon2", id="argon2"),
-        pytest.param("secretsecret1", "is no bcrypt hash", id="crypt"),
-        pytest.param("secret", "is no bcrypt hash", id="plain"),
-        pytest.param("{PLAIN}secret", "is no bcrypt hash", id="plain-of-nginx"),
-        pytest.param(HASH[:-1], "cut off", id="cut-off"),
-        pytest.param(HASH + "a", "cut off", id="too-long"),
-        pytest.param(HASH[:-5] + "=" + HASH[-4:], "changed", id="other-alphabet"),
-        pytest.param(HASH[:28] + "a" + HASH[29:], "changed", id="salt-that-bcrypt-refuses"),
-        pytest.param(HASH[:-1] + "/", "changed", id="hash-that-matches-nothing"),
+        pytest.param("secretsecret1", "not a bcrypt hash", id="crypt"),
+        pytest.param("secret", "not a bcrypt hash", id="plain"),
+        pytest.param("{PLAIN}secret", "not a bcrypt hash", id="plain-of-nginx"),
+        pytest.param(HASH[:-1], "truncated", id="cut-off"),
+        pytest.param(HASH + "a", "truncated", id="too-long"),
+        pytest.param(HASH[:-5] + "=" + HASH[-4:], "corrupted", id="other-alphabet"),
+        pytest.param(HASH[:28] + "a" + HASH[29:], "corrupted", id="salt-that-bcrypt-refuses"),
+        pytest.param(HASH[:-1] + "/", "corrupted", id="hash-that-matches-nothing"),
         pytest.param(HASH.replace("$2b$", "$2x$"), "neither $2a$, $2b$ nor $2y$", id="2x"),
         pytest.param(HASH.replace("$2b$", "$2$"), "neither $2a$, $2b$ nor $2y$", id="2"),
-        pytest.param(HASH.replace("$04$", "$03$"), "cost 03, but only 4 to 16", id="too-quick"),
-        pytest.param(HASH.replace("$04$", "$17$"), "cost 17, but only 4 to 16", id="too-slow"),
+        pytest.param(HASH.replace("$04$", "$03$"), "cost 03, expected 4 to 16", id="too-quick"),
+        pytest.param(HASH.replace("$04$", "$17$"), "cost 17, expected 4 to 16", id="too-slow"),
     ],
 )
 @pytest.mark.parametrize("form", ["you:{other}\nme:{hashed}\n", "basic_auth_users:\n  me: '{hashed}'\n"])
@@ -287,45 +289,47 @@ def test_another_hash_is_refused_with_the_command_that_makes_a_good_one(form: st
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        pytest.param("", "no user in it", id="empty"),
-        pytest.param("# nobody\n\n", "no user in it", id="only-comments"),
-        pytest.param("basic_auth_users: {}\n", "no user in it", id="web.yml-nobody"),
-        pytest.param("basic_auth_users:\n", "line 1: basic_auth_users is no mapping", id="web.yml-nothing"),
-        pytest.param(f"basic_auth_users:\n- {HASH}\n", "line 2: basic_auth_users is no mapping", id="web.yml-list"),
+        pytest.param("", "contains no users", id="empty"),
+        pytest.param("# nobody\n\n", "contains no users", id="only-comments"),
+        pytest.param("basic_auth_users: {}\n", "contains no users", id="web.yml-nobody"),
+        pytest.param("basic_auth_users:\n", "line 1: basic_auth_users is not a mapping", id="web.yml-nothing"),
+        pytest.param(f"basic_auth_users:\n- {HASH}\n", "line 2: basic_auth_users is not a mapping", id="web.yml-list"),
         pytest.param("me\n", "line 1: not user:hash", id="no-colon"),
         pytest.param(f"{HASH}\n", "line 1: not user:hash", id="no-user"),
         pytest.param(f":{HASH}\n", "line 1: not user:hash", id="empty-user"),
         pytest.param("me:\n", "line 1: not user:hash", id="no-hash"),
-        pytest.param(f"m\te:{HASH}\n", "line 1: a control character in the user's name", id="control-character"),
-        pytest.param(f"me:{HASH}\nme:{OTHER}\n", "line 2: the user 'me' is there twice", id="same-user"),
+        pytest.param(
+            f"m\te:{HASH}\n",
+            "line 1: the user name contains a control character",
+            id="control-character",
+        ),
+        pytest.param(f"me:{HASH}\nme:{OTHER}\n", "line 2: duplicate user 'me'", id="same-user"),
         pytest.param(
             f"basic_auth_users:\n  me: {HASH}\n  'me': {OTHER}\n",
-            "line 3: the user 'me' is there twice",
+            "line 3: duplicate user 'me'",
             id="web.yml-same-user",
         ),
         pytest.param(f"basic_auth_users:\n  me: {HASH}\n you: secret\n", "line 3: not YAML", id="web.yml-indentation"),
         pytest.param("basic_auth_users:\n  me: *secret\n", "line 2: not YAML", id="web.yml-alias"),
         pytest.param("basic_auth_users:\n  me: 'secret\n", "line 3: not YAML", id="web.yml-quote-left-open"),
         pytest.param("basic_auth_users:\n  me: sec\0ret\n", "line 2: not YAML", id="web.yml-nul"),
-        pytest.param("basic_auth_users:\n  me: 12345\n", "line 2: user and hash have to be texts", id="web.yml-number"),
-        pytest.param("basic_auth_users:\n  me:\n", "line 2: user and hash have to be texts", id="web.yml-no-hash"),
+        pytest.param("basic_auth_users:\n  me: 12345\n", "line 2: user and hash must be strings", id="web.yml-number"),
+        pytest.param("basic_auth_users:\n  me:\n", "line 2: user and hash must be strings", id="web.yml-no-hash"),
         pytest.param(
-            "basic_auth_users:\n  me: [secret]\n", "line 2: user and hash have to be texts", id="web.yml-list-of"
+            "basic_auth_users:\n  me: [secret]\n", "line 2: user and hash must be strings", id="web.yml-list-of"
+        ),
+        pytest.param(f"basic_auth_users:\n  1: {HASH}\n", "line 2: user and hash must be strings", id="web.yml-user-1"),
+        pytest.param("basic_auth_users: {me:secret}\n", "line 1: user and hash must be strings", id="web.yml-no-space"),
+        pytest.param(f'basic_auth_users:\n  "": {HASH}\n', "line 2: the user name is empty", id="web.yml-empty-user"),
+        pytest.param(
+            f"basic_auth_users:\n  'm:e': {HASH}\n", "line 2: the user name contains a colon", id="web.yml-colon"
+        ),
+        pytest.param(f"basic_auth_users:\n  '#me': {HASH}\n", "line 2: the user name starts", id="web.yml-comment"),
+        pytest.param(
+            f"basic_auth_users:\n  !!str [me]: {HASH}\n", "line 2: user and hash must be strings", id="web.yml-no-text"
         ),
         pytest.param(
-            f"basic_auth_users:\n  1: {HASH}\n", "line 2: user and hash have to be texts", id="web.yml-user-1"
-        ),
-        pytest.param(
-            "basic_auth_users: {me:secret}\n", "line 1: user and hash have to be texts", id="web.yml-no-space"
-        ),
-        pytest.param(f'basic_auth_users:\n  "": {HASH}\n', "line 2: the user's name is empty", id="web.yml-empty-user"),
-        pytest.param(f"basic_auth_users:\n  'm:e': {HASH}\n", "line 2: a colon", id="web.yml-colon"),
-        pytest.param(f"basic_auth_users:\n  '#me': {HASH}\n", "line 2: the user's name begins", id="web.yml-comment"),
-        pytest.param(
-            f"basic_auth_users:\n  !!str [me]: {HASH}\n", "line 2: user and hash have to be texts", id="web.yml-no-text"
-        ),
-        pytest.param(
-            "basic_auth_users:\n  me: !!str [secret]\n", "line 2: user and hash have to be texts", id="web.yml-no-hash"
+            "basic_auth_users:\n  me: !!str [secret]\n", "line 2: user and hash must be strings", id="web.yml-no-hash"
         ),
         pytest.param('basic_auth_users:\n  me: "\\U00110000"\n', "line 1: not YAML", id="web.yml-no-character"),
         pytest.param('basic_auth_users:\n  me: "\\UFFFFFFFF"\n', "line 1: not YAML", id="web.yml-far-from-one"),
@@ -341,7 +345,7 @@ def test_another_hash_is_refused_with_the_command_that_makes_a_good_one(form: st
         ),
         pytest.param(f"basic_auth_users:\n{'? ' * 1000}", "line 2: YAML nested more than 20", id="web.yml-nested-keys"),
         pytest.param(
-            f"basic_auth_users:\n  {ALIASES}\n", "line 2: basic_auth_users is no mapping", id="web.yml-aliases"
+            f"basic_auth_users:\n  {ALIASES}\n", "line 2: basic_auth_users is not a mapping", id="web.yml-aliases"
         ),
         pytest.param(f"basic_auth_users:\na: [{'*b,' * 99}]", "line 2: not YAML", id="web.yml-unknown-alias"),
         pytest.param(
@@ -378,10 +382,10 @@ def test_a_hash_is_made_with_the_cost_that_is_usual() -> None:
     ("password", "reason"),
     [
         pytest.param("", "the password is empty", id="empty"),
-        pytest.param("secret" * 13, "the password is 78 bytes long; bcrypt reads 72", id="too-long"),
-        pytest.param("ä" * 37, "the password is 74 bytes long; bcrypt reads 72", id="too-long-in-utf-8"),
-        pytest.param("secret\0", "a control character in the password", id="nul"),
-        pytest.param("secret\n", "a control character in the password", id="line-end"),
+        pytest.param("secret" * 13, "the password has 78 bytes, but bcrypt reads only 72", id="too-long"),
+        pytest.param("ä" * 37, "the password has 74 bytes, but bcrypt reads only 72", id="too-long-in-utf-8"),
+        pytest.param("secret\0", "the password contains a control character", id="nul"),
+        pytest.param("secret\n", "the password contains a control character", id="line-end"),
         pytest.param("secret\udce4", "the password is not UTF-8", id="latin-1"),
     ],
 )

@@ -18,14 +18,14 @@ def headers(*lines: tuple[str, str]) -> HTTPHeaders:
     return sent
 
 
-def location(peer: str = "127.0.0.1", *, told_host: bool = False) -> Location:
+def location(peer: str = "127.0.0.1", *, host_forwarded: bool = False) -> Location:
     return Location(
         peer=peer,
         trusted=True,
         client=peer,
         scheme="http",
         host="host.example",
-        told_host=told_host,
+        host_forwarded=host_forwarded,
         prefix="",
         path="/",
     )
@@ -79,8 +79,8 @@ def test_behind_a_unix_socket_is_no_browser() -> None:
 )
 def test_a_forwarded_host_excuses_the_name_unless_a_browser_sent_it(connection: list[str], refused: bool) -> None:
     sent = headers(("Host", "evil.example"), *(("Connection", value) for value in connection))
-    assert (host_refusal(sent, location(told_host=True), ()) is not None) is refused
-    assert host_refusal(sent, location(told_host=False), ()) is not None
+    assert (host_refusal(sent, location(host_forwarded=True), ()) is not None) is refused
+    assert host_refusal(sent, location(host_forwarded=False), ()) is not None
 
 
 def test_the_refusal_repeats_no_more_of_the_name_than_a_line_holds() -> None:

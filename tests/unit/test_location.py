@@ -442,8 +442,8 @@ def test_a_prefix_that_is_no_path_is_refused(text: str) -> None:
     ("entry", "message"),
     [
         ("10.0.0.1/8", "write 10.0.0.0/8"),
-        ("::ffff:10.0.0.1", "IPv4 as IPv4"),
-        ("fe80::1%eth0", "without the interface"),
+        ("::ffff:10.0.0.1", "IPv4-mapped address as IPv4"),
+        ("fe80::1%eth0", "omit the zone"),
         ("proxy", "'proxy' is not an IP address"),
         ("10.0.0.0/99", "'10.0.0.0/99' is not"),
         ("*", "is not an IP address"),

@@ -93,7 +93,7 @@ def test_a_function_comes_from_the_file_only(folder: Path) -> None:
         ({"purge_offline_workers": ["10s"]}, "--purge_offline_workers: '10s' is not a whole number"),
         ({"max_tasks": ["0"]}, "--max_tasks: 0 is not 1 or more"),
         ({"url_prefix": ["https://host/flower"]}, "--url_prefix: 'https://host/flower' is not a path such as /flower"),
-        ({"trusted_proxies": ["10.0.0.1/8"]}, "--trusted_proxies: '10.0.0.1/8' is an address with a network's length"),
+        ({"trusted_proxies": ["10.0.0.1/8"]}, "--trusted_proxies: '10.0.0.1/8' has host bits set"),
         ({"static_overrides": ["/nowhere"]}, "--static_overrides: '/nowhere' is not a folder"),
         ({"tasks_columns": ["name,uid"]}, "--tasks_columns: 'uid' is not one of name, uuid"),
         ({"broker_api": ["localhost:15672"]}, "--broker_api: invalid scheme"),
@@ -133,7 +133,7 @@ def test_a_function_comes_from_the_file_only(folder: Path) -> None:
         ({"inspect_timeout": ["inf"]}, "--inspect_timeout: inf is not 1 to 3600000"),
         ({"task_runtime_metric_buckets": ["1,nan"]}, "--task_runtime_metric_buckets: 1.0,nan are not bounds that rise"),
         ({"task_runtime_metric_buckets": ["2,1"]}, "--task_runtime_metric_buckets: 2.0,1.0 are not bounds that rise"),
-        ({"trusted_proxies": ["fe80::1%eth0"]}, "--trusted_proxies: 'fe80::1%eth0': write it without the interface"),
+        ({"trusted_proxies": ["fe80::1%eth0"]}, "--trusted_proxies: 'fe80::1%eth0': omit the zone"),
     ],
 )
 def test_a_bad_value_on_the_command_line_is_named(folder: Path, given: dict[str, list[str]], message: str) -> None:

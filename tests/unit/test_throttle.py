@@ -45,7 +45,7 @@ def test_ten_tries_at_once_and_one_more_every_half_minute(clock: Clock) -> None:
 
 
 def test_the_time_to_wait_is_told_and_is_enough(clock: Clock) -> None:
-    throttle = Throttle(tries=3, seconds_per_try=20.0, clock=clock)
+    throttle = Throttle(max_attempts=3, refill_interval=20.0, clock=clock)
     assert use_up(throttle) == 3
     assert throttle.wait(CLIENT, USER) == throttle.reserve(CLIENT, USER) == 20
     clock.now += 20
@@ -59,7 +59,7 @@ def test_the_time_to_wait_is_told_and_is_enough(clock: Clock) -> None:
 @pytest.mark.parametrize("seconds", [30.0, 0.1, 1 / 3])
 def test_no_try_is_lost_by_rounding(now: float, seconds: float, clock: Clock) -> None:
     clock.now = now
-    throttle = Throttle(seconds_per_try=seconds, clock=clock)
+    throttle = Throttle(refill_interval=seconds, clock=clock)
     for tries in (10, 1, 1, 1):
         assert use_up(throttle) == tries
         clock.now += throttle.wait(CLIENT, USER)

@@ -99,23 +99,21 @@ def test_without_any_source_there_is_nobody() -> None:
     [
         pytest.param("a:p,ss", None, None, "--basic_auth: entry 2 is not user:password (a comma", id="entry"),
         pytest.param(None, "a:b\nsecret", None, "--basic_auth_file: 'passwords': line 2: not user:password", id="line"),
-        pytest.param(None, "", None, "--basic_auth_file: 'passwords': no user in it", id="empty-file"),
-        pytest.param(
-            None, None, "\na:secret", "--auth_file: 'hashes': line 2: what is there is no bcrypt", id="no-hash"
-        ),
+        pytest.param(None, "", None, "--basic_auth_file: 'passwords': contains no users", id="empty-file"),
+        pytest.param(None, None, "\na:secret", "--auth_file: 'hashes': line 2: not a bcrypt hash", id="no-hash"),
         pytest.param(None, None, b"\xff", "--auth_file: 'hashes': not UTF-8", id="not-utf-8"),
         pytest.param(
             "a:secret",
             "a:secret",
             None,
-            "--basic_auth_file: 'passwords': the user 'a' is in --basic_auth too",
+            "--basic_auth_file: 'passwords': user 'a' is also in --basic_auth",
             id="twice",
         ),
         pytest.param(
             None,
             "a:secret",
             f"a:{HASH}",
-            "--auth_file: 'hashes': the user 'a' is in --basic_auth_file: 'passwords' too",
+            "--auth_file: 'hashes': user 'a' is also in --basic_auth_file: 'passwords'",
             id="in-both-files",
         ),
     ],
@@ -174,7 +172,7 @@ def test_a_changed_file_counts_without_a_restart(
     clock.now += 1
     assert users.names() == ["b", "c"]
     assert let_in(users, "c", "other")
-    assert lines(log) == [("INFO", f"--auth_file: {str(file)!r}: read again, users: 2")]
+    assert lines(log) == [("INFO", f"--auth_file: {str(file)!r}: reloaded, users: 2")]
     clock.now += 1
     assert users.names() == ["b", "c"]
     assert lines(log) == []
@@ -220,10 +218,8 @@ def test_files_are_looked_at_once_a_second_at_most(file: Path, clock: Clock) -> 
 @pytest.mark.parametrize(
     ("break_", "reason"),
     [
-        pytest.param(
-            lambda path: path.write_text("b:secret\n"), "line 1: what is there is no bcrypt hash", id="broken"
-        ),
-        pytest.param(lambda path: path.write_text(""), "no user in it", id="empty"),
+        pytest.param(lambda path: path.write_text("b:secret\n"), "line 1: not a bcrypt hash", id="broken"),
+        pytest.param(lambda path: path.write_text(""), "contains no users", id="empty"),
         pytest.param(lambda path: path.write_bytes(b"\xff"), "not UTF-8", id="not-utf-8"),
         pytest.param(lambda path: path.unlink(), "No such file or directory", id="missing"),
     ],
@@ -240,7 +236,7 @@ def test_a_bad_version_changes_nothing_and_is_logged_once(
     [(level, line)] = lines(log)
     assert level == "ERROR"
     assert line.startswith(f"--auth_file: {str(file)!r}: {reason}")
-    assert line.endswith("; the users stay as they were")
+    assert line.endswith("; keeping the previous users")
     file.write_text("another broken one\n")
     clock.now += 1
     assert let_in(users, "a", "secret")
@@ -326,7 +322,7 @@ def test_a_file_replaced_by_something_else_keeps_the_previous_users(
     [(level, line)] = lines(log)
     assert level == "ERROR"
     assert line.startswith(f"--{OPTIONS[option]}: {str(file)!r}: {reason}")
-    assert line.endswith("; the users stay as they were")
+    assert line.endswith("; keeping the previous users")
     if not file.is_dir():
         file.unlink()
         file.write_text("b:secret\n" if option == "password_file" else f"b:{HASH}\n")
@@ -373,7 +369,7 @@ def test_a_file_that_everybody_can_read_is_warned_of_with_the_cure(
     users = Users(password_file=str(file), clock=clock)
     [(level, line)] = lines(log)
     assert level == "WARNING"
-    assert line.endswith(f"everybody on this machine can read it: chmod o-r '{file}'")
+    assert line.endswith(f": world-readable; run: chmod o-r '{file}'")
     file.write_text("a:secret\nb:secret\n")
     clock.now += 1
     assert users.names() == ["a", "b"]

@@ -462,7 +462,7 @@ def test_the_scraper_is_refused_as_slowly_as_users_of_the_pages(
 ) -> None:
     async def test() -> None:
         threads = Checks()
-        verifier = Verifier(lambda: {"scraper": Plain.of("scrape")}, threads, equal_to=lambda: USERS)
+        verifier = Verifier(lambda: {"scraper": Plain.of("scrape")}, threads, timing_reference=lambda: USERS)
         assert await verifier.verify(credentials(user, password), SOMEBODY) is right
         assert checks.costs == costs
         threads.close()
