@@ -1,4 +1,4 @@
-"""Who is asking: what happens while passwords are checked, and how names are compared."""
+"""Authentication: concurrent attempts, rate limits, user headers and comparison of names."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ def attempt(authorization: str | None = None, *, client: str = "203.0.113.1", **
 
 async def status(check: PasswordCheck, authorization: str | None, **kwargs: str) -> int:
     try:
-        person = await check.identify(attempt(authorization, **kwargs))
+        principal = await check.identify(attempt(authorization, **kwargs))
     except AccessDenied as denied:
         return int(denied.status)
-    assert person == Principal("alice", password_of="alice")
+    assert principal == Principal("alice", password_of="alice")
     return 200
 
 
@@ -58,7 +58,7 @@ def run(scenario: Callable[[PasswordCheck], object], *, waiting: int = 32, plain
         checks.close()
 
 
-def test_of_wrong_tries_at_the_same_time_none_slips_through() -> None:
+def test_concurrent_failed_attempts_are_limited() -> None:
     async def scenario(check: PasswordCheck) -> None:
         found = await asyncio.gather(*(status(check, f"alice:wrong{i}") for i in range(25)))
         assert sorted(found) == [401] * 10 + [429] * 15
@@ -66,8 +66,8 @@ def test_of_wrong_tries_at_the_same_time_none_slips_through() -> None:
     run(scenario)
 
 
-def test_a_page_full_of_requests_with_the_right_password_is_one_try() -> None:
-    """A browser sends them all at once, before bcrypt has answered the first."""
+def test_concurrent_requests_with_the_right_password_are_one_attempt() -> None:
+    """A browser sends the requests of a page before bcrypt has verified the first."""
 
     async def scenario(check: PasswordCheck) -> None:
         assert set(await asyncio.gather(*(status(check, "alice:right") for _ in range(50)))) == {200}
@@ -76,7 +76,7 @@ def test_a_page_full_of_requests_with_the_right_password_is_one_try() -> None:
     run(scenario)
 
 
-def test_a_page_full_of_requests_with_the_same_wrong_password_is_one_try() -> None:
+def test_concurrent_requests_with_the_same_wrong_password_are_one_attempt() -> None:
     async def scenario(check: PasswordCheck) -> None:
         assert set(await asyncio.gather(*(status(check, "alice:wrong") for _ in range(50)))) == {401}
         assert await asyncio.gather(*(status(check, f"alice:{i}") for i in range(9))) == [401] * 9
@@ -85,12 +85,12 @@ def test_a_page_full_of_requests_with_the_same_wrong_password_is_one_try() -> No
     run(scenario)
 
 
-def test_who_cannot_be_told_is_asked_to_come_again_and_has_not_tried() -> None:
+def test_a_full_queue_is_answered_with_503_and_counts_no_attempt() -> None:
     async def scenario(check: PasswordCheck) -> None:
-        # As many clients as there are checks at once, and one more
-        tries = [status(check, f"alice:wrong{i}", client=f"203.0.113.{i}") for i in range(5)]
+        # One client more than the threads and the queue hold
+        attempts = [status(check, f"alice:wrong{i}", client=f"203.0.113.{i}") for i in range(5)]
         late = attempt("alice:right", client="203.0.113.99")
-        checks = asyncio.gather(*tries)
+        checks = asyncio.gather(*attempts)
         await asyncio.sleep(0)
         with pytest.raises(AccessDenied) as caught:
             await check.identify(late)
@@ -103,12 +103,12 @@ def test_who_cannot_be_told_is_asked_to_come_again_and_has_not_tried() -> None:
     run(scenario, waiting=1)
 
 
-def test_who_is_known_already_does_not_wait_behind_those_who_guess() -> None:
+def test_verified_credentials_do_not_wait_behind_guesses() -> None:
     async def scenario(check: PasswordCheck) -> None:
         assert await status(check, "alice:right") == 200
         guesses = asyncio.gather(*(status(check, f"alice:{i}", client=f"198.51.100.{i}") for i in range(20)))
         await asyncio.sleep(0)
-        # Without ever giving the loop back, so bcrypt cannot have been asked
+        # Without yielding to the event loop, so bcrypt has not been called
         assert_done_at_once(check.identify(attempt("alice:right")))
         await guesses
 
@@ -120,7 +120,7 @@ def assert_done_at_once(coroutine: object) -> None:
         coroutine.send(None)  # type: ignore[attr-defined]
 
 
-def test_a_throttled_client_costs_no_check() -> None:
+def test_a_rate_limited_client_causes_no_check() -> None:
     async def scenario(check: PasswordCheck) -> None:
         for i in range(10):
             assert await status(check, f"alice:{i}") == 401
@@ -136,7 +136,7 @@ def guess(number: int) -> str:
 
 
 async def flood(check: PasswordCheck, *, client: str = "203.0.113.1") -> int:
-    """Try other users until the address is limited; return the number of attempts."""
+    """Fail logins of other users until the address is limited; return the number of attempts."""
     for number in range(1000):
         with pytest.raises(AccessDenied) as caught:
             await check.identify(attempt(guess(number), client=client))
@@ -146,7 +146,7 @@ async def flood(check: PasswordCheck, *, client: str = "203.0.113.1") -> int:
 
 
 @pytest.mark.parametrize("plain", [True, False])
-def test_one_address_has_a_hundred_failed_attempts_whatever_the_names(plain: bool) -> None:
+def test_one_address_has_a_hundred_failed_attempts_for_all_names(plain: bool) -> None:
     async def scenario(check: PasswordCheck) -> None:
         assert await flood(check) == 100
         assert await flood(check, client="203.0.113.2") == 100
@@ -154,7 +154,7 @@ def test_one_address_has_a_hundred_failed_attempts_whatever_the_names(plain: boo
     run(scenario, plain=plain)
 
 
-def test_a_verified_password_is_not_delayed_by_a_flood_from_its_address() -> None:
+def test_a_verified_password_is_not_delayed_by_a_flood_from_the_same_address() -> None:
     async def scenario(check: PasswordCheck) -> None:
         assert await status(check, "alice:right") == 200
         await flood(check)
@@ -164,7 +164,7 @@ def test_a_verified_password_is_not_delayed_by_a_flood_from_its_address() -> Non
     run(scenario)
 
 
-def test_a_first_login_by_bcrypt_waits_while_its_address_is_limited() -> None:
+def test_a_first_login_with_bcrypt_is_delayed_while_its_address_is_limited() -> None:
     async def scenario(check: PasswordCheck) -> None:
         await flood(check)
         assert await status(check, "alice:right") == 429
@@ -175,7 +175,7 @@ def test_a_first_login_by_bcrypt_waits_while_its_address_is_limited() -> None:
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_a_verified_password_cannot_be_guessed_from_a_limited_address(plain: bool) -> None:
-    """Each guess is compared with the verified password, without a check by bcrypt, so comparisons are limited too."""
+    """Guesses are compared with the verified password without bcrypt, so comparisons need a limit."""
 
     async def scenario(check: PasswordCheck) -> None:
         assert await status(check, "alice:right", client="203.0.113.2") == 200
@@ -187,17 +187,17 @@ def test_a_verified_password_cannot_be_guessed_from_a_limited_address(plain: boo
     run(scenario, plain=plain)
 
 
-def test_a_limited_address_does_not_tell_which_users_exist() -> None:
+def test_a_limited_address_does_not_disclose_which_users_exist() -> None:
     async def scenario(check: PasswordCheck) -> None:
         await flood(check)
         reasons = set()
         for number in range(30):
             with pytest.raises(AccessDenied) as caught:
-                await check.identify(attempt(f"{'alice' if number % 2 else 'nobody'}:{number}"))
+                await check.identify(attempt(f"{'alice' if number % 2 else 'unknown'}:{number}"))
             reasons.add((caught.value.status, caught.value.reason))
         assert reasons == {(HTTPStatus.TOO_MANY_REQUESTS, "too many failed logins; retry in 3 s")}
-        # Nor does it once it is not limited any more
-        for user in ("alice", "nobody"):
+        # Nor after the limit has expired
+        for user in ("alice", "unknown"):
             assert check.throttle.allows_comparison("203.0.113.2", user)
             check.throttle.give_back("203.0.113.1", user)
             assert check.throttle.wait("203.0.113.1", user) == 0
@@ -205,7 +205,7 @@ def test_a_limited_address_does_not_tell_which_users_exist() -> None:
     run(scenario)
 
 
-def test_a_browser_that_logged_in_before_is_limited_apart_from_its_address() -> None:
+def test_a_known_browser_is_limited_separately_from_its_address() -> None:
     async def scenario(check: PasswordCheck) -> None:
         await flood(check)
         known = replace(attempt("alice:right"), known_browser=lambda user: f"browser {user}")
@@ -215,8 +215,8 @@ def test_a_browser_that_logged_in_before_is_limited_apart_from_its_address() -> 
 
 
 @pytest.mark.parametrize("plain", [True, False])
-def test_a_browser_that_logged_in_before_cannot_guess_without_limit(plain: bool) -> None:
-    """Not by comparison with what was verified either, as its address has attempts left."""
+def test_guesses_of_a_known_browser_are_limited(plain: bool) -> None:
+    """This includes comparisons with the verified password."""
 
     async def scenario(check: PasswordCheck) -> None:
         assert await status(check, "alice:right") == 200
@@ -232,7 +232,7 @@ def test_a_browser_that_logged_in_before_cannot_guess_without_limit(plain: bool)
 
 
 @pytest.mark.parametrize("plain", [True, False])
-def test_a_denial_names_whom_it_was_said_to_be_only_where_somebody_tried(plain: bool) -> None:
+def test_a_denial_contains_the_user_only_after_a_login_attempt(plain: bool) -> None:
     async def scenario(check: PasswordCheck) -> None:
         for authorization, failure, user in (
             (None, None, ""),
@@ -248,18 +248,18 @@ def test_a_denial_names_whom_it_was_said_to_be_only_where_somebody_tried(plain: 
     run(scenario, plain=plain)
 
 
-def test_whoever_asks_may_enter_where_nothing_is_a_way_in() -> None:
+def test_without_authentication_methods_clients_are_anonymous() -> None:
     authenticator = Authenticator()
     assert not authenticator.asks
-    assert asyncio.run(authenticator.identify(attempt("anybody:x"))) == Principal("")
+    assert asyncio.run(authenticator.identify(attempt("unknown:x"))) == Principal("")
 
 
-def test_the_word_of_somebody_else_is_not_taken() -> None:
-    """The header has been taken away already; where that failed, this holds."""
-    said = attempt(X_Forwarded_User="alice")
-    stranger = replace(said, location=replace(said.location, trusted=False))
+def test_the_user_header_of_an_untrusted_peer_is_ignored() -> None:
+    """The header was already removed; this is the second line of defence."""
+    forwarded = attempt(X_Forwarded_User="alice")
+    untrusted = replace(forwarded, location=replace(forwarded.location, trusted=False))
     with pytest.raises(AccessDenied, match="no trusted proxy sent X-Forwarded-User"):
-        asyncio.run(Authenticator(user_header="X-Forwarded-User").identify(stranger))
+        asyncio.run(Authenticator(user_header="X-Forwarded-User").identify(untrusted))
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_the_word_of_somebody_else_is_not_taken() -> None:
         pytest.param("alice smith", "alice smith", id="space-inside"),
     ],
 )
-def test_the_name_that_a_proxy_passes_on(value: str, name: str) -> None:
+def test_the_user_header_of_a_trusted_proxy_is_decoded(value: str, name: str) -> None:
     authenticator = Authenticator(user_header="X-Forwarded-User")
     assert asyncio.run(authenticator.identify(attempt(X_Forwarded_User=value))) == Principal(name)
 
@@ -284,20 +284,20 @@ EXPECTED = "X-Forwarded-User: expected one line with one user name: printable, n
     "lines",
     [
         pytest.param(["alice", "bob"], id="two-lines"),
-        pytest.param(["alice", "alice"], id="the-same-twice"),
-        pytest.param(["", "bob"], id="second-line-behind-an-empty-one"),
-        pytest.param(["alice", ""], id="empty-second-line"),
+        pytest.param(["alice", "alice"], id="duplicate-line"),
+        pytest.param(["", "bob"], id="first-line-empty"),
+        pytest.param(["alice", ""], id="second-line-empty"),
         pytest.param(["", ""], id="two-empty-lines"),
         pytest.param(["alice,bob"], id="comma"),
-        pytest.param(["alice,"], id="comma-at-the-end"),
+        pytest.param(["alice,"], id="trailing-comma"),
         pytest.param([","], id="only-a-comma"),
         pytest.param(["CN=alice,OU=people"], id="distinguished-name"),
         pytest.param(["a\tb"], id="tab-inside"),
         pytest.param(["x" * 201], id="too-long"),
     ],
 )
-def test_a_user_header_that_does_not_name_one_user_is_a_bad_request(lines: list[str]) -> None:
-    """A client could send the second line, or the part behind the comma."""
+def test_a_user_header_without_exactly_one_user_is_a_bad_request(lines: list[str]) -> None:
+    """The second line, or the part behind the comma, may be the client's."""
     sent = attempt()
     for line in lines:
         sent.headers.add("X-Forwarded-User", line)  # type: ignore[attr-defined]
@@ -307,7 +307,7 @@ def test_a_user_header_that_does_not_name_one_user_is_a_bad_request(lines: list[
     assert caught.value.reason == f"{EXPECTED}; let the proxy replace the header"
 
 
-def test_a_single_empty_user_header_names_nobody() -> None:
+def test_an_empty_user_header_is_ignored() -> None:
     check = PasswordCheck(passwords=Verifier(lambda: PLAIN, Checks()), throttle=Throttle())
     authenticator = Authenticator(password_check=check, user_header="X-Forwarded-User")
     assert asyncio.run(authenticator.identify(attempt("alice:right", X_Forwarded_User=""))) == Principal(
@@ -321,18 +321,18 @@ def test_a_single_empty_user_header_names_nobody() -> None:
         pytest.param("Alice", "aLICE", id="case"),
         pytest.param(" alice\t", "alice", id="space"),
         pytest.param("STRASSE", "stra\xdfe", id="sharp-s"),
-        pytest.param("Jose\u0301", "JOS\xc9", id="composed-and-not"),
+        pytest.param("Jose\u0301", "JOS\xc9", id="unicode-normalization"),
         pytest.param("\uff41lice", "alice", id="full-width"),
         pytest.param("\u0130", "i\u0307", id="dotted-capital-i"),
         pytest.param("\u1e9e", "ss", id="capital-sharp-s"),
     ],
 )
-def test_names_that_are_the_same_person(one: str, other: str) -> None:
+def test_equivalent_names_are_the_same_user(one: str, other: str) -> None:
     assert fold(one) == fold(other)
     assert not Roles(viewers={fold(one)}).may_control(Principal(other))
 
 
 @pytest.mark.parametrize(("one", "other"), [("alice", "alicia"), ("alice", "\u0430lice"), ("", "alice")])
-def test_names_that_are_not(one: str, other: str) -> None:
+def test_different_names_are_different_users(one: str, other: str) -> None:
     assert fold(one) != fold(other)
     assert Roles(viewers={fold(one)}).may_control(Principal(other))

@@ -1,4 +1,4 @@
-"""What browsers are told to allow: the policy as it is sent, and who may show the pages in a frame."""
+"""The Content-Security-Policy and its frame ancestors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def directives(policy: str) -> dict[str, str]:
     return dict(directive.split(" ", 1) for directive in policy.split("; "))
 
 
-def test_the_policy_as_it_is_sent() -> None:
+def test_the_content_security_policy_of_pages() -> None:
     assert directives(content_security_policy("bm9uY2U", ["'self'", "https://portal.example"])) == {
         "default-src": "'self'",
         "script-src": "'self' 'nonce-bm9uY2U'",
@@ -26,7 +26,7 @@ def test_the_policy_as_it_is_sent() -> None:
     }
 
 
-def test_what_is_no_page_lets_no_script_run_that_stands_in_it() -> None:
+def test_the_policy_without_a_nonce_blocks_inline_scripts() -> None:
     assert directives(content_security_policy("", ["'self'"]))["script-src"] == "'self'"
 
 
@@ -48,7 +48,7 @@ def test_what_is_no_page_lets_no_script_run_that_stands_in_it() -> None:
         pytest.param("HTTPS://Portal.Example", "https://portal.example", id="origin-capitals"),
     ],
 )
-def test_a_frame_ancestor_in_the_spelling_of_the_policy(text: str, ancestor: str) -> None:
+def test_frame_ancestors_are_normalized(text: str, ancestor: str) -> None:
     assert parse_frame_ancestor(text) == ancestor
 
 
@@ -56,7 +56,7 @@ def test_a_frame_ancestor_in_the_spelling_of_the_policy(text: str, ancestor: str
     "text",
     [
         pytest.param("", id="empty"),
-        pytest.param("*", id="anybody"),
+        pytest.param("*", id="wildcard"),
         pytest.param("portal.example", id="no-scheme"),
         pytest.param("https:", id="scheme-alone"),
         pytest.param("https://", id="no-host"),
@@ -67,25 +67,25 @@ def test_a_frame_ancestor_in_the_spelling_of_the_policy(text: str, ancestor: str
         pytest.param("https://portal.example?x", id="query"),
         pytest.param("https://user@portal.example", id="user"),
         pytest.param("https://*", id="any-host"),
-        pytest.param("https://portal.*", id="star-at-the-end"),
-        pytest.param("https://*portal.example", id="star-without-dot"),
+        pytest.param("https://portal.*", id="trailing-wildcard"),
+        pytest.param("https://*portal.example", id="wildcard-without-dot"),
         pytest.param("https://portal..example", id="two-dots"),
         pytest.param("https://portal.example:", id="no-port"),
         pytest.param("https://portal.example:*", id="any-port"),
         pytest.param("https://portal.example:0", id="port-0"),
         pytest.param("https://portal.example:65536", id="port-too-high"),
-        pytest.param("https://portal.example:\u0663", id="port-in-other-digits"),
+        pytest.param("https://portal.example:\u0663", id="port-in-non-ascii-digits"),
         pytest.param("https://portal.example; script-src *", id="another-directive"),
         pytest.param("https://a.example https://b.example", id="two"),
         pytest.param("https://a.example,https://b.example", id="two-with-a-comma"),
         pytest.param("https://portal.example\n", id="newline"),
         pytest.param("https://bücher.example", id="not-ascii"),
-        pytest.param("'self", id="half-a-quote"),
+        pytest.param("'self", id="unbalanced-quote"),
         pytest.param("'https://portal.example'", id="origin-quoted"),
         pytest.param("'unsafe-inline'", id="another-keyword"),
     ],
 )
-def test_what_is_no_frame_ancestor_is_refused_in_one_line(text: str) -> None:
+def test_invalid_frame_ancestors_are_rejected_in_one_line(text: str) -> None:
     with pytest.raises(ValueError, match="is not self, none, or an origin") as raised:
         parse_frame_ancestor(text)
     assert str(raised.value).isprintable()
@@ -99,7 +99,7 @@ def test_what_is_no_frame_ancestor_is_refused_in_one_line(text: str) -> None:
         pytest.param(["self", "https://a.example"], ("'self'", "https://a.example"), id="several"),
     ],
 )
-def test_frame_ancestors(texts: list[str], ancestors: tuple[str, ...]) -> None:
+def test_lists_of_frame_ancestors_are_parsed(texts: list[str], ancestors: tuple[str, ...]) -> None:
     assert parse_frame_ancestors(texts) == ancestors
 
 
@@ -109,9 +109,9 @@ def test_frame_ancestors(texts: list[str], ancestors: tuple[str, ...]) -> None:
         pytest.param([], "name at least one", id="empty"),
         pytest.param(["none", "self"], "stands alone", id="none-and-self"),
         pytest.param(["https://a.example", "'none'"], "stands alone", id="origin-and-none"),
-        pytest.param(["self", "*"], r"'\*' is not", id="one-is-wrong"),
+        pytest.param(["self", "*"], r"'\*' is not", id="one-invalid"),
     ],
 )
-def test_frame_ancestors_that_say_nothing_or_contradict_themselves(texts: list[str], reason: str) -> None:
+def test_empty_or_contradictory_frame_ancestors_are_rejected(texts: list[str], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         parse_frame_ancestors(texts)

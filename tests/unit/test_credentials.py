@@ -1,4 +1,4 @@
-"""What counts as a credential, and what is said of one that does not."""
+"""Parsing and comparison of credentials, and the messages for malformed ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def basic(text: str | bytes) -> str:
     return "Basic " + base64.b64encode(text.encode() if isinstance(text, str) else text).decode()
 
 
-def let_in(users: Mapping[str, Secret], user: str, password: str) -> bool:
+def matches(users: Mapping[str, Secret], user: str, password: str) -> bool:
     return user in users and users[user].matches(password.encode())
 
 
@@ -46,8 +46,8 @@ def let_in(users: Mapping[str, Secret], user: str, password: str) -> bool:
         pytest.param(basic("me:" + "x" * 6135), "me", "x" * 6135, id="8-kb"),
     ],
 )
-def test_what_browsers_and_scripts_send_is_read(line: str, user: str, password: str) -> None:
-    """P11: with Flower a scheme in lower case is refused, and a password that is not ASCII is an error 500."""
+def test_basic_credentials_are_parsed(line: str, user: str, password: str) -> None:
+    """Flower rejects a lower-case scheme, and answers a non-ASCII password with 500."""
     assert read_authorization([line]) == Credentials(user, password.encode())
 
 
@@ -58,10 +58,10 @@ def test_what_browsers_and_scripts_send_is_read(line: str, user: str, password: 
         pytest.param([""], id="empty"),
         pytest.param(["Bearer abc"], id="bearer"),
         pytest.param(['Digest username="me"'], id="digest"),
-        pytest.param(["Basically bWU6c2VjcmV0"], id="alike"),
+        pytest.param(["Basically bWU6c2VjcmV0"], id="scheme-with-prefix-basic"),
     ],
 )
-def test_who_does_not_log_in_by_password_has_no_credentials(lines: list[str]) -> None:
+def test_requests_without_basic_authentication_have_no_credentials(lines: list[str]) -> None:
     assert read_authorization(lines) is None
 
 
@@ -70,13 +70,13 @@ def test_who_does_not_log_in_by_password_has_no_credentials(lines: list[str]) ->
     [
         pytest.param([basic("me:secret")] * 2, "multiple", id="two-lines"),
         pytest.param(["Bearer abc", basic("me:secret")], "multiple", id="two-lines-of-two-schemes"),
-        pytest.param(["Basic"], "not user:password", id="nothing-behind-the-scheme"),
-        pytest.param(["Basic ="], "base64", id="only-padding"),
+        pytest.param(["Basic"], "not user:password", id="scheme-only"),
+        pytest.param(["Basic ="], "base64", id="padding-only"),
         pytest.param(["Basic ===="], "base64", id="more-padding"),
         pytest.param(["Basic !!!"], "base64", id="other-characters"),
         pytest.param(["Basic dTpwMQ"], "base64", id="padding-missing"),
-        pytest.param(["Basic dTpw="], "base64", id="padding-too-much"),
-        pytest.param(["Basic dTpw===="], "base64", id="padding-much-too-much"),
+        pytest.param(["Basic dTpw="], "base64", id="too-much-padding"),
+        pytest.param(["Basic dTpw===="], "base64", id="far-too-much-padding"),
         pytest.param(["Basic dTp=dTpw"], "base64", id="padding-inside"),
         pytest.param(["Basic bWU6 c2VjcmV0"], "base64", id="space-inside"),
         pytest.param(["Basic bWU6c2Vjcm\xe4"], "base64", id="base64-not-ascii"),
@@ -84,7 +84,7 @@ def test_who_does_not_log_in_by_password_has_no_credentials(lines: list[str]) ->
         pytest.param(["Basic " + "A" * 1_000_000 + "!"], "longer than 8 KB", id="a-million-characters"),
         pytest.param(["Bearer " + "x" * 8192], "longer than 8 KB", id="longer-than-8-kb-of-another-scheme"),
         pytest.param(["Basic " + "A" * 8000 + "!!!!"], "base64", id="long-and-not-base64"),
-        pytest.param(["Basic bWU6c2VjcmV0, Basic bWU6c2VjcmV0"], "base64", id="two-lines-made-one"),
+        pytest.param(["Basic bWU6c2VjcmV0, Basic bWU6c2VjcmV0"], "base64", id="two-lines-combined"),
         pytest.param([basic("secret")], "not user:password", id="no-colon"),
         pytest.param([basic(":secret")], "not user:password", id="empty-user"),
         pytest.param([basic("me:")], "not user:password", id="empty-password"),
@@ -96,8 +96,8 @@ def test_who_does_not_log_in_by_password_has_no_credentials(lines: list[str]) ->
         pytest.param([basic(b"me:secret\xe9")], "UTF-8", id="password-in-latin-1"),
     ],
 )
-def test_a_header_that_is_no_credential_is_refused(lines: list[str], reason: str) -> None:
-    """P11: with Flower ``Authorization: Basic =`` lets anybody in where an entry is empty."""
+def test_malformed_authorization_is_rejected(lines: list[str], reason: str) -> None:
+    """Flower accepts ``Authorization: Basic =`` if an entry is empty."""
     with pytest.raises(CredentialsError, match=reason) as caught:
         read_authorization(lines)
     no_secret_in(caught.value)
@@ -118,15 +118,15 @@ def no_secret_in(error: CredentialsError) -> None:
         pytest.param(["jörg:pässwörd"], "jörg", "pässwörd", id="not-ascii"),
     ],
 )
-def test_an_entry_lets_its_user_in_with_its_password_only(entries: list[str], user: str, password: str) -> None:
+def test_an_entry_matches_only_its_password(entries: list[str], user: str, password: str) -> None:
     users = parse_entries(entries)
     assert len(users) == len(entries)
-    assert let_in(users, user, password)
-    assert not let_in(users, user, password + "x")
-    assert not let_in(users, user, "")
+    assert matches(users, user, password)
+    assert not matches(users, user, password + "x")
+    assert not matches(users, user, "")
 
 
-def test_without_entries_there_is_nobody() -> None:
+def test_no_entries_are_no_users() -> None:
     assert parse_entries([]) == {}
 
 
@@ -142,12 +142,12 @@ def test_without_entries_there_is_nobody() -> None:
         pytest.param("user:secret,,you:other", "entry 2 is not user:password", id="two-commas"),
         pytest.param("secret", "entry 1 is not user:password", id="no-colon"),
         pytest.param(":secret", "entry 1 is not user:password", id="no-user"),
-        pytest.param("  :secret", "entry 1 is not user:password", id="a-blank-for-the-user"),
+        pytest.param("  :secret", "entry 1 is not user:password", id="blank-user"),
         pytest.param("user:", "entry 1 is not user:password", id="no-password"),
         pytest.param(":", "entry 1 is not user:password", id="only-the-colon"),
-        pytest.param("user:secret, you:other", "entry 2: leading or trailing white space", id="space-behind-the-comma"),
+        pytest.param("user:secret, you:other", "entry 2: leading or trailing white space", id="space-after-the-comma"),
         pytest.param("user:secret\n", "entry 1: leading or trailing white space", id="line-end-of-a-kubernetes-secret"),
-        pytest.param("user :secret", "entry 1: the user name has leading", id="space-behind-the-user"),
+        pytest.param("user :secret", "entry 1: the user name has leading", id="space-after-the-user"),
         pytest.param("user:sec\tret", "entry 1: the password contains a control character", id="tab-in-the-password"),
         pytest.param("us\x1ber:secret", "entry 1: the user name contains a control character", id="escape-in-the-user"),
         pytest.param("user:secret\udce4", "entry 1: the password is not UTF-8", id="latin-1-in-the-environment"),
@@ -156,8 +156,8 @@ def test_without_entries_there_is_nobody() -> None:
         pytest.param("user:secret,user:secret", "entry 2: duplicate user 'user'", id="same-entry"),
     ],
 )
-def test_an_entry_that_is_no_user_with_a_password_is_refused(text: str, reason: str) -> None:
-    """P11: with Flower the halves of ``user:p,ss`` and an empty entry let people in."""
+def test_malformed_entries_are_rejected(text: str, reason: str) -> None:
+    """Flower accepts each part of ``user:p,ss``, and empty credentials for an empty entry."""
     with pytest.raises(CredentialsError) as caught:
         parse_entries(text.split(","))
     assert str(caught.value).startswith(reason)
@@ -179,9 +179,9 @@ def test_an_entry_that_is_no_user_with_a_password_is_refused(text: str, reason: 
         pytest.param("me:a\u2028b\x85c\n", "me", "a\u2028b\x85c", id="other-line-separators"),
     ],
 )
-def test_a_password_in_a_file_may_be_anything_in_one_line(text: str, user: str, password: str) -> None:
-    """P11: a comma does not split it."""
-    assert let_in(parse_password_file(text), user, password)
+def test_a_password_in_a_file_is_the_rest_of_the_line(text: str, user: str, password: str) -> None:
+    """Unlike in ``--basic_auth``, a comma does not separate users."""
+    assert matches(parse_password_file(text), user, password)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_a_password_in_a_file_may_be_anything_in_one_line(text: str, user: str, 
         pytest.param("me:secret\nme:other\n", "line 2: duplicate user 'me'", id="same-user"),
     ],
 )
-def test_a_password_file_that_is_not_one_is_refused(text: str, reason: str) -> None:
+def test_malformed_password_files_are_rejected(text: str, reason: str) -> None:
     with pytest.raises(CredentialsError) as caught:
         parse_password_file(text)
     assert str(caught.value).startswith(reason)
@@ -228,25 +228,25 @@ def test_a_password_file_that_is_not_one_is_refused(text: str, reason: str) -> N
         ),
     ],
 )
-def test_both_forms_of_an_auth_file_are_read(text: str) -> None:
+def test_both_formats_of_an_auth_file_are_parsed(text: str) -> None:
     users = parse_auth_file(text)
     assert list(users) == ["me", "you"]
-    assert let_in(users, "me", "secret")
-    assert let_in(users, "you", "other")
-    assert not let_in(users, "me", "other")
+    assert matches(users, "me", "secret")
+    assert matches(users, "you", "other")
+    assert not matches(users, "me", "other")
 
 
 @pytest.mark.parametrize("kind", ["$2a$", "$2b$", "$2y$"])
 @pytest.mark.parametrize("cost", [4, 5])
-def test_every_kind_of_bcrypt_hash_is_read(kind: str, cost: int) -> None:
+def test_every_bcrypt_identifier_is_accepted(kind: str, cost: int) -> None:
     users = parse_auth_file(f"me:{hash_password('secret', cost).replace('$2b$', kind)}\n")
     assert users["me"].cost == cost
-    assert let_in(users, "me", "secret")
-    assert not let_in(users, "me", "secre")
+    assert matches(users, "me", "secret")
+    assert not matches(users, "me", "secre")
 
 
 NESTED_1000 = f"a: {'[' * 1000}{']' * 1000}\nbasic_auth_users:"
-# Each list holds the one before it nine times: nine to the ninth, if aliases are expanded
+# Each list contains the previous one nine times: 9**9 nodes if aliases are expanded
 ALIASES = "[&a0 [x]" + "".join(f", &a{n} [{f'*a{n - 1},' * 9}]" for n in range(1, 10)) + "]"
 COMMAND = "flower-proxy hash-password USER"
 
@@ -264,19 +264,19 @@ COMMAND = "flower-proxy hash-password USER"
         pytest.param("secretsecret1", "not a bcrypt hash", id="crypt"),
         pytest.param("secret", "not a bcrypt hash", id="plain"),
         pytest.param("{PLAIN}secret", "not a bcrypt hash", id="plain-of-nginx"),
-        pytest.param(HASH[:-1], "truncated", id="cut-off"),
+        pytest.param(HASH[:-1], "truncated", id="truncated"),
         pytest.param(HASH + "a", "truncated", id="too-long"),
         pytest.param(HASH[:-5] + "=" + HASH[-4:], "corrupted", id="other-alphabet"),
         pytest.param(HASH[:28] + "a" + HASH[29:], "corrupted", id="salt-that-bcrypt-refuses"),
         pytest.param(HASH[:-1] + "/", "corrupted", id="hash-that-matches-nothing"),
         pytest.param(HASH.replace("$2b$", "$2x$"), "neither $2a$, $2b$ nor $2y$", id="2x"),
         pytest.param(HASH.replace("$2b$", "$2$"), "neither $2a$, $2b$ nor $2y$", id="2"),
-        pytest.param(HASH.replace("$04$", "$03$"), "cost 03, expected 4 to 16", id="too-quick"),
-        pytest.param(HASH.replace("$04$", "$17$"), "cost 17, expected 4 to 16", id="too-slow"),
+        pytest.param(HASH.replace("$04$", "$03$"), "cost 03, expected 4 to 16", id="cost-too-low"),
+        pytest.param(HASH.replace("$04$", "$17$"), "cost 17, expected 4 to 16", id="cost-too-high"),
     ],
 )
 @pytest.mark.parametrize("form", ["you:{other}\nme:{hashed}\n", "basic_auth_users:\n  me: '{hashed}'\n"])
-def test_another_hash_is_refused_with_the_command_that_makes_a_good_one(form: str, hashed: str, reason: str) -> None:
+def test_other_hashes_are_rejected_with_the_command_to_generate_one(form: str, hashed: str, reason: str) -> None:
     with pytest.raises(CredentialsError) as caught:
         parse_auth_file(form.format(other=OTHER, hashed=hashed))
     message = str(caught.value)
@@ -290,8 +290,8 @@ def test_another_hash_is_refused_with_the_command_that_makes_a_good_one(form: st
     ("text", "reason"),
     [
         pytest.param("", "contains no users", id="empty"),
-        pytest.param("# nobody\n\n", "contains no users", id="only-comments"),
-        pytest.param("basic_auth_users: {}\n", "contains no users", id="web.yml-nobody"),
+        pytest.param("# no users\n\n", "contains no users", id="only-comments"),
+        pytest.param("basic_auth_users: {}\n", "contains no users", id="web.yml-no-users"),
         pytest.param("basic_auth_users:\n", "line 1: basic_auth_users is not a mapping", id="web.yml-nothing"),
         pytest.param(f"basic_auth_users:\n- {HASH}\n", "line 2: basic_auth_users is not a mapping", id="web.yml-list"),
         pytest.param("me\n", "line 1: not user:hash", id="no-colon"),
@@ -353,7 +353,7 @@ def test_another_hash_is_refused_with_the_command_that_makes_a_good_one(form: st
         ),
     ],
 )
-def test_an_auth_file_that_is_not_one_is_refused(text: str, reason: str) -> None:
+def test_malformed_auth_files_are_rejected(text: str, reason: str) -> None:
     with pytest.raises(CredentialsError) as caught:
         parse_auth_file(text)
     assert str(caught.value).startswith(reason)
@@ -368,13 +368,13 @@ def test_an_auth_file_that_is_not_one_is_refused(text: str, reason: str) -> None
         pytest.param("a:b,c d#", id="other-characters"),
     ],
 )
-def test_a_hash_that_we_make_lets_its_password_in(password: str) -> None:
+def test_a_generated_hash_matches_its_password(password: str) -> None:
     users = parse_auth_file(f"me:{hash_password(password, 4)}\n")
-    assert let_in(users, "me", password)
-    assert not let_in(users, "me", password[:-1])
+    assert matches(users, "me", password)
+    assert not matches(users, "me", password[:-1])
 
 
-def test_a_hash_is_made_with_the_cost_that_is_usual() -> None:
+def test_the_default_cost_is_12() -> None:
     assert hash_password("secret").startswith("$2b$12$")
 
 
@@ -389,7 +389,7 @@ def test_a_hash_is_made_with_the_cost_that_is_usual() -> None:
         pytest.param("secret\udce4", "the password is not UTF-8", id="latin-1"),
     ],
 )
-def test_a_password_that_could_not_be_used_gets_no_hash(password: str, reason: str) -> None:
+def test_unusable_passwords_are_not_hashed(password: str, reason: str) -> None:
     with pytest.raises(CredentialsError, match=reason) as caught:
         hash_password(password, 4)
     no_secret_in(caught.value)
@@ -405,12 +405,12 @@ def test_a_password_that_could_not_be_used_gets_no_hash(password: str, reason: s
     ],
 )
 @pytest.mark.parametrize("secret", [Plain.of("secret"), Bcrypt(HASH.encode())])
-def test_odd_input_matches_nothing_and_breaks_nothing(secret: Secret, password: bytes) -> None:
+def test_unusual_passwords_do_not_match(secret: Secret, password: bytes) -> None:
     assert not secret.matches(password)
 
 
-def test_what_is_behind_the_72nd_byte_is_not_ignored() -> None:
-    """``htpasswd -B`` cuts a longer password off there, and lets everybody in who knows the beginning."""
+def test_passwords_are_not_truncated_to_72_bytes() -> None:
+    """``htpasswd -B`` truncates longer passwords, so the first 72 bytes are sufficient there."""
     secret = Bcrypt(bcrypt.hashpw(b"x" * 72, bcrypt.gensalt(4)))
     assert secret.matches(b"x" * 72)
     assert not secret.matches(b"x" * 73)
@@ -424,7 +424,7 @@ def test_what_is_behind_the_72nd_byte_is_not_ignored() -> None:
         pytest.param(lambda: parse_auth_file(f"me:{HASH}\n"), id="bcrypt"),
     ],
 )
-def test_no_secret_is_shown(make: Callable[[], object]) -> None:
+def test_repr_contains_no_secret(make: Callable[[], object]) -> None:
     shown = repr(make())
     assert "me" in shown
     assert "secret" not in shown
@@ -433,5 +433,5 @@ def test_no_secret_is_shown(make: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize("user", ["me", "jörg", "me@example.com", "first last", "a#b"])
-def test_such_users_there_may_be(user: str) -> None:
+def test_valid_user_names_are_accepted(user: str) -> None:
     check_user(user)

@@ -1,4 +1,4 @@
-"""What a browser says about the page that asks: what is decided from headers alone."""
+"""CSRF protection and Host header validation, from headers alone."""
 
 from __future__ import annotations
 
@@ -35,34 +35,34 @@ def location(peer: str = "127.0.0.1", *, host_forwarded: bool = False) -> Locati
     ("host", "refused"),
     [
         pytest.param("flower.example", True, id="name"),
-        pytest.param("flower.example.", True, id="name-with-a-dot"),
+        pytest.param("flower.example.", True, id="name-trailing-dot"),
         pytest.param("", False, id="none"),
         pytest.param("127.0.0.1", False, id="ipv4"),
-        pytest.param("127.0.0.1.", False, id="ipv4-with-a-dot"),
+        pytest.param("127.0.0.1.", False, id="ipv4-trailing-dot"),
         pytest.param("[::1]:80", False, id="ipv6"),
-        pytest.param("[fe80::1%25eth0]", False, id="ipv6-of-an-interface"),
-        pytest.param("127.1", True, id="what-browsers-write-out"),
+        pytest.param("[fe80::1%25eth0]", False, id="ipv6-with-zone"),
+        pytest.param("127.1", True, id="short-ipv4"),
         pytest.param("0x7f000001", True, id="hexadecimal"),
         pytest.param("127.0.0.1:80:80", True, id="two-ports"),
         pytest.param("[evil.example]", True, id="name-in-brackets"),
         pytest.param("localhost", False, id="localhost"),
-        pytest.param("a.b.localhost", False, id="below-localhost"),
-        pytest.param("localhost:x", True, id="localhost-with-no-port"),
-        pytest.param(".localhost", False, id="localhost-with-a-dot-in-front"),
-        pytest.param("evil.example@localhost", True, id="with-a-user"),
+        pytest.param("a.b.localhost", False, id="subdomain-of-localhost"),
+        pytest.param("localhost:x", True, id="localhost-invalid-port"),
+        pytest.param(".localhost", False, id="localhost-leading-dot"),
+        pytest.param("evil.example@localhost", True, id="userinfo"),
         pytest.param("l\xf6calhost", True, id="not-ascii"),
     ],
 )
-def test_a_name_that_need_not_be_ours(host: str, refused: bool) -> None:
+def test_host_header_validation(host: str, refused: bool) -> None:
     assert (host_refusal(headers(("Host", host)), location(), ()) is not None) is refused
 
 
-def test_two_hosts_are_none_of_ours() -> None:
+def test_multiple_host_headers_are_refused() -> None:
     two = headers(("Host", "evil.example"), ("Host", "localhost"))
     assert host_refusal(two, location(), ["localhost"]) is not None
 
 
-def test_behind_a_unix_socket_is_no_browser() -> None:
+def test_any_host_is_allowed_on_a_unix_socket() -> None:
     assert host_refusal(headers(("Host", "flower.example")), location(UNIX), ()) is None
 
 
@@ -73,31 +73,31 @@ def test_behind_a_unix_socket_is_no_browser() -> None:
         pytest.param(["close"], False, id="close"),
         pytest.param(["upgrade"], False, id="upgrade"),
         pytest.param(["keep-alive"], True, id="browser"),
-        pytest.param(["Keep-Alive"], True, id="in-capitals"),
+        pytest.param(["Keep-Alive"], True, id="capitals"),
         pytest.param(["close", "keep-alive"], True, id="two-lines"),
     ],
 )
-def test_a_forwarded_host_excuses_the_name_unless_a_browser_sent_it(connection: list[str], refused: bool) -> None:
+def test_a_forwarded_host_allows_the_host_unless_a_browser_sent_it(connection: list[str], refused: bool) -> None:
     sent = headers(("Host", "evil.example"), *(("Connection", value) for value in connection))
     assert (host_refusal(sent, location(host_forwarded=True), ()) is not None) is refused
     assert host_refusal(sent, location(host_forwarded=False), ()) is not None
 
 
-def test_the_refusal_repeats_no_more_of_the_name_than_a_line_holds() -> None:
+def test_the_refusal_truncates_the_host() -> None:
     reason = host_refusal(headers(("Host", "x" * 10_000)), location(), ())
     assert reason is not None
     assert len(reason) < 400
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site", "Cross-Site"])
-def test_another_site_may_load_nothing(site: str) -> None:
+def test_cross_site_subresource_loads_are_refused(site: str) -> None:
     sent = headers(("Sec-Fetch-Site", site))
     assert site_refusal(sent, reads=True, cors_origins=()) is not None
     assert site_refusal(sent, reads=False, cors_origins=()) is not None
 
 
 @pytest.mark.parametrize("reads", [True, False])
-def test_only_what_reads_is_told_of_cors_origins(reads: bool) -> None:
+def test_only_refused_reads_mention_cors_origins(reads: bool) -> None:
     reason = site_refusal(headers(("Sec-Fetch-Site", "cross-site")), reads=reads, cors_origins=())
     assert reason is not None
     assert ("--cors_origins" in reason) is reads
@@ -114,7 +114,7 @@ def test_only_what_reads_is_told_of_cors_origins(reads: bool) -> None:
         ("xn--blmchen-n2a.example", "xn--blmchen-n2a.example"),
     ],
 )
-def test_names_that_are_allowed(text: str, name: str) -> None:
+def test_allowed_hosts_are_normalized(text: str, name: str) -> None:
     assert parse_allowed_host(text) == name
 
 
@@ -122,7 +122,7 @@ def test_names_that_are_allowed(text: str, name: str) -> None:
     "text",
     ["", " ", ".", "..", "*", "*.example.com", "flower.example:5555", "https://flower.example", "a..b", "a b", "[::1]"],
 )
-def test_what_is_no_name_is_refused_with_an_example(text: str) -> None:
+def test_invalid_allowed_hosts_are_rejected_with_an_example(text: str) -> None:
     with pytest.raises(ValueError, match=r"flower\.example\.com"):
         parse_allowed_host(text)
 
@@ -136,7 +136,7 @@ def test_what_is_no_name_is_refused_with_an_example(text: str) -> None:
         ("http://localhost:3000", "http://localhost:3000"),
     ],
 )
-def test_origins_that_may_read(text: str, origin: str) -> None:
+def test_cors_origins_are_normalized(text: str, origin: str) -> None:
     assert parse_origin(text) == origin
 
 
@@ -156,8 +156,8 @@ def test_origins_that_may_read(text: str, origin: str) -> None:
         "file:///page",
     ],
 )
-def test_what_is_no_origin_is_refused_with_an_example(text: str) -> None:
-    """``null`` is every sandbox's and every file's; with ``*`` browsers would send no credentials."""
+def test_invalid_origins_are_rejected_with_an_example(text: str) -> None:
+    """``null`` is the origin of every sandbox and local file; with ``*``, browsers send no credentials."""
     with pytest.raises(ValueError, match=r"https://dashboard\.example\.com"):
         parse_origin(text)
 
@@ -169,6 +169,6 @@ def test_what_is_no_origin_is_refused_with_an_example(text: str) -> None:
         pytest.param("http://dashboard.example:80", "http://dashboard.example", id="http"),
     ],
 )
-def test_an_origin_with_the_usual_port_is_the_one_that_browsers_send(text: str, sent: str) -> None:
-    """Browsers leave the scheme's own port out: else the option has no effect, and nobody says so."""
+def test_the_default_port_is_removed_from_origins(text: str, sent: str) -> None:
+    """Browsers omit the default port, so the option would silently have no effect."""
     assert parse_origin(text) == sent

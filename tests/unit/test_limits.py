@@ -1,4 +1,4 @@
-"""What is too long in a request, and parsers that stay linear however long it is."""
+"""Limits of the request head, and linear time of parsers."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LONG = 300_000
         *(pytest.param("/", [(name, "a" * 4097)], f"{name} has 4097 characters", id=name) for name in HEADERS),
     ],
 )
-def test_what_is_too_long_is_named(target: str, headers: list[tuple[str, str]], too_long: str) -> None:
+def test_the_message_names_the_oversized_part(target: str, headers: list[tuple[str, str]], too_long: str) -> None:
     sent = HTTPHeaders()
     for name, value in headers:
         sent.add(name, value)
@@ -72,7 +72,7 @@ def browser(name: str) -> Callable[[str], object]:
     return ask
 
 
-# What makes a careless regular expression try again from each character
+# Pieces that make a careless regular expression backtrack
 REPEATED = [
     " ",
     "\t",
@@ -107,7 +107,7 @@ PARSERS: dict[str, Callable[[str], object]] = {
 
 @pytest.mark.parametrize("parser", PARSERS)
 def test_no_parser_takes_quadratic_time(parser: str) -> None:
-    """A quadratic one would be at it for hours; `python -m tests.bench.clients` prints how the time grows."""
+    """A quadratic parser would take hours; `python -m tests.bench.clients` prints the growth of the time."""
     for piece in REPEATED:
         for start in ("", "a=1;", "/f"):
             text = start + piece * (LONG // len(piece)) + "!"

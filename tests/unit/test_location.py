@@ -1,4 +1,4 @@
-"""Where are we? A table of cases for each rule of the public location."""
+"""Tables of cases for the rules of the public location."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def is_page(path: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """A request as the launcher sees it, from a trusted proxy unless said otherwise."""
+    """A request from a trusted proxy by default."""
 
     path: str = "/tasks"
     headers: list[tuple[str, str]] = field(default_factory=list)
@@ -50,13 +50,13 @@ class Request:
 @pytest.mark.parametrize(
     ("request_", "prefix", "path"),
     [
-        # nobody says anything
-        pytest.param(Request(path="/tasks"), None, "/tasks", id="told-nothing"),
-        pytest.param(Request(path="//tasks"), None, "/tasks", id="told-nothing-slash-mistake"),
-        # the option alone
+        # no forwarded prefix, no option
+        pytest.param(Request(path="/tasks"), None, "/tasks", id="unknown"),
+        pytest.param(Request(path="//tasks"), None, "/tasks", id="unknown-leading-double-slash"),
+        # option only
         pytest.param(Request(mount="flower", path="/flower/tasks"), "/flower", "/tasks", id="kept"),
         pytest.param(Request(mount="flower", path="/tasks"), "/flower", "/tasks", id="stripped"),
-        pytest.param(Request(mount="flower", path="//tasks"), "/flower", "/tasks", id="stripped-slash-mistake"),
+        pytest.param(Request(mount="flower", path="//tasks"), "/flower", "/tasks", id="stripped-leading-double-slash"),
         pytest.param(Request(mount="flower", path="/flower/"), "/flower", "/", id="kept-root"),
         pytest.param(Request(mount="flower", path="/flower"), "/flower", "", id="kept-without-slash"),
         pytest.param(Request(mount="flower", path="/flower//tasks"), "/flower", "/tasks", id="kept-double-slash"),
@@ -89,9 +89,12 @@ class Request:
             Request(mount="flower", path="/flower/worker/a%2Fb"), "/flower", "/worker/a%2Fb", id="slash-in-name"
         ),
         pytest.param(
-            Request(mount="flower", path="/a%2Fflower/tasks"), "/flower", "/a%2Fflower/tasks", id="no-segment"
+            Request(mount="flower", path="/a%2Fflower/tasks"),
+            "/flower",
+            "/a%2Fflower/tasks",
+            id="encoded-slash-is-no-boundary",
         ),
-        # named like a page: the option wins without the header, the page wins with it (rule 9)
+        # prefix named like a page: the option has precedence without the header, the page with it
         pytest.param(Request(mount="tasks", path="/tasks"), "/tasks", "", id="page-name-kept-without-slash"),
         pytest.param(Request(mount="tasks", path="/tasks/"), "/tasks", "/", id="page-name-kept-root"),
         pytest.param(Request(mount="tasks", path="/tasks/tasks"), "/tasks", "/tasks", id="page-name-kept-page"),
@@ -113,7 +116,7 @@ class Request:
             "/tasks/datatable",
             id="page-name-header-below",
         ),
-        # the header
+        # header only
         pytest.param(Request(headers=[("X-Forwarded-Prefix", "/flower")]), "/flower", "/tasks", id="header-stripped"),
         pytest.param(Request(headers=[("X-Forwarded-Prefix", "/flower/")]), "/flower", "/tasks", id="header-slash"),
         pytest.param(Request(headers=[("X-Forwarded-Prefix", "flower")]), "/flower", "/tasks", id="header-bare"),
@@ -149,7 +152,7 @@ class Request:
         pytest.param(
             Request(headers=[("X-Forwarded-Prefix", "/caf%C3%A9")]), "/caf%C3%A9", "/tasks", id="header-percent-encoded"
         ),
-        # option and header together (rules 4 and 5)
+        # option and header
         pytest.param(
             Request(mount="flower", headers=[("X-Forwarded-Prefix", "/flower")]),
             "/flower",
@@ -166,18 +169,18 @@ class Request:
             Request(mount="flower", path="/flower/tasks", headers=[("X-Forwarded-Prefix", "/outer/flower")]),
             "/outer/flower",
             "/tasks",
-            id="header-ends-with-what-was-kept",
+            id="header-ends-with-the-kept-prefix",
         ),
         pytest.param(
             Request(mount="b", path="/a/b/tasks", headers=[("X-Forwarded-Prefix", "/a/b")]),
             "/a/b",
             "/tasks",
-            id="longer-match-is-taken",
+            id="longer-match-is-stripped",
         ),
         pytest.param(
             Request(mount="flower", headers=[("X-Forwarded-Prefix", "/other")]), "/other", "/tasks", id="header-wins"
         ),
-        # from a stranger nothing counts
+        # headers of untrusted peers are ignored
         pytest.param(
             Request(peer="192.0.2.9", headers=[("X-Forwarded-Prefix", "/evil")]), None, "/tasks", id="untrusted-header"
         ),
@@ -198,7 +201,7 @@ class Request:
         ),
     ],
 )
-def test_prefix_and_path(request_: Request, prefix: str | None, path: str) -> None:
+def test_prefix_and_path_of_a_request(request_: Request, prefix: str | None, path: str) -> None:
     location = request_.locate()
     assert (location.prefix, location.path) == (prefix, path)
 
@@ -212,7 +215,7 @@ def test_prefix_and_path(request_: Request, prefix: str | None, path: str) -> No
         pytest.param(
             Request(headers=[("X-Forwarded-For", "192.0.2.1, 10.0.0.2")], trusted=("127.0.0.1", "10.0.0.0/8")),
             "192.0.2.1",
-            id="trusted-hops-are-passed",
+            id="trusted-hops-are-skipped",
         ),
         pytest.param(
             Request(headers=[("X-Forwarded-For", "192.0.2.1"), ("X-Forwarded-For", "127.0.0.9")]),
@@ -221,7 +224,9 @@ def test_prefix_and_path(request_: Request, prefix: str | None, path: str) -> No
         ),
         pytest.param(Request(headers=[("X-Forwarded-For", "127.0.0.3, 127.0.0.2")]), "127.0.0.3", id="all-trusted"),
         pytest.param(
-            Request(headers=[("X-Forwarded-For", "6.6.6.6, what?, 127.0.0.2")]), "127.0.0.2", id="garbage-ends"
+            Request(headers=[("X-Forwarded-For", "6.6.6.6, what?, 127.0.0.2")]),
+            "127.0.0.2",
+            id="malformed-address-ends-the-walk",
         ),
         pytest.param(Request(headers=[("X-Forwarded-For", "fe80::1%eth0")]), "fe80::1", id="zone-of-another-host"),
         pytest.param(Request(headers=[("X-Forwarded-For", "::ffff:192.0.2.1")]), "192.0.2.1", id="ipv4-mapped"),
@@ -250,7 +255,7 @@ def test_prefix_and_path(request_: Request, prefix: str | None, path: str) -> No
             "192.0.2.1",
             id="x-header-wins",
         ),
-        pytest.param(Request(headers=[("X-Real-Ip", "192.0.2.1")]), "127.0.0.1", id="real-ip-unasked"),
+        pytest.param(Request(headers=[("X-Real-Ip", "192.0.2.1")]), "127.0.0.1", id="real-ip-without-xheaders"),
         pytest.param(Request(headers=[("X-Real-Ip", "192.0.2.1")], xheaders=True), "192.0.2.1", id="real-ip-xheaders"),
         pytest.param(
             Request(peer="192.0.2.9", headers=[("X-Real-Ip", "6.6.6.6")], xheaders=True),
@@ -259,7 +264,7 @@ def test_prefix_and_path(request_: Request, prefix: str | None, path: str) -> No
         ),
     ],
 )
-def test_client(request_: Request, client: str) -> None:
+def test_client_of_a_request(request_: Request, client: str) -> None:
     assert request_.locate().client == client
 
 
@@ -291,7 +296,7 @@ def test_client(request_: Request, client: str) -> None:
         pytest.param(
             Request(headers=[("X-Forwarded-Host", "a.example:81"), ("X-Forwarded-Port", "8080")]),
             "http://a.example:81",
-            id="port-of-the-host-stays",
+            id="port-of-the-host-is-kept",
         ),
         pytest.param(
             Request(headers=[("X-Forwarded-Host", "[2001:db8::1]"), ("X-Forwarded-Port", "81")]),
@@ -314,7 +319,7 @@ def test_client(request_: Request, client: str) -> None:
             id="forwarded-not-beside-x-headers",
         ),
         pytest.param(Request(headers=[("X-Scheme", "https")], xheaders=True), "https://127.0.0.1:5555", id="x-scheme"),
-        pytest.param(Request(headers=[("X-Scheme", "https")]), "http://127.0.0.1:5555", id="x-scheme-unasked"),
+        pytest.param(Request(headers=[("X-Scheme", "https")]), "http://127.0.0.1:5555", id="x-scheme-without-xheaders"),
         pytest.param(
             Request(peer="192.0.2.9", headers=[("X-Forwarded-Host", "evil.example"), ("X-Forwarded-Proto", "https")]),
             "http://127.0.0.1:5555",
@@ -322,8 +327,8 @@ def test_client(request_: Request, client: str) -> None:
         ),
     ],
 )
-def test_origin(request_: Request, origin: str) -> None:
-    """P41: stock Flower's `--xheaders` believes whoever asks."""
+def test_origin_of_a_request(request_: Request, origin: str) -> None:
+    """Flower's `--xheaders` trusts every peer."""
     assert request_.locate().origin == origin
 
 
@@ -361,11 +366,11 @@ def test_origin(request_: Request, origin: str) -> None:
         ("Forwarded", 'host="a b"'),
         ("Forwarded", 'for="unclosed'),
         ("Forwarded", "for=192.0.2.1 proto=https"),
-        # For this one a quadratic parser takes 46 s
+        # A quadratic parser takes 46 s for this value
         ("Forwarded", "a=1;" + " " * 60_000 + "!"),
     ],
 )
-def test_a_malformed_header_of_a_trusted_peer_is_refused_by_name(name: str, value: str) -> None:
+def test_a_malformed_header_of_a_trusted_peer_is_rejected_by_name(name: str, value: str) -> None:
     with pytest.raises(ForwardedHeaderError) as raised:
         Request(headers=[(name, value)]).locate()
     assert raised.value.answer.startswith(f"{name} is not ")
@@ -378,11 +383,11 @@ def test_a_malformed_header_of_a_trusted_peer_is_refused_by_name(name: str, valu
         pytest.param("/", "./tasks", id="root"),
         pytest.param("/tasks", "./tasks", id="page"),
         pytest.param("/worker/celery@a", "../tasks", id="below"),
-        pytest.param("/worker/a%2Fb", "../tasks", id="encoded-slash-is-no-step"),
+        pytest.param("/worker/a%2Fb", "../tasks", id="encoded-slash-is-no-level"),
         pytest.param("/api/task/info/1", "../../../tasks", id="deep"),
     ],
 )
-def test_where_nobody_told_links_are_relative(path: str, link: str) -> None:
+def test_links_are_relative_if_the_prefix_is_unknown(path: str, link: str) -> None:
     assert Request(path=path).locate().url("/tasks") == link
 
 
@@ -396,11 +401,11 @@ def test_where_nobody_told_links_are_relative(path: str, link: str) -> None:
         ("/", False),
     ],
 )
-def test_a_repeated_prefix_or_slash_is_told(path: str, repeated: bool) -> None:
+def test_a_repeated_prefix_or_slash_is_reported(path: str, repeated: bool) -> None:
     assert Request(mount="flower", path=path).locate().repeated == repeated
 
 
-def test_a_url_cannot_get_its_prefix_twice() -> None:
+def test_the_prefix_is_added_to_a_url_only_once() -> None:
     location = Request(mount="flower").locate()
     once = location.url("/login")
     assert once == "/flower/login"
@@ -426,14 +431,14 @@ def test_a_url_cannot_get_its_prefix_twice() -> None:
         ("/caf%C3%A9", "/caf%C3%A9"),
     ],
 )
-def test_every_spelling_of_the_prefix_means_the_same(text: str, mount: str) -> None:
-    """P18, and #799: several segments."""
+def test_url_prefix_is_normalized(text: str, mount: str) -> None:
+    """A slash (apache/airflow#27402) and several segments (mher/flower#799) broke Flower."""
     assert parse_mount(text) == mount
     assert parse_mount(mount) == mount
 
 
 @pytest.mark.parametrize("text", ["https://host/flower", "a/../b", "a?b", "a#b", "a\\b", "%2F", "%zz", "a;b", 'a"b'])
-def test_a_prefix_that_is_no_path_is_refused(text: str) -> None:
+def test_an_invalid_url_prefix_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="a path such as /flower"):
         parse_mount(text)
 
@@ -449,12 +454,12 @@ def test_a_prefix_that_is_no_path_is_refused(text: str) -> None:
         ("*", "is not an IP address"),
     ],
 )
-def test_a_malformed_network_is_no_name_but_an_error(entry: str, message: str) -> None:
+def test_invalid_trusted_proxies_are_rejected(entry: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrustedProxies([entry])
 
 
-def test_trusted_proxies() -> None:
+def test_membership_of_trusted_proxies() -> None:
     trusted = TrustedProxies([" 10.0.0.0/8", "2001:db8::/32", "192.0.2.1", ""])
     assert "10.1.2.3" in trusted
     assert "::ffff:10.1.2.3" in trusted
@@ -490,11 +495,11 @@ def test_trusted_proxies() -> None:
         "/" + "a" * 1000,
     ],
 )
-def test_the_login_never_leads_off_the_site(target: str) -> None:
+def test_redirects_after_login_stay_on_the_site(target: str) -> None:
     assert parse_next(target) is None
 
 
-def test_the_login_leads_back() -> None:
+def test_the_target_of_the_redirect_after_login_is_kept() -> None:
     assert parse_next("/tasks?state=FAILURE&name=a%2Fb") == "/tasks?state=FAILURE&name=a%2Fb"
 
 
@@ -509,20 +514,20 @@ def test_the_login_leads_back() -> None:
         pytest.param(UNIX, UNIX, UNIX, id="unix-socket"),
     ],
 )
-def test_a_peer_is_written_as_trusted_proxies_writes_it(remote: str, peer: str, entry: str) -> None:
+def test_peers_are_spelled_as_in_trusted_proxies(remote: str, peer: str, entry: str) -> None:
     assert normalize_peer(remote) == peer
     assert peer in TrustedProxies([entry])
-    assert peer in TrustedProxies([peer]), "what the log advises is accepted, and helps"
+    assert peer in TrustedProxies([peer]), "the option that the log suggests is valid and effective"
 
 
 @given(st.text())
-def test_no_address_makes_the_parser_fail(text: str) -> None:
+def test_any_text_can_be_parsed_as_an_address(text: str) -> None:
     address = parse_address(text)
     assert address is None or str(parse_address(str(address))) == str(address)
 
 
 @given(st.lists(st.sampled_from(["flower", "a", "%66lower", "a%2Fb", ""]), max_size=4).map("/".join))
-def test_what_is_stripped_was_there(rest: str) -> None:
+def test_a_prefix_is_stripped_only_at_a_segment_boundary(rest: str) -> None:
     path = f"/flower/{rest}"
     assert strip_prefix(path, "/flower") == f"/{rest}"
     assert strip_prefix(f"/flowerx/{rest}", "/flower") is None

@@ -1,4 +1,4 @@
-"""Users of options and files, and what happens while somebody edits the files."""
+"""Users in options and files, and reloading of changed files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OTHER = hash_password("other", 4)
 
 
 class Clock:
-    """A clock that stands still until it is moved."""
+    """A clock that is advanced by hand."""
 
     now = 1000.0
 
@@ -39,7 +39,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def umask() -> Iterator[None]:
-    """Files that only their owner can read."""
+    """Create files that only their owner can read."""
     before = os.umask(0o077)
     yield
     os.umask(before)
@@ -52,13 +52,13 @@ def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
 
 
 def lines(log: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
-    """What was logged since the last time it was asked for."""
+    """Return and clear the log."""
     found = [(record.levelname, record.getMessage()) for record in log.records]
     log.clear()
     return found
 
 
-def let_in(users: Users, user: str, password: str) -> bool:
+def can_log_in(users: Users, user: str, password: str) -> bool:
     secret = users.current().get(user)
     return secret is not None and secret.matches(password.encode())
 
@@ -68,7 +68,7 @@ def in_place(path: Path, text: str) -> None:
 
 
 def replaced(path: Path, text: str) -> None:
-    """As editors and ``htpasswd`` do, with the time and size of the old version."""
+    """Replace the file as editors and ``htpasswd`` do, with the time of the old version."""
     new = path.with_name("new")
     new.write_text(text)
     if path.exists():
@@ -76,19 +76,19 @@ def replaced(path: Path, text: str) -> None:
     new.replace(path)
 
 
-def test_users_of_all_sources_may_enter(tmp_path: Path) -> None:
+def test_users_of_all_sources_can_log_in(tmp_path: Path) -> None:
     (tmp_path / "passwords").write_text("b:p,ss\n")
     (tmp_path / "hashes").write_text(f"c:{HASH}\n")
     users = Users(["a:secret"], str(tmp_path / "passwords"), str(tmp_path / "hashes"))
     assert users
     assert users.names() == ["a", "b", "c"]
-    assert let_in(users, "a", "secret")
-    assert let_in(users, "b", "p,ss")
-    assert let_in(users, "c", "secret")
-    assert not let_in(users, "d", "secret")
+    assert can_log_in(users, "a", "secret")
+    assert can_log_in(users, "b", "p,ss")
+    assert can_log_in(users, "c", "secret")
+    assert not can_log_in(users, "d", "secret")
 
 
-def test_without_any_source_there_is_nobody() -> None:
+def test_no_sources_are_no_users() -> None:
     users = Users()
     assert not users
     assert users.names() == []
@@ -118,7 +118,7 @@ def test_without_any_source_there_is_nobody() -> None:
         ),
     ],
 )
-def test_nothing_starts_with_users_that_cannot_be_used(
+def test_invalid_users_are_rejected_at_start_up(
     entries: str | None,
     passwords: str | None,
     hashes: str | bytes | None,
@@ -126,7 +126,7 @@ def test_nothing_starts_with_users_that_cannot_be_used(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """P11: nobody is to think that a password is asked for, while an empty one will do."""
+    """Flower starts with an empty entry, and then accepts empty credentials."""
     monkeypatch.chdir(tmp_path)
     for name, content in (("passwords", passwords), ("hashes", hashes)):
         if content is not None:
@@ -152,7 +152,7 @@ def test_nothing_starts_with_users_that_cannot_be_used(
         pytest.param("file/users", "'file/users': Not a directory", id="below-a-file"),
     ],
 )
-def test_a_file_that_cannot_be_read_is_said_in_one_line(
+def test_unreadable_files_are_rejected_in_one_line(
     path: str, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -163,7 +163,7 @@ def test_a_file_that_cannot_be_read_is_said_in_one_line(
 
 
 @pytest.mark.parametrize("write", [in_place, replaced])
-def test_a_changed_file_counts_without_a_restart(
+def test_a_changed_file_is_reloaded(
     write: Callable[[Path, str], None], file: Path, clock: Clock, log: pytest.LogCaptureFixture
 ) -> None:
     file.write_text(f"a:{HASH}\n")
@@ -171,24 +171,24 @@ def test_a_changed_file_counts_without_a_restart(
     write(file, f"b:{HASH}\nc:{OTHER}\n")
     clock.now += 1
     assert users.names() == ["b", "c"]
-    assert let_in(users, "c", "other")
+    assert can_log_in(users, "c", "other")
     assert lines(log) == [("INFO", f"--auth_file: {str(file)!r}: reloaded, users: 2")]
     clock.now += 1
     assert users.names() == ["b", "c"]
     assert lines(log) == []
 
 
-def test_a_version_of_the_same_size_and_time_is_not_missed(file: Path, clock: Clock) -> None:
+def test_a_new_version_of_equal_size_and_time_is_reloaded(file: Path, clock: Clock) -> None:
     file.write_text("a:secret\n")
     users = Users(password_file=str(file), clock=clock)
     replaced(file, "a:SECRET\n")
     clock.now += 1
-    assert let_in(users, "a", "SECRET")
-    assert not let_in(users, "a", "secret")
+    assert can_log_in(users, "a", "SECRET")
+    assert not can_log_in(users, "a", "secret")
 
 
-def test_a_secret_that_kubernetes_swaps_counts_without_a_restart(tmp_path: Path, clock: Clock) -> None:
-    """It is a link to ``..data/users``, and ``..data`` is a link that is replaced."""
+def test_an_updated_kubernetes_secret_is_reloaded(tmp_path: Path, clock: Clock) -> None:
+    """The file links to ``..data/users``, and ``..data`` is a link that Kubernetes replaces."""
     for version, text in (("1", "a:secret\n"), ("2", "b:secret\n")):
         (tmp_path / version).mkdir()
         (tmp_path / version / "users").write_text(text)
@@ -202,7 +202,7 @@ def test_a_secret_that_kubernetes_swaps_counts_without_a_restart(tmp_path: Path,
     assert users.names() == ["b"]
 
 
-def test_files_are_looked_at_once_a_second_at_most(file: Path, clock: Clock) -> None:
+def test_files_are_checked_at_most_once_a_second(file: Path, clock: Clock) -> None:
     file.write_text("a:secret\n")
     users = Users(password_file=str(file), clock=clock)
     file.write_text("second:secret\n")
@@ -224,7 +224,7 @@ def test_files_are_looked_at_once_a_second_at_most(file: Path, clock: Clock) -> 
         pytest.param(lambda path: path.unlink(), "No such file or directory", id="missing"),
     ],
 )
-def test_a_bad_version_changes_nothing_and_is_logged_once(
+def test_an_invalid_version_is_ignored_and_logged_once(
     break_: Callable[[Path], object], reason: str, file: Path, clock: Clock, log: pytest.LogCaptureFixture
 ) -> None:
     file.write_text(f"a:{HASH}\n")
@@ -232,14 +232,14 @@ def test_a_bad_version_changes_nothing_and_is_logged_once(
     break_(file)
     for _ in range(3):
         clock.now += 1
-        assert let_in(users, "a", "secret")
+        assert can_log_in(users, "a", "secret")
     [(level, line)] = lines(log)
     assert level == "ERROR"
     assert line.startswith(f"--auth_file: {str(file)!r}: {reason}")
     assert line.endswith("; keeping the previous users")
     file.write_text("another broken one\n")
     clock.now += 1
-    assert let_in(users, "a", "secret")
+    assert can_log_in(users, "a", "secret")
     assert [level for level, _ in lines(log)] == ["ERROR"]
     replaced(file, f"b:{HASH}\n")
     clock.now += 1
@@ -253,7 +253,7 @@ def fifo(path: Path) -> None:
 
 
 def fifo_with_a_writer(path: Path) -> None:
-    """One that would be read until the writer goes away."""
+    """Create a FIFO that has no end until the writer closes it."""
     fifo(path)
     os.open(path, os.O_RDWR)
 
@@ -303,7 +303,7 @@ NOT_REGULAR = "not a regular file"
     ],
 )
 @pytest.mark.parametrize("option", ["password_file", "auth_file"])
-def test_a_file_replaced_by_something_else_keeps_the_previous_users(
+def test_previous_users_are_kept_if_the_file_becomes_unreadable(
     replace: Callable[[Path], object],
     reason: str,
     option: str,
@@ -318,7 +318,7 @@ def test_a_file_replaced_by_something_else_keeps_the_previous_users(
     replace(file)
     for _ in range(3):
         clock.now += 1
-        assert let_in(users, "a", password)
+        assert can_log_in(users, "a", password)
     [(level, line)] = lines(log)
     assert level == "ERROR"
     assert line.startswith(f"--{OPTIONS[option]}: {str(file)!r}: {reason}")
@@ -330,7 +330,7 @@ def test_a_file_replaced_by_something_else_keeps_the_previous_users(
         assert users.names() == ["b"]
 
 
-def test_a_user_that_another_source_has_changes_nothing_until_one_of_them_is_gone(
+def test_a_version_with_a_duplicate_user_is_ignored_until_resolved(
     tmp_path: Path, clock: Clock, log: pytest.LogCaptureFixture
 ) -> None:
     passwords, hashes = tmp_path / "passwords", tmp_path / "hashes"
@@ -340,16 +340,16 @@ def test_a_user_that_another_source_has_changes_nothing_until_one_of_them_is_gon
     hashes.write_text(f"b:{OTHER}\nc:{HASH}\n")
     for _ in range(3):
         clock.now += 1
-        assert let_in(users, "b", "secret")
+        assert can_log_in(users, "b", "secret")
     assert [level for level, _ in lines(log)] == ["ERROR"]
     passwords.write_text("a:secret\n")
     clock.now += 1
     assert users.names() == ["a", "b", "c"]
-    assert let_in(users, "b", "other")
+    assert can_log_in(users, "b", "other")
     assert [level for level, _ in lines(log)] == ["INFO"]
 
 
-def test_one_bad_file_does_not_hold_up_the_other(tmp_path: Path, clock: Clock) -> None:
+def test_an_invalid_file_does_not_block_reloading_another(tmp_path: Path, clock: Clock) -> None:
     passwords, hashes = tmp_path / "passwords", tmp_path / "hashes"
     passwords.write_text("a:secret\n")
     hashes.write_text(f"b:{HASH}\n")
@@ -360,7 +360,7 @@ def test_one_bad_file_does_not_hold_up_the_other(tmp_path: Path, clock: Clock) -
     assert users.names() == ["a", "new"]
 
 
-def test_a_file_that_everybody_can_read_is_warned_of_with_the_cure(
+def test_a_world_readable_file_is_logged_with_the_remedy(
     tmp_path: Path, clock: Clock, log: pytest.LogCaptureFixture
 ) -> None:
     file = tmp_path / "our users"
@@ -373,19 +373,19 @@ def test_a_file_that_everybody_can_read_is_warned_of_with_the_cure(
     file.write_text("a:secret\nb:secret\n")
     clock.now += 1
     assert users.names() == ["a", "b"]
-    assert [level for level, _ in lines(log)] == ["INFO"], "it has been said"
+    assert [level for level, _ in lines(log)] == ["INFO"], "the warning is not repeated"
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o440])
-def test_a_file_that_not_everybody_can_read_is_fine(mode: int, file: Path, log: pytest.LogCaptureFixture) -> None:
+def test_other_modes_are_not_logged(mode: int, file: Path, log: pytest.LogCaptureFixture) -> None:
     file.write_text("a:secret\n")
     file.chmod(mode)
     Users(password_file=str(file))
     assert lines(log) == []
 
 
-def test_a_pipe_is_read_once(clock: Clock, log: pytest.LogCaptureFixture) -> None:
-    """As of ``--basic_auth_file=<(pass show flower)``; read again, it would be empty, or hold everything up."""
+def test_a_pipe_is_read_only_once(clock: Clock, log: pytest.LogCaptureFixture) -> None:
+    """The pipe of ``--basic_auth_file=<(pass show flower)`` would be empty or block if it were read again."""
     reading, writing = os.pipe()
     try:
         os.write(writing, b"a:secret\n")
@@ -399,8 +399,8 @@ def test_a_pipe_is_read_once(clock: Clock, log: pytest.LogCaptureFixture) -> Non
 
 
 @pytest.mark.parametrize("reading", ["pipe", "fifo"])
-def test_a_pipe_of_the_start_is_waited_for(reading: str, tmp_path: Path) -> None:
-    """Its program may take a while, and write in pieces."""
+def test_start_up_waits_for_a_pipe(reading: str, tmp_path: Path) -> None:
+    """The program at its other end may be slow, and write in several pieces."""
     path = tmp_path / "fifo"
     os.mkfifo(path)
     pipe = os.pipe() if reading == "pipe" else None
@@ -419,12 +419,12 @@ def test_a_pipe_of_the_start_is_waited_for(reading: str, tmp_path: Path) -> None
     assert users.names() == ["a", "b"]
 
 
-def test_a_device_without_an_end_does_not_start() -> None:
+def test_an_endless_device_is_rejected() -> None:
     with pytest.raises(CredentialsError, match=r"^--auth_file: '/dev/zero': larger than the maximum of 1 MB$"):
         Users(auth_file="/dev/zero")
 
 
-def test_a_file_of_the_maximum_size_is_read(file: Path) -> None:
+def test_files_are_read_up_to_the_maximum_size(file: Path) -> None:
     size = 1024 * 1024
     file.write_text(f"a:{HASH}\n" + "#" * (size - len(HASH) - 3))
     assert Users(auth_file=str(file)).names() == ["a"]

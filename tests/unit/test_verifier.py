@@ -1,4 +1,4 @@
-"""Passwords checked beside the event loop: how often, how many at once, and what can be learned from the time."""
+"""Verification of passwords outside the event loop: caching, queuing and timing."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 from flower_proxy.auth.passwords import Bcrypt, Credentials, Plain, Secret, hash_password
 from flower_proxy.auth.verifier import Busy, Checks, Client, Verifier
 
-SOMEBODY = Client("192.0.2.1")
-PATIENCE = 30.0  # seconds; only a test that fails needs them
+CLIENT = Client("192.0.2.1")
+TIMEOUT = 30.0  # seconds; reached only by failing tests
 
 
 def hashed(password: str, cost: int = 4) -> Bcrypt:
@@ -26,13 +26,13 @@ ONLY_PLAIN: dict[str, Secret] = {"plain": Plain.of("secret")}
 
 
 class Observed:
-    """The bcrypt checks that run: each is counted, and may be held up."""
+    """A wrapper of bcrypt that counts checks, and can block them."""
 
     def __init__(self) -> None:
         self.costs: list[int] = []
         self.passwords: list[bytes] = []
         self.threads: set[str] = set()
-        self.most_at_once = 0
+        self.max_running = 0
         self._running = 0
         self._lock = threading.Lock()
         self._go = threading.Event()
@@ -46,9 +46,9 @@ class Observed:
             self.passwords.append(password)
             self.threads.add(threading.current_thread().name)
             self._running += 1
-            self.most_at_once = max(self.most_at_once, self._running)
+            self.max_running = max(self.max_running, self._running)
         self._begun.release()
-        assert self._go.wait(PATIENCE)
+        assert self._go.wait(TIMEOUT)
         try:
             return self._check(password, hashed_password)
         finally:
@@ -63,7 +63,7 @@ class Observed:
 
     async def begun(self, number: int) -> None:
         for _ in range(number):
-            assert await asyncio.to_thread(self._begun.acquire, timeout=PATIENCE)
+            assert await asyncio.to_thread(self._begun.acquire, timeout=TIMEOUT)
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ T = TypeVar("T")
 
 
 async def started(*awaitables: Coroutine[Any, Any, T]) -> list[asyncio.Task[T]]:
-    """Run each to the point where it has to wait."""
+    """Run each until it waits."""
     tasks = [asyncio.create_task(awaitable) for awaitable in awaitables]
     await asyncio.sleep(0)
     return tasks
@@ -107,23 +107,23 @@ async def started(*awaitables: Coroutine[Any, Any, T]) -> list[asyncio.Task[T]]:
         pytest.param(USERS, "slow", "secret", True, [4], id="right"),
         pytest.param(USERS, "slow", "wrong", False, [4], id="wrong"),
         pytest.param(USERS, "slower", "secret", True, [5], id="right-at-a-higher-cost"),
-        pytest.param(USERS, "nobody", "secret", False, [5], id="unknown-user-costs-as-much-as-the-slowest"),
+        pytest.param(USERS, "unknown", "secret", False, [5], id="unknown-user-costs-as-much-as-the-slowest"),
         pytest.param(USERS, "plain", "secret", True, [], id="plain-right"),
         pytest.param(USERS, "plain", "wrong", False, [5], id="plain-wrong-costs-as-much-as-a-hash"),
         pytest.param(USERS, "slow", "x" * 73, False, [], id="too-long-for-bcrypt"),
-        pytest.param(USERS, "nobody", "x" * 73, False, [], id="too-long-for-bcrypt-unknown-user"),
+        pytest.param(USERS, "unknown", "x" * 73, False, [], id="too-long-for-bcrypt-unknown-user"),
         pytest.param(USERS, "plain", "x" * 73, False, [], id="too-long-for-bcrypt-plain"),
         pytest.param(ONLY_PLAIN, "plain", "secret", True, [], id="no-hashes-right"),
         pytest.param(ONLY_PLAIN, "plain", "wrong", False, [], id="no-hashes-wrong"),
-        pytest.param(ONLY_PLAIN, "nobody", "wrong", False, [], id="no-hashes-unknown-user"),
-        pytest.param({}, "nobody", "secret", False, [], id="no-users"),
+        pytest.param(ONLY_PLAIN, "unknown", "wrong", False, [], id="no-hashes-unknown-user"),
+        pytest.param({}, "unknown", "secret", False, [], id="no-users"),
     ],
 )
-def test_the_answer_and_what_it_costs(
+def test_result_and_bcrypt_costs(
     users: dict[str, Secret], user: str, password: str, right: bool, costs: list[int], checks: Observed
 ) -> None:
     async def test(verifier: Verifier) -> None:
-        assert await verifier.verify(credentials(user, password), SOMEBODY) is right
+        assert await verifier.verify(credentials(user, password), CLIENT) is right
         assert checks.costs == costs
 
     run(test, lambda: users)
@@ -132,9 +132,9 @@ def test_the_answer_and_what_it_costs(
 def test_the_event_loop_does_not_wait_for_a_check(checks: Observed) -> None:
     async def test(verifier: Verifier) -> None:
         checks.hold()
-        [task] = await started(verifier.verify(credentials("slow"), SOMEBODY))
+        [task] = await started(verifier.verify(credentials("slow"), CLIENT))
         await checks.begun(1)
-        assert await verifier.verify(credentials("plain"), SOMEBODY), "others are answered meanwhile"
+        assert await verifier.verify(credentials("plain"), CLIENT), "the event loop is not blocked"
         checks.go()
         assert await task
         assert threading.current_thread().name not in checks.threads
@@ -142,12 +142,12 @@ def test_the_event_loop_does_not_wait_for_a_check(checks: Observed) -> None:
     run(test, lambda: USERS)
 
 
-def test_who_was_let_in_once_is_known(checks: Observed) -> None:
+def test_verified_credentials_are_cached(checks: Observed) -> None:
     async def test(verifier: Verifier) -> None:
         assert not verifier.knows(credentials("slow"))
-        assert await verifier.verify(credentials("slow"), SOMEBODY)
+        assert await verifier.verify(credentials("slow"), CLIENT)
         assert verifier.knows(credentials("slow"))
-        assert await verifier.verify(credentials("slow"), SOMEBODY)
+        assert await verifier.verify(credentials("slow"), CLIENT)
         assert checks.costs == [4]
         assert not verifier.knows(credentials("slow", "wrong"))
         assert not verifier.knows(credentials("slower")), "the same password, but another user"
@@ -155,11 +155,11 @@ def test_who_was_let_in_once_is_known(checks: Observed) -> None:
     run(test, lambda: USERS)
 
 
-def test_a_wrong_password_is_never_known(checks: Observed) -> None:
+def test_invalid_credentials_are_not_cached(checks: Observed) -> None:
     async def test(verifier: Verifier) -> None:
         for _ in range(2):
-            assert not await verifier.verify(credentials("slow", "wrong"), SOMEBODY)
-            assert not await verifier.verify(credentials("nobody"), SOMEBODY)
+            assert not await verifier.verify(credentials("slow", "wrong"), CLIENT)
+            assert not await verifier.verify(credentials("unknown"), CLIENT)
         assert checks.costs == [4, 5] * 2
 
     run(test, lambda: USERS)
@@ -171,12 +171,12 @@ def test_a_wrong_password_is_never_known(checks: Observed) -> None:
         pytest.param("plain", "secret", True, id="right"),
         pytest.param("plain", "wrong", False, id="wrong"),
         pytest.param("plain", "", False, id="empty"),
-        pytest.param("nobody", "secret", False, id="unknown-user"),
-        pytest.param("nobody", "", False, id="unknown-user-empty"),
+        pytest.param("unknown", "secret", False, id="unknown-user"),
+        pytest.param("unknown", "", False, id="unknown-user-empty"),
         pytest.param("slow", "secret", False, id="hash"),
     ],
 )
-def test_what_is_known_at_once(user: str, password: str, known: bool, checks: Observed) -> None:
+def test_credentials_known_without_bcrypt(user: str, password: str, known: bool, checks: Observed) -> None:
     verifier = Verifier(lambda: USERS, Checks())
     assert verifier.knows(credentials(user, password)) is known
     assert checks.costs == []
@@ -188,21 +188,21 @@ def test_what_is_known_at_once(user: str, password: str, known: bool, checks: Ob
         pytest.param({"slow": hashed("new")}, False, False, id="new-password"),
         pytest.param({"slow": hashed("secret")}, False, True, id="new-hash-of-the-same-password"),
         pytest.param({}, False, False, id="user-removed"),
-        pytest.param({"slow": Plain.of("new")}, False, False, id="no-hash-any-more"),
+        pytest.param({"slow": Plain.of("new")}, False, False, id="replaced-by-a-plain-password"),
         pytest.param({"slow": Bcrypt(USERS["slow"].hashed)}, True, True, id="read-again-unchanged"),  # type: ignore[union-attr]
     ],
 )
-def test_a_changed_hash_makes_everybody_log_in_anew(
+def test_a_changed_hash_invalidates_verified_credentials(
     change: dict[str, Secret], known: bool, right: bool, checks: Observed
 ) -> None:
     users: dict[str, Secret] = {"slow": USERS["slow"]}
 
     async def test(verifier: Verifier) -> None:
         nonlocal users
-        assert await verifier.verify(credentials("slow"), SOMEBODY)
+        assert await verifier.verify(credentials("slow"), CLIENT)
         users = change
         assert verifier.knows(credentials("slow")) is known
-        assert await verifier.verify(credentials("slow"), SOMEBODY) is right
+        assert await verifier.verify(credentials("slow"), CLIENT) is right
 
     run(test, lambda: users)
 
@@ -215,15 +215,13 @@ def test_a_changed_hash_makes_everybody_log_in_anew(
         pytest.param({"slow": Bcrypt(USERS["slow"].hashed)}, True, id="read-again-unchanged"),  # type: ignore[union-attr]
     ],
 )
-def test_who_is_removed_during_the_check_is_not_let_in(
-    change: dict[str, Secret], right: bool, checks: Observed
-) -> None:
+def test_a_user_removed_during_the_check_is_rejected(change: dict[str, Secret], right: bool, checks: Observed) -> None:
     users: dict[str, Secret] = {"slow": USERS["slow"]}
 
     async def test(verifier: Verifier) -> None:
         nonlocal users
         checks.hold()
-        [task] = await started(verifier.verify(credentials("slow"), SOMEBODY))
+        [task] = await started(verifier.verify(credentials("slow"), CLIENT))
         await checks.begun(1)
         users = change
         checks.go()
@@ -232,12 +230,12 @@ def test_who_is_removed_during_the_check_is_not_let_in(
     run(test, lambda: users)
 
 
-@pytest.mark.parametrize(("user", "right"), [("slow", True), ("nobody", False)])
-def test_the_same_credentials_at_once_are_checked_once(user: str, right: bool, checks: Observed) -> None:
+@pytest.mark.parametrize(("user", "right"), [("slow", True), ("unknown", False)])
+def test_concurrent_checks_of_the_same_credentials_run_once(user: str, right: bool, checks: Observed) -> None:
     async def test(verifier: Verifier) -> None:
         checks.hold()
         assert not verifier.is_checking(credentials(user))
-        tasks = await started(*(verifier.verify(credentials(user), SOMEBODY) for _ in range(100)))
+        tasks = await started(*(verifier.verify(credentials(user), CLIENT) for _ in range(100)))
         assert verifier.is_checking(credentials(user))
         assert not verifier.is_checking(credentials(user, "wrong"))
         checks.go()
@@ -248,11 +246,11 @@ def test_the_same_credentials_at_once_are_checked_once(user: str, right: bool, c
     run(test, lambda: USERS)
 
 
-def test_who_asked_first_may_go_away(checks: Observed) -> None:
+def test_a_check_continues_after_the_first_client_disconnects(checks: Observed) -> None:
     async def test(verifier: Verifier) -> None:
         checks.hold()
         first, second = await started(
-            verifier.verify(credentials("slow"), SOMEBODY), verifier.verify(credentials("slow"), SOMEBODY)
+            verifier.verify(credentials("slow"), CLIENT), verifier.verify(credentials("slow"), CLIENT)
         )
         first.cancel()
         await checks.begun(1)
@@ -264,13 +262,13 @@ def test_who_asked_first_may_go_away(checks: Observed) -> None:
     run(test, lambda: USERS)
 
 
-def test_what_was_checked_for_somebody_who_went_away_is_known(checks: Observed) -> None:
+def test_the_result_for_a_disconnected_client_is_cached(checks: Observed) -> None:
     async def test(verifier: Verifier) -> None:
         checks.hold()
-        [task] = await started(verifier.verify(credentials("slow"), SOMEBODY))
+        [task] = await started(verifier.verify(credentials("slow"), CLIENT))
         await checks.begun(1)
         task.cancel()
-        [again] = await started(verifier.verify(credentials("slow"), SOMEBODY))
+        [again] = await started(verifier.verify(credentials("slow"), CLIENT))
         checks.go()
         assert await again
         assert verifier.knows(credentials("slow"))
@@ -279,63 +277,63 @@ def test_what_was_checked_for_somebody_who_went_away_is_known(checks: Observed) 
     run(test, lambda: USERS)
 
 
-def test_two_checks_run_at_once_some_wait_and_then_it_is_busy(checks: Observed) -> None:
+def test_two_checks_run_concurrently_and_a_full_queue_is_busy(checks: Observed) -> None:
     async def test(verifier: Verifier) -> None:
-        assert await verifier.verify(credentials("slow"), SOMEBODY)
+        assert await verifier.verify(credentials("slow"), CLIENT)
         checks.hold()
-        tasks = await started(*(verifier.verify(credentials("slow", str(number)), SOMEBODY) for number in range(5)))
-        await checks.begun(3)  # the first one above, and two of these
+        tasks = await started(*(verifier.verify(credentials("slow", str(number)), CLIENT) for number in range(5)))
+        await checks.begun(3)  # the first one above, and two of these tasks
         with pytest.raises(Busy):
-            await verifier.verify(credentials("slow", "one too many"), SOMEBODY)
+            await verifier.verify(credentials("slow", "one too many"), CLIENT)
         with pytest.raises(Busy):
-            await verifier.verify(credentials("nobody"), SOMEBODY)
-        assert await verifier.verify(credentials("slow"), SOMEBODY), "who was let in before is not held up"
-        assert await verifier.verify(credentials("plain"), SOMEBODY)
-        joined = await started(verifier.verify(credentials("slow", "4"), SOMEBODY))
+            await verifier.verify(credentials("unknown"), CLIENT)
+        assert await verifier.verify(credentials("slow"), CLIENT), "verified credentials do not wait"
+        assert await verifier.verify(credentials("plain"), CLIENT)
+        joined = await started(verifier.verify(credentials("slow", "4"), CLIENT))
         checks.go()
         assert await asyncio.gather(*tasks, *joined) == [False] * 6
         assert len(checks.costs) == 6
-        assert checks.most_at_once == 2
-        assert not await verifier.verify(credentials("slow", "one too many"), SOMEBODY), "it is over"
+        assert checks.max_running == 2
+        assert not await verifier.verify(credentials("slow", "one too many"), CLIENT), "the queue has room again"
 
     run(test, lambda: USERS, waiting=3)
 
 
-def test_so_many_are_known_and_the_one_who_was_away_longest_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_least_recently_used_verified_credentials_are_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Bcrypt, "matches", lambda secret, password: True)
 
     async def test(verifier: Verifier) -> None:
         for number in range(1024):
-            assert await verifier.verify(credentials("slow", str(number)), SOMEBODY)
+            assert await verifier.verify(credentials("slow", str(number)), CLIENT)
         assert verifier.knows(credentials("slow", "0"))
-        assert await verifier.verify(credentials("slow", "one more"), SOMEBODY)
-        assert verifier.knows(credentials("slow", "0")), "it was asked for meanwhile"
+        assert await verifier.verify(credentials("slow", "one more"), CLIENT)
+        assert verifier.knows(credentials("slow", "0")), "it was used recently"
         assert not verifier.knows(credentials("slow", "1"))
         assert verifier.knows(credentials("slow", "2"))
 
     run(test, lambda: USERS)
 
 
-def test_user_and_password_are_not_mixed_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_and_password_are_delimited_in_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Bcrypt, "matches", lambda secret, password: True)
     same = USERS["slow"]
 
     async def test(verifier: Verifier) -> None:
-        assert await verifier.verify(credentials("a", "bc"), SOMEBODY)
+        assert await verifier.verify(credentials("a", "bc"), CLIENT)
         assert not verifier.knows(credentials("ab", "c"))
 
     run(test, lambda: {"a": same, "ab": same})
 
 
-def test_no_password_is_kept(checks: Observed) -> None:
+def test_passwords_are_not_kept(checks: Observed) -> None:
     async def test(verifier: Verifier) -> None:
-        assert await verifier.verify(credentials("slow"), SOMEBODY)
+        assert await verifier.verify(credentials("slow"), CLIENT)
         assert "secret" not in repr(vars(verifier))
 
     run(test, lambda: USERS)
 
 
-def test_a_check_that_fails_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_with_an_error_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(secret: Bcrypt, password: bytes) -> bool:
         raise MemoryError
 
@@ -343,14 +341,14 @@ def test_a_check_that_fails_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None
         with monkeypatch.context() as patch:
             patch.setattr(Bcrypt, "matches", fail)
             with pytest.raises(MemoryError):
-                await verifier.verify(credentials("slow"), SOMEBODY)
+                await verifier.verify(credentials("slow"), CLIENT)
         assert not verifier.is_checking(credentials("slow"))
-        assert await verifier.verify(credentials("slow"), SOMEBODY)
+        assert await verifier.verify(credentials("slow"), CLIENT)
 
     run(test, lambda: USERS)
 
 
-def test_closing_drops_the_checks_that_wait(checks: Observed) -> None:
+def test_closing_drops_queued_checks(checks: Observed) -> None:
     async def ended(awaitable: Awaitable[bool]) -> bool:
         try:
             return await awaitable
@@ -362,7 +360,7 @@ def test_closing_drops_the_checks_that_wait(checks: Observed) -> None:
         verifier = Verifier(lambda: USERS, threads)
         checks.hold()
         wrong = [credentials("slow", str(number)) for number in range(5)]
-        tasks = await started(*(ended(verifier.verify(each, SOMEBODY)) for each in wrong))
+        tasks = await started(*(ended(verifier.verify(each, CLIENT)) for each in wrong))
         await checks.begun(2)
         threads.close()
         checks.go()
@@ -373,7 +371,7 @@ def test_closing_drops_the_checks_that_wait(checks: Observed) -> None:
 
 
 async def answer(awaitable: Awaitable[bool]) -> bool | None:
-    """Return the answer; None if there is none, since too many checks wait."""
+    """Return the result; None if the queue is full."""
     try:
         return await awaitable
     except Busy:
@@ -386,18 +384,18 @@ FLOOD = [Client(f"198.51.100.{number}") for number in range(200)]
 @pytest.mark.parametrize(
     ("flooders", "flood", "client", "checked_before"),
     [
-        pytest.param(1, 1000, SOMEBODY, 3, id="one-flooder"),
-        pytest.param(3, 1000, SOMEBODY, 5, id="three-flooders"),
-        pytest.param(100, 1000, SOMEBODY, 102, id="a-hundred-flooders"),
-        pytest.param(200, 1000, Client("browser", is_known=True), 2, id="browser-that-logged-in-before"),
-        pytest.param(1, 1000, FLOOD[0], None, id="behind-the-flooders-address"),
-        pytest.param(200, 200, SOMEBODY, None, id="more-flooders-than-the-queue-holds"),
+        pytest.param(1, 1000, CLIENT, 3, id="one-flooder"),
+        pytest.param(3, 1000, CLIENT, 5, id="three-flooders"),
+        pytest.param(100, 1000, CLIENT, 102, id="a-hundred-flooders"),
+        pytest.param(200, 1000, Client("browser", is_known=True), 2, id="known-browser"),
+        pytest.param(1, 1000, FLOOD[0], None, id="same-address-as-the-flooder"),
+        pytest.param(200, 200, CLIENT, None, id="more-flooders-than-the-queue-holds"),
     ],
 )
 def test_a_flood_delays_another_client_by_one_check_per_flooder(
     flooders: int, flood: int, client: Client, checked_before: int | None, checks: Observed
 ) -> None:
-    """`checked_before`: the checks that begin before the client's own, with those that run already."""
+    """`checked_before` is the number of checks that start before the client's own, including running ones."""
 
     async def test(verifier: Verifier) -> None:
         checks.hold()
@@ -412,13 +410,13 @@ def test_a_flood_delays_another_client_by_one_check_per_flooder(
         assert await own is (None if checked_before is None else True)
         await asyncio.gather(*tasks)
         if checked_before is not None:
-            # Two threads: which of two that began together was counted first is a matter of chance
+            # The order in which the two threads count is not deterministic
             assert checked_before - 1 <= checks.passwords.index(b"secret") <= checked_before + 1
 
     run(test, lambda: USERS)
 
 
-def test_a_flood_is_answered_busy_beyond_its_own_queue(checks: Observed) -> None:
+def test_a_flood_is_busy_beyond_the_queue_of_its_client(checks: Observed) -> None:
     async def test(verifier: Verifier) -> None:
         checks.hold()
         guesses = [verifier.verify(credentials(f"user{number}"), FLOOD[0]) for number in range(100)]
@@ -430,7 +428,7 @@ def test_a_flood_is_answered_busy_beyond_its_own_queue(checks: Observed) -> None
     run(test, lambda: USERS)
 
 
-def test_a_check_that_lost_its_place_is_busy_for_all_who_wait_for_it(checks: Observed) -> None:
+def test_a_dropped_check_is_busy_for_all_requests_waiting_for_it(checks: Observed) -> None:
     async def test() -> None:
         threads = Checks(per_client=3, total=3)
         verifier = Verifier(lambda: USERS, threads)
@@ -438,7 +436,7 @@ def test_a_check_that_lost_its_place_is_busy_for_all_who_wait_for_it(checks: Obs
         guesses = [credentials("slow", str(number)) for number in range(5)]
         first = await started(*(answer(verifier.verify(each, FLOOD[0])) for each in (*guesses, guesses[-1])))
         await checks.begun(2)
-        other = await started(answer(verifier.verify(credentials("slow"), SOMEBODY)))
+        other = await started(answer(verifier.verify(credentials("slow"), CLIENT)))
         assert not verifier.is_checking(guesses[-1])
         checks.go()
         assert await asyncio.gather(*first, *other) == [False] * 4 + [None] * 2 + [True]
@@ -453,17 +451,17 @@ def test_a_check_that_lost_its_place_is_busy_for_all_who_wait_for_it(checks: Obs
         pytest.param("scraper", "scrape", True, [], id="right"),
         pytest.param("scraper", "wrong", False, [5], id="wrong"),
         pytest.param("scraper", "secret", False, [5], id="password-of-a-user"),
-        pytest.param("nobody", "wrong", False, [5], id="unknown-user"),
+        pytest.param("unknown", "wrong", False, [5], id="unknown-user"),
         pytest.param("slow", "secret", False, [5], id="user-of-the-pages"),
     ],
 )
-def test_the_scraper_is_refused_as_slowly_as_users_of_the_pages(
+def test_denying_the_scraper_takes_as_long_as_denying_users(
     user: str, password: str, right: bool, costs: list[int], checks: Observed
 ) -> None:
     async def test() -> None:
         threads = Checks()
         verifier = Verifier(lambda: {"scraper": Plain.of("scrape")}, threads, timing_reference=lambda: USERS)
-        assert await verifier.verify(credentials(user, password), SOMEBODY) is right
+        assert await verifier.verify(credentials(user, password), CLIENT) is right
         assert checks.costs == costs
         threads.close()
 
