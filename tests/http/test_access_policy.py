@@ -1,4 +1,4 @@
-"""One gate in front of everything: who gets in, who does not, and what a refusal gives away."""
+"""The access policy of every route: authentication, rate limits, CSRF, CORS, hosts, user headers and secrets."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from tests.http.conftest import OPEN, PREFIX, Site
 from tests.http.test_login import PROVIDER, Jar, Provider
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-# What is answered whoever asks, and how: the whole list
+# All public routes, with the status of their responses
 OPEN_ROUTES = {
     r"/(robots\.txt)$": 404,
     r"/(favicon\.ico)$": 200,
     r"/static/(.*)$": 404,
     "/healthcheck$": 200,
-    # No broker has answered here
+    # No broker is connected in these tests
     "/ready$": 503,
 }
 WORKER, TASK = "planted@host", "planted-task"
@@ -48,19 +48,19 @@ UNREGISTERED = ["/nothing", "/nothing/here", "/static", "/metrics/", "/api", "/.
 
 
 def basic(text: str | bytes) -> dict[str, str]:
-    """The header that shows this user:password."""
+    """Return the Authorization header for this user:password."""
     encoded = base64.b64encode(text.encode() if isinstance(text, str) else text).decode()
     return {"Authorization": f"Basic {encoded}"}
 
 
 def example(pattern: str) -> str:
-    """A path that a route of Flower's or Tornado's matches."""
+    """Return a path that matches a route of Flower or Tornado."""
     path = pattern.removesuffix("$").removesuffix("/?").replace("\\", "")
     return re.sub(r"\((\.[*+]|[^)]*)\)", lambda group: "some" if group[1][0] == "." else group[1], path)
 
 
 def routes(app: FlowerProxy) -> dict[str, str]:
-    """Every pattern that the application knows, with a path for each."""
+    """Return every pattern of the application, with a matching path."""
     matchers = [rule.matcher for rule in app.wildcard_router.rules]
     patterns = [matcher.regex.pattern for matcher in matchers if isinstance(matcher, PathMatches)]
     assert len(patterns) == len(matchers)
@@ -70,7 +70,7 @@ def routes(app: FlowerProxy) -> dict[str, str]:
 
 
 def holds_data(response: HTTPResponse) -> bool:
-    """Whether an answer holds anything of a page, or a secret one."""
+    """Return whether a response contains a part of a page or its data."""
     shown = response.body.decode("latin-1") + str(list(response.headers.get_all()))
     return any(word in shown for word in ("<!doctype html", "flower-token", WORKER, TASK, "flower_events_total"))
 
@@ -80,7 +80,7 @@ def ask(site: Site, path: str, method: str, **kwargs: Any) -> HTTPResponse:
     return site.fetch(path, method=method, body=body, **kwargs)
 
 
-def words(response: HTTPResponse) -> str:
+def text_of(response: HTTPResponse) -> str:
     return str(response.body.decode(errors="replace"))
 
 
@@ -90,15 +90,15 @@ def settings() -> dict[str, Any]:
 
 
 @pytest.fixture
-def planted(event: Callable[..., None]) -> None:
-    """A worker and a task that no stranger may hear of."""
+def worker_and_task(event: Callable[..., None]) -> None:
+    """A worker and a task whose names must not be disclosed."""
     event("worker-online", hostname=WORKER)
     event("task-received", hostname=WORKER, uuid=TASK, name="planted.add")
 
 
 @pytest.fixture
 def send_lines(site: Site, http_client: AsyncHTTPClient, io_loop: IOLoop) -> Callable[..., HTTPResponse]:
-    """Ask for a page with several lines of one header."""
+    """Request a page with several lines of one header."""
 
     def send(name: str, *values: str) -> HTTPResponse:
         headers = HTTPHeaders({"X-Forwarded-Prefix": PREFIX} if site.kind == "stripped" else {})
@@ -111,14 +111,14 @@ def send_lines(site: Site, http_client: AsyncHTTPClient, io_loop: IOLoop) -> Cal
     return send
 
 
-# The walk
+# All routes
 
 
-@pytest.mark.usefixtures("planted")
+@pytest.mark.usefixtures("worker_and_task")
 @pytest.mark.parametrize(
     ("settings", "refusals"),
     [
-        pytest.param({}, {401}, id="made-up-password"),
+        pytest.param({}, {401}, id="generated-password"),
         pytest.param(PASSWORD, {401}, id="password"),
         pytest.param(OAUTH, {302, 403}, id="oauth"),
         pytest.param({**OAUTH, **PASSWORD}, {401}, id="oauth-and-password"),
@@ -129,8 +129,8 @@ def send_lines(site: Site, http_client: AsyncHTTPClient, io_loop: IOLoop) -> Cal
     ],
 )
 @pytest.mark.parametrize("kind", ["kept", "unforwarded"], indirect=True)
-def test_whoever_shows_nothing_gets_nothing(site: Site, settings: dict[str, Any], refusals: set[int]) -> None:
-    """P6: every route for every method, and what nobody has registered."""
+def test_unauthenticated_requests_are_denied(site: Site, settings: dict[str, Any], refusals: set[int]) -> None:
+    """Every route for every method, and unregistered paths; Flower leaves /metrics public (mher/flower#1342)."""
     paths = routes(site.app)
     provided = {"/login/?$"} if "auth" in settings and "basic_auth" not in settings else set()
     answered: dict[str, set[int]] = {}
@@ -151,14 +151,14 @@ def test_whoever_shows_nothing_gets_nothing(site: Site, settings: dict[str, Any]
 
 
 @pytest.mark.parametrize("kind", ["kept"], indirect=True)
-def test_a_path_without_the_prefix_is_closed_too(site: Site) -> None:
-    """P43: with the option the same pages answer there."""
+def test_paths_without_the_prefix_require_authentication(site: Site) -> None:
+    """With `--url_prefix`, the same pages are served without it."""
     site.kind = "unforwarded"
     for pattern, path in routes(site.app).items():
         assert (site.fetch(path).code == 401) is (pattern not in OPEN_ROUTES), path
 
 
-def test_the_list_of_what_is_open_is_short(app: FlowerProxy) -> None:
+def test_only_the_listed_routes_are_public(app: FlowerProxy) -> None:
     rules = [(rule.matcher, rule.target) for rule in app.wildcard_router.rules]
     handlers = {matcher.regex.pattern: proxied(target, app.options, "") for matcher, target in rules}
     opened = [route for route, handler in handlers.items() if getattr(handler, "permission", None) is Permission.PUBLIC]
@@ -166,7 +166,7 @@ def test_the_list_of_what_is_open_is_short(app: FlowerProxy) -> None:
 
 
 @pytest.mark.parametrize("settings", [OAUTH])
-def test_the_login_page_only_leads_to_the_provider(site: Site) -> None:
+def test_the_login_page_only_redirects_to_the_provider(site: Site) -> None:
     response = site.fetch("/login")
     assert response.code == 302
     assert response.headers["Location"].startswith(PROVIDER)
@@ -174,7 +174,7 @@ def test_the_login_page_only_leads_to_the_provider(site: Site) -> None:
 
 
 class NewRoute(RequestHandler):
-    """What a later Flower may add: nobody here has thought of it, and it asks nobody."""
+    """A route as a later Flower may add: it checks no authentication itself."""
 
     def get(self) -> None:
         self.write(f"{WORKER} {json.dumps(dict(self.request.headers))}")
@@ -186,19 +186,19 @@ def new_route(app: FlowerProxy) -> str:
     return "/new"
 
 
-def test_a_route_nobody_thought_of_is_closed(site: Site, new_route: str) -> None:
+def test_new_routes_require_authentication(site: Site, new_route: str) -> None:
     assert site.fetch(new_route).code == 401
-    assert WORKER in words(site.fetch(new_route, **DEMO))
+    assert WORKER in text_of(site.fetch(new_route, **DEMO))
 
 
 @pytest.mark.parametrize("method", ["PROPFIND", "TRACE", "get", "X"])
-def test_methods_that_nobody_knows_get_nothing(site: Site, method: str) -> None:
+def test_unknown_methods_are_not_allowed(site: Site, method: str) -> None:
     response = site.fetch("/tasks", method=method, allow_nonstandard_methods=True)
     assert response.code == 405
     assert not holds_data(response)
 
 
-@pytest.mark.usefixtures("planted")
+@pytest.mark.usefixtures("worker_and_task")
 @pytest.mark.parametrize(
     ("path", "headers"),
     [
@@ -207,7 +207,7 @@ def test_methods_that_nobody_knows_get_nothing(site: Site, method: str) -> None:
         pytest.param("/tasks/datatable", {"Content-Type": "multipart/form-data"}, id="multipart-without-boundary"),
     ],
 )
-def test_what_cannot_be_read_is_a_400_without_data(site: Site, path: str, headers: dict[str, str]) -> None:
+def test_malformed_requests_are_answered_with_400_without_data(site: Site, path: str, headers: dict[str, str]) -> None:
     response = site.fetch(path, method="POST", headers=headers, body="x")
     assert response.code == 400
     assert not holds_data(response)
@@ -217,8 +217,8 @@ def test_what_cannot_be_read_is_a_400_without_data(site: Site, path: str, header
 
 
 @pytest.mark.parametrize("path", ["/", "/tasks", "/api/workers", "/metrics", "/logout", "/nothing"])
-def test_every_refusal_has_the_challenge_and_the_password_opens(site: Site, path: str) -> None:
-    """P6 and P37: on pages and API alike, so that clients which wait for it can log in."""
+def test_401_responses_have_a_challenge_and_the_password_is_accepted(site: Site, path: str) -> None:
+    """Pages and API alike send it, for clients that wait for a challenge; Flower's API sends none."""
     refused = site.fetch(path)
     assert (refused.code, refused.headers["WWW-Authenticate"]) == (401, CHALLENGE)
     assert site.fetch(path, **DEMO).code == (404 if path == "/nothing" else 200)
@@ -228,38 +228,38 @@ def test_every_refusal_has_the_challenge_and_the_password_opens(site: Site, path
     ("authorization", "status"),
     [
         pytest.param("Basic ZGVtbzpzZWNyZXQ=", 200, id="right"),
-        pytest.param("basic ZGVtbzpzZWNyZXQ=", 200, id="p11-scheme-in-lower-case"),
-        pytest.param("BASIC  ZGVtbzpzZWNyZXQ=", 200, id="p11-scheme-in-capitals-two-spaces"),
+        pytest.param("basic ZGVtbzpzZWNyZXQ=", 200, id="scheme-in-lower-case"),
+        pytest.param("BASIC  ZGVtbzpzZWNyZXQ=", 200, id="scheme-in-capitals-two-spaces"),
         pytest.param("Basic ZGVtbzp3cm9uZw==", 401, id="wrong-password"),
         pytest.param("Basic b3RoZXI6c2VjcmV0", 401, id="wrong-user"),
         pytest.param("Basic RGVtbzpzZWNyZXQ=", 401, id="user-in-another-case"),
-        pytest.param("Basic =", 401, id="p11-nothing-in-base64"),
-        pytest.param("Basic", 401, id="p11-scheme-alone"),
+        pytest.param("Basic =", 401, id="only-padding"),
+        pytest.param("Basic", 401, id="scheme-only"),
         pytest.param("", 401, id="empty"),
-        pytest.param("Basic Og==", 401, id="colon-alone"),
+        pytest.param("Basic Og==", 401, id="colon-only"),
         pytest.param("Basic ZGVtbzo=", 401, id="no-password"),
         pytest.param("Basic OnNlY3JldA==", 401, id="no-user"),
-        pytest.param("Basic ZGVtbw==", 401, id="user-alone"),
-        pytest.param("Basic !!!", 401, id="p11-no-base64"),
-        pytest.param("Basic !ZGVtbzpzZWNyZXQ=", 401, id="p11-base64-and-more"),
-        pytest.param("Basic ZGVtbzpzZWNyZXQ", 401, id="padding-lost"),
-        pytest.param("Basic ZGVtbzpzZWNyZXQ= x", 401, id="something-behind"),
+        pytest.param("Basic ZGVtbw==", 401, id="user-only"),
+        pytest.param("Basic !!!", 401, id="not-base64"),
+        pytest.param("Basic !ZGVtbzpzZWNyZXQ=", 401, id="character-before-base64"),
+        pytest.param("Basic ZGVtbzpzZWNyZXQ", 401, id="padding-missing"),
+        pytest.param("Basic ZGVtbzpzZWNyZXQ= x", 401, id="trailing-text"),
         pytest.param("Basic ZGVtbzpzZWNyZXQ=, Basic ZGVtbzpzZWNyZXQ=", 401, id="twice-in-one-line"),
-        pytest.param("Basic ZGVtbzpzw6ljcmV0", 401, id="p11-not-ascii"),
-        pytest.param("Basic ZGVtbzpz6WNyZXQ=", 401, id="p11-not-utf8"),
+        pytest.param("Basic ZGVtbzpzw6ljcmV0", 401, id="not-ascii"),
+        pytest.param("Basic ZGVtbzpz6WNyZXQ=", 401, id="not-utf-8"),
         pytest.param("Bearer ZGVtbzpzZWNyZXQ=", 401, id="another-scheme"),
         pytest.param("ZGVtbzpzZWNyZXQ=", 401, id="no-scheme"),
     ],
 )
 @pytest.mark.parametrize("path", ["/tasks", "/api/workers"])
-def test_what_counts_as_the_password(site: Site, path: str, authorization: str, status: int) -> None:
-    """P11: stock Flower answers 401 to lower case, 500 to what is not ASCII."""
+def test_only_valid_basic_credentials_are_accepted(site: Site, path: str, authorization: str, status: int) -> None:
+    """Flower answers a lower-case scheme with 401, and non-ASCII credentials with 500."""
     assert site.fetch(path, headers={"Authorization": authorization}).code == status
 
 
 @pytest.mark.parametrize("settings", [{"basic_auth": ["j\xf6rg:s\xe9cret \u2013 1"]}])
-def test_a_password_other_than_ascii_works(site: Site) -> None:
-    """P11: stock Flower answers 500 to everybody as soon as one stands in its options."""
+def test_non_ascii_passwords_work(site: Site) -> None:
+    """Flower answers every login with 500 if its options contain a non-ASCII password."""
     assert site.fetch("/tasks", headers=basic("j\xf6rg:s\xe9cret \u2013 1")).code == 200
     assert site.fetch("/tasks", headers=basic("j\xf6rg:s\xe9cret - 1")).code == 401
     assert site.fetch("/tasks", headers=basic("j\xf6rg:s\xe9cret".encode("latin-1"))).code == 401
@@ -267,8 +267,8 @@ def test_a_password_other_than_ascii_works(site: Site) -> None:
 
 @pytest.mark.parametrize("path", ["/tasks", "/api/workers"])
 @pytest.mark.parametrize("settings", [{"basic_auth": ["user:p,ss"]}])
-def test_a_comma_in_a_password_makes_no_other_password(site: Site, path: str) -> None:
-    """P11: stock Flower takes ``user:p`` and the bare ``ss`` for credentials, and refuses the real ones."""
+def test_a_password_with_a_comma_is_not_split(site: Site, path: str) -> None:
+    """Flower accepts ``user:p`` and the bare ``ss``, and rejects the real password."""
     assert site.fetch(path, headers=basic("user:p,ss")).code == 200
     for half in ("user:p", "ss", ":ss", "ss:"):
         assert site.fetch(path, headers=basic(half)).code == 401
@@ -279,22 +279,22 @@ def test_a_comma_in_a_password_makes_no_other_password(site: Site, path: str) ->
     [
         pytest.param("user:p,ss", 2, id="comma-in-a-password"),
         pytest.param("", 1, id="empty"),
-        pytest.param("user:pass,", 2, id="comma-at-the-end"),
-        pytest.param(",user:pass", 1, id="comma-at-the-beginning"),
+        pytest.param("user:pass,", 2, id="trailing-comma"),
+        pytest.param(",user:pass", 1, id="leading-comma"),
         pytest.param("user:pass,,other:pass", 2, id="two-commas"),
         pytest.param(":pass", 1, id="no-user"),
         pytest.param("user:", 1, id="no-password"),
     ],
 )
-def test_credentials_that_nobody_wrote_stop_the_start(text: str, entry: int) -> None:
-    """P11: with an empty entry stock Flower lets ``Authorization: Basic =`` in. The message holds no password."""
+def test_malformed_credentials_prevent_the_start(text: str, entry: int) -> None:
+    """Flower accepts ``Authorization: Basic =`` for an empty entry. The message contains no password."""
     with pytest.raises(ValueError, match=f"entry {entry} ") as error:
         OPTIONS["basic_auth"].parse([text])
     assert not re.search("ss|:p", str(error.value).replace("user:password", "").replace("password", ""))
 
 
-def test_two_authorization_lines_are_none(send_lines: Callable[..., HTTPResponse]) -> None:
-    """Each program in a row may take another one for the right one."""
+def test_multiple_authorization_headers_are_rejected(send_lines: Callable[..., HTTPResponse]) -> None:
+    """Proxies and applications may disagree about which one is valid."""
     right, wrong = basic("demo:secret")["Authorization"], basic("demo:wrong")["Authorization"]
     assert send_lines("Authorization", right).code == 200
     for lines in ((right, right), (right, wrong), (wrong, right), (right, "Bearer x")):
@@ -308,14 +308,14 @@ def test_two_authorization_lines_are_none(send_lines: Callable[..., HTTPResponse
         pytest.param(OPEN, (200, 200), id="password-at-the-proxy-only"),
     ],
 )
-def test_the_password_that_nginx_has_asked_for_is_passed_on(site: Site, statuses: tuple[int, int]) -> None:
-    """P36: the same users in both let in once; other users need the proxy to drop the header."""
+def test_credentials_forwarded_by_nginx_are_verified(site: Site, statuses: tuple[int, int]) -> None:
+    """With the same users in both, one login suffices; otherwise the proxy must remove the header."""
     assert (site.fetch("/tasks", **DEMO).code, site.fetch("/tasks", headers=basic("nginx:user")).code) == statuses
 
 
 @pytest.mark.parametrize("settings", [OAUTH])
-def test_a_passed_on_authorization_does_not_replace_the_proof_of_same_origin(site: Site) -> None:
-    """P36: in stock Flower any Authorization header switches the check of the token off."""
+def test_forwarded_authorization_does_not_disable_csrf_protection(site: Site) -> None:
+    """In Flower, any Authorization header disables the check of the token."""
     jar = Jar(site)
     jar.log_in()
     cookie = "; ".join(f"{name}={value}" for name, value in jar.cookies.items())
@@ -325,35 +325,35 @@ def test_a_passed_on_authorization_does_not_replace_the_proof_of_same_origin(sit
     assert site.fetch("/api/task/revoke/1", method="POST", headers=forged).code == 403
 
 
-# The made-up password
+# The generated password
 
 
 @pytest.mark.parametrize("settings", [{}, {"basic_auth": []}, {"metrics_auth": "prometheus:scrape"}])
-def test_who_names_nobody_gets_a_password_for_this_run(site: Site) -> None:
-    """P39: stock Flower then lets everybody in, on all interfaces."""
-    made_up = site.app.entrance.made_up
-    assert made_up is not None
-    user, password = made_up
+def test_a_password_is_generated_if_no_users_are_configured(site: Site) -> None:
+    """Flower then requires no authentication, on all interfaces."""
+    generated = site.app.entrance.made_up
+    assert generated is not None
+    user, password = generated
     assert (user, len(password) >= 16) == ("flower", True)
     assert site.fetch("/tasks").code == 401
     assert site.fetch("/tasks", headers=basic(f"{user}:{password[:-1]}")).code == 401
     assert site.fetch("/tasks", headers=basic(f"{user}:{password}")).code == 200
 
 
-def test_each_run_has_another_password(options: OptionParser, io_loop: IOLoop) -> None:
+def test_each_start_generates_another_password(options: OptionParser, io_loop: IOLoop) -> None:
     options.basic_auth = []
     capp = Celery(broker="memory://")
-    made_up = set()
+    generated = set()
     for _ in range(2):
         app = FlowerProxy(capp=capp, options=options)
-        made_up.add(app.entrance.made_up)
+        generated.add(app.entrance.made_up)
         app.stop()
         app.executor.shutdown()
-    assert len(made_up) == 2
+    assert len(generated) == 2
 
 
 @pytest.mark.parametrize("settings", [PASSWORD, OAUTH, HEADER, OPEN])
-def test_who_names_somebody_gets_no_made_up_password(app: FlowerProxy) -> None:
+def test_no_password_is_generated_if_authentication_is_configured(app: FlowerProxy) -> None:
     assert app.entrance.made_up is None
 
 
@@ -378,21 +378,21 @@ def test_who_names_somebody_gets_no_made_up_password(app: FlowerProxy) -> None:
         pytest.param({"basic_auth": ["demo:secret", ""]}, "--basic_auth: entry 2", id="empty-entry"),
         pytest.param({"basic_auth": ["demo"]}, "--basic_auth: entry 1", id="no-password"),
         pytest.param({"basic_auth_file": "/nonexistent"}, "--basic_auth_file: '/nonexistent'", id="no-file"),
-        pytest.param({**PASSWORD, "cors_origins": ["*"]}, r"'\*' is not an origin", id="cors-for-everybody"),
-        pytest.param({**OPEN, "allowed_hosts": ["*"]}, r"'\*' is not a host name", id="every-host"),
+        pytest.param({**PASSWORD, "cors_origins": ["*"]}, r"'\*' is not an origin", id="cors-wildcard"),
+        pytest.param({**OPEN, "allowed_hosts": ["*"]}, r"'\*' is not a host name", id="host-wildcard"),
     ],
 )
-def test_options_that_contradict_each_other_stop_the_start(options: OptionParser, message: str) -> None:
+def test_contradictory_or_invalid_options_prevent_the_start(options: OptionParser, message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         FlowerProxy(capp=Celery(broker="memory://"), options=options)
     assert "\n" not in str(error.value)
     assert "secret" not in str(error.value)
 
 
-# Guessing
+# Rate limits
 
 
-def tries(site: Site, count: int, user: str = "alice", **headers: str) -> set[int]:
+def fail_logins(site: Site, count: int, user: str = "alice", **headers: str) -> set[int]:
     return {site.fetch("/tasks", headers={**basic(f"{user}:wrong{i}"), **headers}).code for i in range(count)}
 
 
@@ -404,8 +404,8 @@ two_users = pytest.mark.parametrize("settings", [TWO_USERS])
 
 
 @two_users
-def test_the_eleventh_wrong_try_waits(site: Site) -> None:
-    assert tries(site, 10, **CLIENT) == {401}
+def test_the_eleventh_failed_login_is_rate_limited(site: Site) -> None:
+    assert fail_logins(site, 10, **CLIENT) == {401}
     response = site.fetch("/tasks", headers={**basic("alice:wrong"), **CLIENT})
     assert response.code == 429
     assert 0 < int(response.headers["Retry-After"]) <= 30
@@ -414,57 +414,57 @@ def test_the_eleventh_wrong_try_waits(site: Site) -> None:
 
 
 @two_users
-def test_the_right_password_waits_too(site: Site) -> None:
-    tries(site, 10, **CLIENT)
+def test_the_right_password_is_rate_limited_too(site: Site) -> None:
+    fail_logins(site, 10, **CLIENT)
     for path in ("/tasks", "/api/workers", "/metrics"):
         assert site.fetch(path, headers={**ALICE, **CLIENT}).code == 429
 
 
 @two_users
-def test_nobody_else_waits(site: Site) -> None:
-    tries(site, 10, **CLIENT)
+def test_other_users_and_addresses_are_not_rate_limited(site: Site) -> None:
+    fail_logins(site, 10, **CLIENT)
     assert site.fetch("/tasks", headers={**ALICE, **OTHER}).code == 200
     assert site.fetch("/tasks", headers={**BOB, **CLIENT}).code == 200
     assert site.fetch("/healthcheck", headers=CLIENT).code == 200
 
 
 @two_users
-def test_a_stranger_is_not_counted_by_what_he_writes_into_the_header(site: Site) -> None:
-    """What the proxy appends counts; what stands left of it the client has made up."""
+def test_spoofed_addresses_do_not_evade_the_rate_limit(site: Site) -> None:
+    """Only the address that the proxy appends counts; values left of it may be spoofed."""
     for i in range(10):
-        tries(site, 1, **{"X-Forwarded-For": f"198.51.100.{i}, 203.0.113.1"})
+        fail_logins(site, 1, **{"X-Forwarded-For": f"198.51.100.{i}, 203.0.113.1"})
     assert site.fetch("/tasks", headers={**ALICE, **CLIENT}).code == 429
 
 
 @two_users
-def test_a_browser_that_was_let_in_before_is_counted_by_itself(site: Site) -> None:
+def test_known_browsers_have_their_own_rate_limit(site: Site) -> None:
     cookie = _browser(site, ALICE)
-    tries(site, 10, **CLIENT)
+    fail_logins(site, 10, **CLIENT)
     assert site.fetch("/tasks", headers={**ALICE, **CLIENT}).code == 429
     assert site.fetch("/tasks", headers={**ALICE, **CLIENT, "Cookie": cookie}).code == 200
-    # And it cannot guess without end either
-    assert tries(site, 10, **CLIENT, Cookie=cookie) == {401}
-    assert tries(site, 1, **CLIENT, Cookie=cookie) == {429}
+    # The known browser is limited too
+    assert fail_logins(site, 10, **CLIENT, Cookie=cookie) == {401}
+    assert fail_logins(site, 1, **CLIENT, Cookie=cookie) == {429}
 
 
 @two_users
-def test_the_cookie_is_no_help_for_another_user(site: Site) -> None:
-    """Else whoever has a password of his own could guess those of others from fresh cookies."""
-    tries(site, 10, **CLIENT)
+def test_the_browser_cookie_is_valid_only_for_its_user(site: Site) -> None:
+    """Otherwise a user could guess other users' passwords with fresh cookies."""
+    fail_logins(site, 10, **CLIENT)
     for _ in range(2):
-        assert tries(site, 1, **CLIENT, Cookie=_browser(site, BOB)) == {429}
+        assert fail_logins(site, 1, **CLIENT, Cookie=_browser(site, BOB)) == {429}
 
 
 @two_users
-def test_a_cookie_that_is_forged_is_none(site: Site) -> None:
-    tries(site, 10, **CLIENT)
+def test_forged_browser_cookies_are_ignored(site: Site) -> None:
+    fail_logins(site, 10, **CLIENT)
     name, _, value = _browser(site, ALICE).partition("=")
     for forged in (f"{name}=x alice", f"{name}={value[:-1]}0", f"{name}="):
         assert site.fetch("/tasks", headers={**ALICE, **CLIENT, "Cookie": forged}).code == 429
 
 
 @two_users
-def test_a_page_brings_a_cookie_to_browsers_that_have_none_of_their_user_and_to_no_other(site: Site) -> None:
+def test_the_browser_cookie_is_set_only_if_missing_or_invalid(site: Site) -> None:
     cookie = _browser(site, ALICE)
     name, _, value = cookie.partition("=")
     for _ in range(2):
@@ -475,7 +475,7 @@ def test_a_page_brings_a_cookie_to_browsers_that_have_none_of_their_user_and_to_
 
 
 @two_users
-def test_what_is_no_password_is_no_try(site: Site) -> None:
+def test_requests_without_valid_credentials_syntax_are_not_counted(site: Site) -> None:
     for _ in range(15):
         assert site.fetch("/tasks", headers={"Authorization": "Basic =", **CLIENT}).code == 401
         assert site.fetch("/tasks", headers=CLIENT).code == 401
@@ -483,7 +483,7 @@ def test_what_is_no_password_is_no_try(site: Site) -> None:
 
 
 @two_users
-def test_right_passwords_are_never_slowed(site: Site) -> None:
+def test_successful_logins_are_never_rate_limited(site: Site) -> None:
     assert {site.fetch("/tasks", headers={**ALICE, **CLIENT}).code for _ in range(25)} == {200}
 
 
@@ -495,7 +495,7 @@ def test_login_failures_are_counted_by_reason(site: Site) -> None:
         return {reason: float(number) for reason, number in found}
 
     assert counted() == dict.fromkeys((failure.value for failure in LoginFailure), 0)
-    tries(site, 12, **CLIENT)
+    fail_logins(site, 12, **CLIENT)
     site.fetch("/tasks", headers={"Authorization": "Basic ="})
     assert counted() == {
         "invalid_credentials": 10,
@@ -506,7 +506,7 @@ def test_login_failures_are_counted_by_reason(site: Site) -> None:
 
 
 @pytest.mark.parametrize("settings", [HEADER])
-def test_a_second_name_in_the_user_header_is_counted(site: Site) -> None:
+def test_malformed_user_headers_are_counted(site: Site) -> None:
     assert site.fetch("/tasks", headers={"X-Forwarded-User": "alice, bob"}).code == 400
     text = site.page("/metrics", headers={"X-Forwarded-User": "alice"})
     assert 'flower_proxy_login_failures_total{reason="malformed_user_header"} 1.0' in text
@@ -514,14 +514,14 @@ def test_a_second_name_in_the_user_header_is_counted(site: Site) -> None:
 
 @pytest.mark.parametrize("settings", [{**TWO_USERS, "trusted_proxies": ["192.0.2.1"]}])
 @pytest.mark.parametrize("kind", ["kept"], indirect=True)
-def test_a_peer_that_is_not_trusted_cannot_name_another_client(site: Site) -> None:
+def test_untrusted_peers_cannot_forward_a_client(site: Site) -> None:
     for i in range(10):
-        tries(site, 1, **{"X-Forwarded-For": f"203.0.113.{i}"})
+        fail_logins(site, 1, **{"X-Forwarded-For": f"203.0.113.{i}"})
     assert site.fetch("/tasks", headers={**ALICE, "X-Forwarded-For": "203.0.113.99"}).code == 429
 
 
 def _browser(site: Site, authorization: dict[str, str]) -> str:
-    """Log in with a new browser, and return the cookie it is known by."""
+    """Log in with a new browser, and return its browser cookie."""
     line: str = site.fetch("/tasks", headers=authorization).headers["Set-Cookie"]
     assert line.startswith("flower_browser_")
     return line.partition(";")[0]
@@ -529,8 +529,8 @@ def _browser(site: Site, authorization: dict[str, str]) -> str:
 
 @pytest.mark.parametrize(("scheme", "secure"), [("http", False), ("https", True)])
 @pytest.mark.parametrize("settings", [TWO_USERS])
-def test_the_cookie_of_a_known_browser_is_hidden_from_scripts(site: Site, scheme: str, secure: bool) -> None:
-    """P38."""
+def test_the_browser_cookie_is_http_only(site: Site, scheme: str, secure: bool) -> None:
+    """Flower's cookies have no Secure attribute."""
     line = site.fetch("/tasks", headers={**ALICE, "X-Forwarded-Proto": scheme}).headers["Set-Cookie"]
     attributes = {part.strip().lower() for part in line.split(";")[1:]}
     assert {"httponly", "samesite=lax", f"path={PREFIX}".lower()} <= attributes
@@ -543,10 +543,8 @@ def test_the_cookie_of_a_known_browser_is_hidden_from_scripts(site: Site, scheme
 
 @pytest.mark.parametrize("value", ["true", "enabled", "1", "no such word"])
 @pytest.mark.parametrize("settings", [PASSWORD, {}])
-def test_the_variable_that_opens_flowers_api_opens_nothing(
-    site: Site, monkeypatch: pytest.MonkeyPatch, value: str
-) -> None:
-    """P8: stock Flower opens the API to every web site by it, or drops every connection."""
+def test_flower_unauthenticated_api_grants_no_access(site: Site, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """Flower opens the API to every web site, or drops every connection (mher/flower#1231)."""
     monkeypatch.setenv("FLOWER_UNAUTHENTICATED_API", value)
     for path in ("/api/workers", "/tasks", "/metrics"):
         response = site.fetch(path, headers={"Origin": "https://evil.example"})
@@ -557,24 +555,22 @@ def test_the_variable_that_opens_flowers_api_opens_nothing(
 
 @pytest.mark.parametrize("path", ["/api/workers", "/tasks", "/static/css/flower.css"])
 @pytest.mark.parametrize("settings", [OPEN])
-def test_the_variable_tells_no_web_site_that_it_may_read(
-    site: Site, monkeypatch: pytest.MonkeyPatch, path: str
-) -> None:
-    """P8: not even where nobody is asked for a password."""
+def test_flower_unauthenticated_api_enables_no_cors(site: Site, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    """This includes a server without authentication."""
     monkeypatch.setenv("FLOWER_UNAUTHENTICATED_API", "true")
     response = site.fetch(path, headers={"Origin": "https://evil.example"})
     assert (response.code, cors(response)) == (200, {})
 
 
 @pytest.mark.parametrize("settings", [OPEN])
-def test_without_auth_the_api_works_without_the_variable(site: Site) -> None:
-    """P8: the buttons too, which stock Flower answers with 401."""
+def test_no_auth_enables_the_api_without_flower_unauthenticated_api(site: Site) -> None:
+    """This includes control buttons, which Flower answers with 401 (mher/flower#1231)."""
     assert site.fetch("/api/workers").code == 200
     assert site.fetch("/api/task/revoke/1", method="POST", headers={"Sec-Fetch-Site": "same-origin"}).code == 200
     assert site.fetch("/api/task/revoke/1", method="POST", headers={"Sec-Fetch-Site": "cross-site"}).code == 403
 
 
-# Other web sites
+# Cross-site requests
 
 DASHBOARD = "https://dashboard.example"
 
@@ -596,7 +592,7 @@ dashboard = pytest.mark.parametrize(
 
 @dashboard
 @pytest.mark.parametrize("path", ["/api/workers", "/tasks", "/metrics"])
-def test_the_page_of_such_a_site_reads(site: Site, path: str) -> None:
+def test_a_cors_origin_may_read(site: Site, path: str) -> None:
     headers = {"Origin": DASHBOARD, "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"}
     response = site.fetch(path, headers=headers, **DEMO)
     assert response.code == 200
@@ -605,13 +601,13 @@ def test_the_page_of_such_a_site_reads(site: Site, path: str) -> None:
 
 
 @dashboard
-def test_the_answer_without_credentials_can_be_read_too(site: Site) -> None:
+def test_responses_without_credentials_have_cors_headers(site: Site) -> None:
     response = site.fetch("/api/workers", headers={"Origin": DASHBOARD})
     assert cors(response)["allow-origin"] == DASHBOARD
 
 
 @dashboard
-def test_its_browser_may_ask_whether_it_may(site: Site) -> None:
+def test_preflight_requests_of_a_cors_origin_are_answered(site: Site) -> None:
     asked = {"Origin": DASHBOARD, "Access-Control-Request-Headers": "authorization"}
     response = site.fetch("/api/workers", method="OPTIONS", headers={**asked, "Access-Control-Request-Method": "GET"})
     assert (response.code, response.body) == (204, b"")
@@ -625,7 +621,7 @@ def test_its_browser_may_ask_whether_it_may(site: Site) -> None:
 
 @dashboard
 @pytest.mark.parametrize("method", ["POST", "DELETE", "", "get, POST"])
-def test_it_may_not_do_anything_else(site: Site, method: str) -> None:
+def test_preflight_requests_for_other_methods_are_not_allowed(site: Site, method: str) -> None:
     headers = {"Origin": DASHBOARD, "Access-Control-Request-Method": method}
     response = site.fetch("/api/workers", method="OPTIONS", headers=headers)
     assert "allow-methods" not in cors(response)
@@ -635,7 +631,7 @@ def test_it_may_not_do_anything_else(site: Site, method: str) -> None:
 @dashboard
 @pytest.mark.parametrize("extra", [{}, {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"}])
 @pytest.mark.parametrize("path", ["/api/task/revoke/1", "/tasks/datatable"])
-def test_it_may_not_post(site: Site, path: str, extra: dict[str, str]) -> None:
+def test_a_cors_origin_may_not_post(site: Site, path: str, extra: dict[str, str]) -> None:
     response = site.fetch(path, method="POST", headers={"Origin": DASHBOARD, **extra}, **DEMO)
     assert response.code == 403
 
@@ -653,22 +649,22 @@ def test_it_may_not_post(site: Site, path: str, extra: dict[str, str]) -> None:
         f"{DASHBOARD}, https://evil.example",
     ],
 )
-def test_another_site_gets_nothing(site: Site, origin: str) -> None:
+def test_other_origins_are_refused(site: Site, origin: str) -> None:
     headers = {"Origin": origin, "Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"}
     response = site.fetch("/api/workers", headers=headers, **DEMO)
     assert (response.code, cors(response)) == (403, {})
-    # A cache must not hand it what was meant for the dashboard
+    # A cache must not serve the dashboard's response to another origin
     assert response.headers["Vary"] == "Origin"
     preflight = {"Origin": origin, "Access-Control-Request-Method": "GET"}
     assert cors(site.fetch("/api/workers", method="OPTIONS", headers=preflight)) == {}
 
 
 @pytest.mark.parametrize(
-    ("said", "read", "act"),
+    ("fetch_metadata", "read", "control"),
     [
         pytest.param("", 200, 200, id="no-browser"),
-        pytest.param("same-origin cors", 200, 200, id="our-page"),
-        pytest.param("same-origin navigate", 200, 200, id="our-link"),
+        pytest.param("same-origin cors", 200, 200, id="own-page"),
+        pytest.param("same-origin navigate", 200, 200, id="own-link"),
         pytest.param("none navigate", 200, 403, id="typed-or-bookmark"),
         pytest.param("cross-site navigate", 200, 403, id="link-or-frame-of-another-site"),
         pytest.param("same-site navigate", 200, 403, id="link-of-a-sibling"),
@@ -682,57 +678,57 @@ def test_another_site_gets_nothing(site: Site, origin: str) -> None:
     ],
 )
 @pytest.mark.parametrize("settings", [PASSWORD, OPEN], ids=["password", "no-auth"])
-def test_a_browser_that_says_another_site_asks(
-    site: Site, settings: dict[str, Any], said: str, read: int, act: int
+def test_cross_site_requests_are_refused_except_for_navigation(
+    site: Site, settings: dict[str, Any], fetch_metadata: str, read: int, control: int
 ) -> None:
-    """P8: whatever else it brings, it may not act; it may not load, only go there."""
+    """They cannot control, and may read only by navigation, whatever credentials they carry."""
     names = ("Sec-Fetch-Site", "Sec-Fetch-Mode")
-    headers = dict(zip(names, said.split(), strict=False))
+    headers = dict(zip(names, fetch_metadata.split(), strict=False))
     for method in ("GET", "HEAD"):
         assert site.fetch("/tasks", method=method, headers=headers, **DEMO).code == read
-    assert site.fetch("/api/task/revoke/1", method="POST", headers=headers, **DEMO).code == act
+    assert site.fetch("/api/task/revoke/1", method="POST", headers=headers, **DEMO).code == control
     assert site.fetch("/healthcheck", headers=headers).code == 200
     assert site.fetch("/static/css/flower.css", headers=headers).code == 200
     if settings is PASSWORD:
-        # Before a password is asked for: another site must not make the browser ask people for one
+        # Checked before authentication, so that another site cannot trigger the browser's password prompt
         refused = {headers.get("Sec-Fetch-Site", "").lower()} <= {"cross-site", "same-site"}
         for path, method, status in (("/tasks", "GET", read), ("/tasks/datatable", "POST", 403 if refused else 200)):
-            asked = site.fetch(path, method=method, headers=headers)
+            response = site.fetch(path, method=method, headers=headers)
             expected = (401, CHALLENGE) if status == 200 else (403, None)
-            assert (asked.code, asked.headers.get("WWW-Authenticate")) == expected
+            assert (response.code, response.headers.get("WWW-Authenticate")) == expected
 
 
-# A name that leads here but is not ours (DNS rebinding)
+# Host header validation (DNS rebinding)
 
 
 @pytest.mark.parametrize(
-    ("host", "told", "connection", "status"),
+    ("host", "forwarded", "connection", "status"),
     [
-        pytest.param("evil.example", "", "keep-alive", 403, id="strangers-name"),
-        pytest.param("evil.example:5555", "", "keep-alive", 403, id="strangers-name-with-port"),
-        pytest.param("evil.example", "", "close", 403, id="strangers-name-from-a-script"),
-        pytest.param("evil.example", "flower.example", "keep-alive", 403, id="a-browser-that-plays-the-proxy"),
-        pytest.param("evil.example", "localhost", "Keep-Alive, X", 403, id="a-browser-in-capitals"),
+        pytest.param("evil.example", "", "keep-alive", 403, id="unknown-name"),
+        pytest.param("evil.example:5555", "", "keep-alive", 403, id="unknown-name-with-port"),
+        pytest.param("evil.example", "", "close", 403, id="unknown-name-from-a-script"),
+        pytest.param("evil.example", "flower.example", "keep-alive", 403, id="forwarded-host-from-a-browser"),
+        pytest.param("evil.example", "localhost", "Keep-Alive, X", 403, id="forwarded-host-from-a-browser-in-capitals"),
         pytest.param("upstream", "flower.example", "close", 200, id="proxy"),
-        pytest.param("flower.example", "flower.example", "upgrade", 200, id="proxy-with-the-blogs-block"),
-        pytest.param("upstream", "", "close", 403, id="proxy-that-does-not-tell"),
+        pytest.param("flower.example", "flower.example", "upgrade", 200, id="proxy-with-connection-upgrade"),
+        pytest.param("upstream", "", "close", 403, id="proxy-without-forwarded-host"),
         pytest.param("127.0.0.1", "", "keep-alive", 200, id="ipv4"),
         pytest.param("192.0.2.7:5555", "", "keep-alive", 200, id="ipv4-with-port"),
         pytest.param("[::1]", "", "keep-alive", 200, id="ipv6"),
         pytest.param("[2001:db8::7]:5555", "", "keep-alive", 200, id="ipv6-with-port"),
         pytest.param("localhost:5555", "", "keep-alive", 200, id="localhost"),
-        pytest.param("sub.localhost", "", "keep-alive", 200, id="below-localhost"),
-        pytest.param("LocalHost.", "", "keep-alive", 200, id="localhost-with-a-dot"),
-        pytest.param("localhost.evil.example", "", "keep-alive", 403, id="begins-like-localhost"),
-        pytest.param("evil-localhost", "", "keep-alive", 403, id="ends-like-localhost"),
-        pytest.param("127.0.0.1.evil.example", "", "keep-alive", 403, id="begins-like-an-address"),
+        pytest.param("sub.localhost", "", "keep-alive", 200, id="subdomain-of-localhost"),
+        pytest.param("LocalHost.", "", "keep-alive", 200, id="localhost-trailing-dot"),
+        pytest.param("localhost.evil.example", "", "keep-alive", 403, id="starts-with-localhost"),
+        pytest.param("evil-localhost", "", "keep-alive", 403, id="ends-with-localhost"),
+        pytest.param("127.0.0.1.evil.example", "", "keep-alive", 403, id="starts-with-an-address"),
         pytest.param("ours.example", "", "keep-alive", 200, id="allowed"),
         pytest.param("OURS.example.:8443", "", "keep-alive", 200, id="allowed-in-another-spelling"),
-        pytest.param("sub.ours.example", "", "keep-alive", 403, id="below-an-allowed-one"),
-        pytest.param("theirs-ours.example", "", "keep-alive", 403, id="ends-like-an-allowed-one"),
-        pytest.param("a.b.corp.example", "", "keep-alive", 200, id="below-an-allowed-suffix"),
-        pytest.param("corp.example", "", "keep-alive", 200, id="an-allowed-suffix-itself"),
-        pytest.param("evilcorp.example", "", "keep-alive", 403, id="ends-like-an-allowed-suffix"),
+        pytest.param("sub.ours.example", "", "keep-alive", 403, id="subdomain-of-an-allowed-host"),
+        pytest.param("theirs-ours.example", "", "keep-alive", 403, id="ends-with-an-allowed-host"),
+        pytest.param("a.b.corp.example", "", "keep-alive", 200, id="subdomain-of-an-allowed-domain"),
+        pytest.param("corp.example", "", "keep-alive", 200, id="allowed-domain-itself"),
+        pytest.param("evilcorp.example", "", "keep-alive", 403, id="ends-with-an-allowed-domain"),
     ],
 )
 @pytest.mark.parametrize(
@@ -743,10 +739,10 @@ def test_a_browser_that_says_another_site_asks(
     ],
     ids=["no-auth", "header"],
 )
-def test_a_name_that_need_not_be_ours(site: Site, host: str, told: str, connection: str, status: int) -> None:
+def test_host_header_validation(site: Site, host: str, forwarded: str, connection: str, status: int) -> None:
     headers = {"Host": host, "Connection": connection, "X-Forwarded-User": "alice"}
-    if told:
-        headers["X-Forwarded-Host"] = told
+    if forwarded:
+        headers["X-Forwarded-Host"] = forwarded
     for path in ("/tasks", "/api/workers", "/metrics", "/logout"):
         response = site.fetch(path, headers=headers)
         assert response.code == status, path
@@ -758,32 +754,32 @@ def test_a_name_that_need_not_be_ours(site: Site, host: str, told: str, connecti
 @pytest.mark.parametrize(
     ("settings", "status"),
     [
-        pytest.param({}, 401, id="made-up-password"),
+        pytest.param({}, 401, id="generated-password"),
         pytest.param(PASSWORD, 401, id="password"),
         pytest.param(HEADER, 403, id="header"),
         pytest.param({"no_auth": True}, 403, id="no-auth"),
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "OPTIONS"])
-def test_without_a_provider_the_login_is_no_way_around(site: Site, method: str, status: int) -> None:
-    """A page that does not exist; it would hand out the token of a page."""
+def test_the_login_page_does_not_bypass_the_policy_without_a_provider(site: Site, method: str, status: int) -> None:
+    """The page does not exist then; it would disclose a page's token."""
     response = ask(site, "/login", method, headers={"Host": "evil.example", "Connection": "keep-alive"})
     assert response.code == status
     assert not holds_data(response)
 
 
 @pytest.mark.parametrize("settings", [{"no_auth": True}])
-def test_the_refusal_of_a_name_says_what_to_do(site: Site) -> None:
-    body = words(site.fetch("/", headers={"Host": "flower.example:5555"}))
+def test_a_refused_host_is_answered_with_the_remedy(site: Site) -> None:
+    body = text_of(site.fetch("/", headers={"Host": "flower.example:5555"}))
     assert "--allowed_hosts=flower.example" in body.split()
 
 
 @pytest.mark.parametrize("settings", [PASSWORD])
-def test_where_a_password_is_shown_the_name_is_no_matter(site: Site) -> None:
+def test_any_host_is_allowed_with_a_password(site: Site) -> None:
     assert site.fetch("/tasks", headers={"Host": "anything.example", "Connection": "keep-alive"}, **DEMO).code == 200
 
 
-# The word of a trusted proxy
+# User headers of trusted proxies
 
 NO_USER_HEADER = "no trusted proxy sent X-Forwarded-User\n"
 
@@ -799,14 +795,14 @@ def test_a_trusted_proxy_names_the_user(site: Site) -> None:
 
 @by_header
 @pytest.mark.parametrize("value", ["", " ", "\t"])
-def test_an_empty_name_is_none(site: Site, value: str) -> None:
+def test_an_empty_user_header_is_ignored(site: Site, value: str) -> None:
     response = site.fetch("/tasks", headers={"X-Forwarded-User": value})
-    assert (response.code, words(response)) == (403, NO_USER_HEADER)
+    assert (response.code, text_of(response)) == (403, NO_USER_HEADER)
 
 
 @by_header
-def test_a_password_is_no_way_in(site: Site) -> None:
-    assert words(site.fetch("/tasks", **DEMO)) == NO_USER_HEADER
+def test_passwords_are_not_accepted_without_users(site: Site) -> None:
+    assert text_of(site.fetch("/tasks", **DEMO)) == NO_USER_HEADER
 
 
 @by_header
@@ -818,9 +814,9 @@ def test_a_password_is_no_way_in(site: Site) -> None:
 def test_a_user_header_with_a_second_line_or_name_is_a_bad_request(
     send_lines: Callable[..., HTTPResponse], lines: tuple[str, ...]
 ) -> None:
-    """One of the proxy's and one of the client's: nobody can tell which is whose."""
+    """One may be the proxy's and one the client's, which cannot be distinguished."""
     response = send_lines("X-Forwarded-User", *lines)
-    assert (response.code, words(response)) == (
+    assert (response.code, text_of(response)) == (
         400,
         "X-Forwarded-User: expected one line with one user name: printable, no comma, at most 200 characters;"
         " let the proxy replace the header\n",
@@ -829,7 +825,7 @@ def test_a_user_header_with_a_second_line_or_name_is_a_bad_request(
 
 @by_header
 @pytest.mark.parametrize("name", ["a\tb", "a" * 201, "a\u200eb"])
-def test_a_name_that_cannot_be_read_is_a_bad_request(site: Site, name: str) -> None:
+def test_malformed_user_names_are_bad_requests(site: Site, name: str) -> None:
     response = site.fetch("/tasks", headers={"X-Forwarded-User": name.encode().decode("latin-1")})
     assert response.code == 400
 
@@ -848,7 +844,7 @@ def test_a_name_that_cannot_be_read_is_a_bad_request(site: Site, name: str) -> N
         pytest.param("{{ 1 + 1 }}", "{{ 1 + 1 }}", id="template"),
     ],
 )
-def test_the_name_is_shown_as_it_is(site: Site, sent: str, shown: str) -> None:
+def test_forwarded_user_names_are_decoded_and_escaped(site: Site, sent: str, shown: str) -> None:
     html = site.page("/tasks", headers={"X-Forwarded-User": sent})
     assert f">{shown}<" in html
 
@@ -856,29 +852,29 @@ def test_the_name_is_shown_as_it_is(site: Site, sent: str, shown: str) -> None:
 @pytest.mark.usefixtures("new_route")
 @pytest.mark.parametrize("kind", ["kept"], indirect=True)
 @pytest.mark.parametrize("settings", [{**HEADER, **PASSWORD, "trusted_proxies": ["192.0.2.1"]}])
-def test_the_word_of_anybody_else_is_taken_away(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+def test_user_headers_of_untrusted_peers_are_removed(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     assert site.fetch("/tasks", headers={"X-Forwarded-User": "admin"}).code == 401
-    mirrored = words(site.fetch("/new", headers={"X-Forwarded-User": "admin"}, **DEMO))
-    assert "Authorization" in mirrored
-    assert "admin" not in mirrored
+    reflected = text_of(site.fetch("/new", headers={"X-Forwarded-User": "admin"}, **DEMO))
+    assert "Authorization" in reflected
+    assert "admin" not in reflected
     assert ">demo<" in site.page("/tasks", headers={"x-forwarded-user": "admin"}, **DEMO)
     assert "--trusted_proxies=127.0.0.1" in caplog.text
 
 
 @pytest.mark.parametrize("settings", [{**HEADER, **PASSWORD}])
-def test_whom_the_proxy_does_not_name_may_show_a_password(site: Site) -> None:
+def test_users_without_a_user_header_can_log_in_by_password(site: Site) -> None:
     assert site.fetch("/tasks").code == 401
     assert ">demo<" in site.page("/tasks", **DEMO)
     assert ">alice<" in site.page("/tasks", headers={"X-Forwarded-User": "alice"})
 
 
 @pytest.mark.parametrize("settings", [{**HEADER, **OAUTH}])
-def test_whom_the_proxy_names_need_not_log_in_at_the_provider(site: Site) -> None:
+def test_users_named_by_the_proxy_need_no_oauth_login(site: Site) -> None:
     assert site.fetch("/tasks").code == 302
     assert site.fetch("/tasks", headers={"X-Forwarded-User": "alice"}).code == 200
 
 
-# What browsers are told
+# Security headers
 
 
 @pytest.mark.parametrize(
@@ -900,10 +896,10 @@ def test_whom_the_proxy_names_need_not_log_in_at_the_provider(site: Site) -> Non
     ],
 )
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
-def test_every_answer_tells_browsers_what_not_to_do(
+def test_every_response_has_security_headers(
     site: Site, path: str, headers: dict[str, str], status: int, method: str
 ) -> None:
-    """P23 and P43: stock Flower sends one of these, not on static files, and its server's version everywhere."""
+    """Flower sends one of these, not on static files, and discloses its server's version (mher/flower#532)."""
     response = site.fetch(path, headers=headers, method=method)
     assert response.code == status
     assert response.headers.get_list("X-Content-Type-Options") == ["nosniff"]
@@ -914,7 +910,7 @@ def test_every_answer_tells_browsers_what_not_to_do(
         assert response.headers.get("Cache-Control") != "no-store"
     else:
         assert response.headers.get_list("Cache-Control") == ["no-store"]
-        # What comes before the gate holds no page
+        # Responses sent before the access policy contain no page
         policies = [] if {"X-Forwarded-Prefix", "X-Forwarded-Proto"} & set(headers) else ["frame-ancestors 'self'"]
         sent = response.headers.get_list("Content-Security-Policy")
         assert [policy.rpartition("; ")[2] for policy in sent] == policies
@@ -922,14 +918,14 @@ def test_every_answer_tells_browsers_what_not_to_do(
 
 @pytest.mark.parametrize("path", ["/", "/tasks", "/nothing", "/broker"])
 @pytest.mark.parametrize("kind", ["kept", "unforwarded"], indirect=True)
-def test_the_nonce_is_new_for_each_page_and_stands_on_each_of_its_scripts(site: Site, path: str) -> None:
-    """P23: no script that a name brings along runs."""
+def test_each_page_has_a_new_nonce_on_all_its_inline_scripts(site: Site, path: str) -> None:
+    """Scripts injected by names do not run (mher/flower#1182)."""
     nonces = set()
     for _ in range(2):
         response = site.fetch(path, **DEMO)
         policy = response.headers["Content-Security-Policy"]
         (nonce,) = re.findall(r"'nonce-([\w-]{20,})'", policy)
-        html = words(response)
+        html = text_of(response)
         inline = [tag for tag in re.findall(r"<script\b[^>]*>", html) if "src=" not in tag]
         assert all(f'nonce="{nonce}"' in tag for tag in inline)
         assert inline or (site.kind, path) != ("unforwarded", "/")
@@ -939,13 +935,13 @@ def test_the_nonce_is_new_for_each_page_and_stands_on_each_of_its_scripts(site: 
 
 
 @pytest.mark.parametrize("path", ["/api/workers", "/workers?json=1", "/metrics", "/tasks/datatable"])
-def test_what_is_no_page_has_no_nonce(site: Site, path: str) -> None:
+def test_only_pages_have_a_nonce(site: Site, path: str) -> None:
     policy = site.fetch(path, **DEMO).headers["Content-Security-Policy"]
     assert "script-src 'self';" in policy
 
 
 @pytest.mark.parametrize("settings", [{**PASSWORD, "frame_ancestors": ["self", "https://portal.example"]}])
-def test_who_may_show_the_page_in_a_frame(site: Site) -> None:
+def test_frame_ancestors_are_sent(site: Site) -> None:
     policy = site.fetch("/tasks", **DEMO).headers["Content-Security-Policy"]
     assert "frame-ancestors 'self' https://portal.example" in policy
 
@@ -966,20 +962,20 @@ BROKER = "redis://:PLANTED-broker@127.0.0.1:1/0"
 
 
 def spellings(secret: bytes) -> Iterator[str]:
-    """A secret as it could turn up somewhere."""
+    """Yield encodings in which a secret could be disclosed."""
     yield secret.decode()
     yield quote(secret.decode(), safe="").replace("-", "%2D")
     yield secret.hex()
     for shift in range(3):
-        # Without the characters at both ends, in which what stands before and behind it takes part
+        # Without the characters at both ends, which depend on the adjacent bytes
         yield base64.b64encode(b"x" * shift + secret).decode()[4:-4]
 
 
-@pytest.mark.usefixtures("planted")
+@pytest.mark.usefixtures("worker_and_task")
 @pytest.mark.parametrize("settings", [PLANTED])
 @pytest.mark.parametrize("kind", ["kept"], indirect=True)
-def test_no_secret_is_in_any_answer_or_in_the_log(site: Site, caplog: pytest.LogCaptureFixture) -> None:
-    """P24: also while everything is logged, and on the page that shows a traceback."""
+def test_secrets_are_in_no_response_and_not_in_the_log(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+    """This includes debug logs and the page with a traceback (mher/flower#1037)."""
     caplog.set_level(logging.DEBUG)
     site.app.capp.conf.broker_url = BROKER
     site.app.monitor.watch.start()
@@ -995,7 +991,7 @@ def test_no_secret_is_in_any_answer_or_in_the_log(site: Site, caplog: pytest.Log
     ):
         for path in [*paths, "/workers?json=1", "/tasks/datatable", f"/task/{TASK}", f"/api/task/info/{TASK}"]:
             response = site.fetch(path, headers=authorization)
-            shown.append(words(response) + str(list(response.headers.get_all())))
+            shown.append(text_of(response) + str(list(response.headers.get_all())))
             statuses.add((path, response.code))
     assert {(f"/task/{TASK}", 500), ("/broker", 200), ("/api/queues/length", 503)} <= statuses
     text = "\n".join([*shown, caplog.text])
@@ -1010,18 +1006,20 @@ def test_no_secret_is_in_any_answer_or_in_the_log(site: Site, caplog: pytest.Log
 
 @pytest.mark.parametrize("kind", ["kept"], indirect=True)
 @pytest.mark.parametrize("settings", [{}])
-def test_the_made_up_password_is_in_no_answer_and_not_in_the_log(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_generated_password_is_in_no_response_and_not_in_the_log(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     assert site.app.entrance.made_up is not None
     user, password = site.app.entrance.made_up
     assert password not in site.page("/tasks", headers=basic(f"{user}:{password}"))
-    assert password not in words(site.fetch("/tasks"))
+    assert password not in text_of(site.fetch("/tasks"))
     assert password not in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["kept"], indirect=True)
-def test_a_file_of_passwords_is_not_quoted_where_it_is_wrong(options: OptionParser, tmp_path: Path) -> None:
-    """P24."""
+def test_errors_in_password_files_do_not_quote_them(options: OptionParser, tmp_path: Path) -> None:
+    """A malformed line may be a password."""
     file = tmp_path / "users"
     file.write_text("demo:secret\nPLANTED\n")
     file.chmod(0o600)

@@ -1,4 +1,4 @@
-"""Login and logout under a prefix: `next` comes through the provider and never leads off the site (P19)."""
+"""Login and logout under a prefix; Flower loses the prefix and `next` (mher/flower#703, mher/flower#1322)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SETTINGS = {"auth": "me@host.example", "auth_provider": f"{__name__}.Provider", 
 
 
 class Provider(GithubLoginHandler):
-    """Flower's own GitHub login, but for the two requests that go to GitHub itself."""
+    """Flower's GitHub login, without the two requests to GitHub."""
 
     _OAUTH_AUTHORIZE_URL = PROVIDER
 
@@ -47,7 +47,7 @@ class Jar:
         return response
 
     def log_in(self, query: str = "") -> HTTPResponse:
-        """Go to the provider and come back; return the answer that leads into the application."""
+        """Log in at the provider; return the redirect back to the application."""
         out = self.get(f"/login{query}")
         assert out.code == 302
         assert out.headers["Location"].startswith(PROVIDER)
@@ -65,7 +65,7 @@ def jar(site: Site) -> Jar:
     return Jar(site)
 
 
-def test_a_stranger_is_led_to_the_login_and_back_to_the_page(site: Site, jar: Jar) -> None:
+def test_unauthenticated_clients_are_redirected_to_the_login_and_back(site: Site, jar: Jar) -> None:
     refused = jar.get("/tasks?state=FAILURE&name=a")
     assert refused.code == 302
     login = refused.headers["Location"]
@@ -76,14 +76,14 @@ def test_a_stranger_is_led_to_the_login_and_back_to_the_page(site: Site, jar: Ja
 
 
 @pytest.mark.parametrize("kind", ["unforwarded"], indirect=True)
-def test_where_nobody_told_the_login_is_relative(jar: Jar) -> None:
+def test_login_redirects_are_relative_if_the_prefix_is_unknown(jar: Jar) -> None:
     assert jar.get("/task/1").headers["Location"] == "../login?next=%2Ftask%2F1"
     assert jar.log_in("?next=%2Ftask%2F1").headers["Location"] == "./task/1"
-    # without a path the browser takes the folder of /login, which is the prefix
+    # Without Path, browsers use the directory of /login, which is the prefix
     assert {cookie["path"] for cookie in jar.attributes} == {""}
 
 
-def test_without_next_the_login_leads_to_the_first_page(jar: Jar) -> None:
+def test_login_without_next_redirects_to_the_first_page(jar: Jar) -> None:
     assert jar.log_in().headers["Location"] == f"{PREFIX}/"
 
 
@@ -106,15 +106,15 @@ def test_next_is_not_kept_for_another_login(jar: Jar) -> None:
         "javascript:alert(1)",
     ],
 )
-def test_next_never_leads_off_the_site(jar: Jar, target: str) -> None:
+def test_next_stays_on_the_site(jar: Jar, target: str) -> None:
     for text in (target, quote(target, safe="")):
         location = jar.log_in(f"?next={quote(text, safe='')}").headers["Location"]
         assert location.startswith(f"{PREFIX}/")
         assert "evil" not in location or not urlsplit(location).netloc
 
 
-def test_cookies_live_under_the_prefix_and_are_hidden_from_scripts(jar: Jar) -> None:
-    """P38."""
+def test_cookies_have_the_prefix_as_path_and_are_http_only(jar: Jar) -> None:
+    """Flower's cookies have the path / and no Secure attribute."""
     jar.log_in("?next=/tasks")
     assert {cookie["path"] for cookie in jar.attributes} == {PREFIX}
     assert not any(cookie["secure"] for cookie in jar.attributes)
@@ -124,13 +124,13 @@ def test_cookies_live_under_the_prefix_and_are_hidden_from_scripts(jar: Jar) -> 
     assert user["samesite"] == "Lax"
 
 
-def test_cookies_are_secure_where_the_browser_speaks_https(jar: Jar) -> None:
+def test_cookies_are_secure_over_https(jar: Jar) -> None:
     jar.get("/login", **{"X-Forwarded-Proto": "https"})
     assert jar.attributes
     assert all(cookie["secure"] for cookie in jar.attributes)
 
 
-def test_two_instances_on_one_host_have_cookies_of_their_own(site: Site, jar: Jar) -> None:
+def test_cookies_of_two_instances_on_one_host_do_not_clash(site: Site, jar: Jar) -> None:
     other = "/other" if site.kind == "stripped" else "/outer"
     jar.get("/login")
     first = set(jar.cookies)
@@ -139,13 +139,13 @@ def test_two_instances_on_one_host_have_cookies_of_their_own(site: Site, jar: Ja
     assert len(jar.cookies) == 2 * len(first)
 
 
-def test_a_user_cookie_of_the_host_application_is_no_matter(jar: Jar) -> None:
+def test_the_user_cookie_of_another_application_is_ignored(jar: Jar) -> None:
     jar.log_in()
     jar.cookies["user"] = "theirs"
     assert jar.get("/tasks").code == 200
 
 
-def test_logging_out_ends_the_session(jar: Jar) -> None:
+def test_logout_ends_the_session(jar: Jar) -> None:
     jar.log_in()
     page = jar.get("/logout")
     assert page.code == 200
@@ -153,7 +153,7 @@ def test_logging_out_ends_the_session(jar: Jar) -> None:
     assert jar.get("/tasks").code == 302
 
 
-# Who may come in
+# Sessions
 
 
 def cookies(jar: Jar) -> dict[str, str]:
@@ -170,14 +170,14 @@ def cookies(jar: Jar) -> dict[str, str]:
         "/login?next=/logout",
     ],
 )
-def test_the_login_never_leads_out_again(jar: Jar, target: str) -> None:
-    """Whoever clicks on such a link would be logged out, or log in for ever."""
+def test_login_does_not_redirect_to_login_or_logout(jar: Jar, target: str) -> None:
+    """Such a link would log the user out, or redirect to the login forever."""
     assert jar.log_in(f"?next={quote(target, safe='')}").headers["Location"] == f"{PREFIX}/"
 
 
 @pytest.mark.parametrize("settings", [{**SETTINGS, "auth": "you@host.example"}])
-def test_the_session_of_an_address_that_may_no_longer_enter_is_refused(jar: Jar) -> None:
-    """It was let in by another run, with the same secret and another list."""
+def test_the_session_of_a_removed_address_is_denied(jar: Jar) -> None:
+    """The session was created by another run, with the same cookie secret and other users."""
     jar.log_in()
     assert any(name.startswith("flower_user_") for name in jar.cookies)
     for path in ("/tasks", "/api/workers", "/metrics"):
@@ -192,14 +192,14 @@ def test_the_session_of_an_address_that_may_no_longer_enter_is_refused(jar: Jar)
         "2|1:0|10:1795207964|4:user|20:bWVAaG9zdC5leGFtcGxl|" + "0" * 64,
     ],
 )
-def test_a_forged_session_is_none(jar: Jar, forged: str) -> None:
+def test_forged_sessions_are_ignored(jar: Jar, forged: str) -> None:
     jar.log_in()
     (name,) = [name for name in jar.cookies if name.startswith("flower_user_")]
     jar.cookies = {name: forged}
     assert jar.get("/tasks").code == 302
 
 
-def test_a_signed_value_of_another_kind_is_no_session(jar: Jar) -> None:
+def test_other_signed_values_are_not_sessions(jar: Jar) -> None:
     jar.get("/login?next=/tasks")
     (user,) = {name.replace("_next_", "_user_") for name in jar.cookies if "_next_" in name}
     for name in list(jar.cookies):
@@ -207,7 +207,7 @@ def test_a_signed_value_of_another_kind_is_no_session(jar: Jar) -> None:
         assert jar.get("/tasks").code == 302
 
 
-def test_the_page_of_a_failed_login_holds_nothing(jar: Jar) -> None:
+def test_the_page_of_a_failed_login_has_no_user_menu(jar: Jar) -> None:
     response = jar.get("/login?code=1&state=forged")
     assert response.code == 403
     assert b"State tokens do not match" in response.body
@@ -215,8 +215,8 @@ def test_the_page_of_a_failed_login_holds_nothing(jar: Jar) -> None:
 
 
 @pytest.mark.parametrize("settings", [{**SETTINGS, "basic_auth": ["demo:secret"]}])
-def test_with_a_password_both_are_asked_for(jar: Jar) -> None:
-    """As in stock Flower; the login asks too, so that nobody else comes near the provider."""
+def test_password_and_oauth_are_both_required(jar: Jar) -> None:
+    """As in Flower; the login page requires the password too."""
     for path in ("/tasks", "/login", "/login?code=1&state=1", "/api/workers"):
         assert jar.get(path).code == 401
     authorization = {"Authorization": "Basic ZGVtbzpzZWNyZXQ="}
@@ -229,13 +229,13 @@ def test_with_a_password_both_are_asked_for(jar: Jar) -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])
-def test_what_cannot_be_led_to_the_provider_is_refused(site: Site, method: str) -> None:
+def test_other_methods_are_denied_instead_of_redirected(site: Site, method: str) -> None:
     body = "" if method in ("POST", "PUT") else None
     response = site.fetch("/api/task/revoke/1", method=method, body=body)
     assert (response.code, response.body) == (403, b"authentication required\n")
 
 
-def test_another_site_cannot_act_in_a_session(site: Site, jar: Jar) -> None:
+def test_cross_site_requests_cannot_use_the_session(site: Site, jar: Jar) -> None:
     jar.log_in()
     for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):
         response = site.fetch("/api/task/revoke/1", method="POST", headers={**cookies(jar), **headers})
@@ -243,8 +243,8 @@ def test_another_site_cannot_act_in_a_session(site: Site, jar: Jar) -> None:
     assert site.fetch("/api/task/revoke/1", method="POST", headers=cookies(jar)).code == 200
 
 
-def test_every_cookie_is_hidden_from_scripts_and_ends(jar: Jar) -> None:
-    """P38."""
+def test_every_cookie_is_http_only_and_expires(jar: Jar) -> None:
+    """Flower's _xsrf cookie is readable by scripts."""
     jar.log_in("?next=/tasks")
     kept = [cookie for cookie in jar.attributes if jar.cookies.get(cookie["name"])]
     assert {cookie["name"].rpartition("_")[0] for cookie in kept} == {"flower_user"}

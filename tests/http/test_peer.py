@@ -1,4 +1,4 @@
-"""Clients of a dual-stack socket, as systemd and embedding programs may hand over: IPv4 comes mapped into IPv6."""
+"""IPv4 clients of a dual-stack socket, which have IPv4-mapped addresses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tornado.ioloop import IOLoop
 
 from flower_proxy.app import FlowerProxy
 from tests.http.conftest import Site
-from tests.http.test_access_policy import ALICE, TWO_USERS, basic, tries
+from tests.http.test_access_policy import ALICE, TWO_USERS, basic, fail_logins
 from tests.http.test_seen import SECRETS, look
 
 UNTRUSTED = {"trusted_proxies": ["192.0.2.1"]}
@@ -24,8 +24,8 @@ def settings() -> dict[str, Any]:
 
 
 @pytest.fixture
-def dual(app: FlowerProxy, http_client: AsyncHTTPClient, io_loop: IOLoop, kind: str) -> Site:
-    """The same application, at a socket where an IPv4 client is ``::ffff:127.0.0.1``."""
+def dual_stack(app: FlowerProxy, http_client: AsyncHTTPClient, io_loop: IOLoop, kind: str) -> Site:
+    """The same application on a socket where an IPv4 client is ``::ffff:127.0.0.1``."""
     listening = socket.socket(socket.AF_INET6)
     listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     listening.bind(("::", 0))
@@ -37,26 +37,26 @@ def dual(app: FlowerProxy, http_client: AsyncHTTPClient, io_loop: IOLoop, kind: 
 
 
 @pytest.mark.parametrize("settings", [SECRETS])
-def test_a_mapped_peer_is_trusted_as_its_ipv4_address(dual: Site) -> None:
-    seen = look(dual, **{"X-Forwarded-For": "::ffff:192.0.2.7"})
+def test_an_ipv4_mapped_peer_is_trusted_as_its_ipv4_address(dual_stack: Site) -> None:
+    seen = look(dual_stack, **{"X-Forwarded-For": "::ffff:192.0.2.7"})
     assert (seen.peer, seen.trusted, seen.client) == ("127.0.0.1", True, "192.0.2.7")
 
 
 @pytest.mark.parametrize("settings", [{**SECRETS, **UNTRUSTED}])
 @pytest.mark.parametrize("kind", ["kept"], indirect=True)
-def test_the_advice_about_a_mapped_peer_names_what_the_option_accepts(
-    dual: Site, caplog: pytest.LogCaptureFixture
+def test_the_advice_for_an_ipv4_mapped_peer_is_a_valid_option(
+    dual_stack: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
-    seen = look(dual, **{"X-Forwarded-For": "192.0.2.7"})
+    seen = look(dual_stack, **{"X-Forwarded-For": "192.0.2.7"})
     assert (seen.peer, seen.trusted, seen.client) == ("127.0.0.1", False, "127.0.0.1")
     assert "Ignored forwarded headers from 127.0.0.1, which is not trusted" in caplog.text
     assert caplog.text.rstrip().endswith("--trusted_proxies=127.0.0.1")
     assert "::ffff" not in caplog.text
 
 
-def test_a_mapped_peer_shares_the_rate_limit_of_its_ipv4_address(site: Site, dual: Site) -> None:
-    assert tries(site, 5) | tries(dual, 5) == {401}
-    assert site.fetch("/tasks", headers=ALICE).code == dual.fetch("/tasks", headers=ALICE).code == 429
+def test_an_ipv4_mapped_peer_shares_the_rate_limit_of_its_ipv4_address(site: Site, dual_stack: Site) -> None:
+    assert fail_logins(site, 5) | fail_logins(dual_stack, 5) == {401}
+    assert site.fetch("/tasks", headers=ALICE).code == dual_stack.fetch("/tasks", headers=ALICE).code == 429
 
 
 @pytest.mark.parametrize("kind", ["kept"], indirect=True)
@@ -68,10 +68,10 @@ def test_a_mapped_peer_shares_the_rate_limit_of_its_ipv4_address(site: Site, dua
         pytest.param("/tasks", {"X-Forwarded-Proto": "gopher"}, 400, id="bad-request"),
     ],
 )
-def test_the_log_has_the_ipv4_address(
-    dual: Site, caplog: pytest.LogCaptureFixture, path: str, headers: dict[str, str], status: int
+def test_the_log_contains_the_ipv4_address(
+    dual_stack: Site, caplog: pytest.LogCaptureFixture, path: str, headers: dict[str, str], status: int
 ) -> None:
     caplog.set_level(logging.INFO)
-    assert dual.fetch(path, headers=headers).code == status
+    assert dual_stack.fetch(path, headers=headers).code == status
     assert 'client="127.0.0.1"' in caplog.text
     assert "::ffff" not in caplog.text

@@ -1,4 +1,4 @@
-"""Who may act, and who may only look (P44: stock Flower has one switch for everybody)."""
+"""Roles: viewers and operators; Flower's `--read_only` applies to all users (mher/flower#685)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.http.test_login import Jar
 
 OPERATOR, VIEWER = basic("alice:pw"), basic("Bob:pw")
 SETTINGS = {"basic_auth": ["alice:pw", "Bob:pw", "Stra\xdfe:pw"], "viewers": ["bob", "STRASSE"], "inspect_timeout": 1.0}
-# What Flower's templates hide from those who may not act
+# The controls that Flower's templates hide in read-only mode
 BUTTONS = {
     "/worker/w1@host": [
         'id="worker-shutdown"',
@@ -41,8 +41,8 @@ def settings() -> dict[str, Any]:
 
 
 @pytest.fixture
-def known(app: FlowerProxy, event: Callable[..., None]) -> None:
-    """A worker that has answered, and two tasks."""
+def worker_and_tasks(app: FlowerProxy, event: Callable[..., None]) -> None:
+    """An inspected worker, and two tasks."""
     event("worker-online")
     event("task-received", uuid="received", name="add")
     event("task-started", uuid="started", name="add")
@@ -58,7 +58,7 @@ def known(app: FlowerProxy, event: Callable[..., None]) -> None:
 
 
 def actions(app: FlowerProxy) -> list[str]:
-    """A path for every route of the API that answers POST."""
+    """Return a path for every route of the API that handles POST."""
     found = []
     for rule in app.wildcard_router.rules:
         assert isinstance(rule.matcher, PathMatches)
@@ -73,10 +73,10 @@ def post(site: Site, path: str, headers: dict[str, str], body: str = "") -> HTTP
     return site.fetch(path, method="POST", headers={**FORM, **headers}, body=body)
 
 
-@pytest.mark.usefixtures("known")
+@pytest.mark.usefixtures("worker_and_tasks")
 @pytest.mark.parametrize("path", BUTTONS)
 @pytest.mark.parametrize("kind", ["kept"], indirect=True)
-def test_a_viewer_sees_what_an_operator_sees_but_no_button(site: Site, path: str) -> None:
+def test_viewers_see_pages_without_control_buttons(site: Site, path: str) -> None:
     operators, viewers = (site.page(path, headers=headers) for headers in (OPERATOR, VIEWER))
     for button in BUTTONS[path]:
         assert button in operators
@@ -88,62 +88,62 @@ def test_a_viewer_sees_what_an_operator_sees_but_no_button(site: Site, path: str
 @pytest.mark.parametrize(
     "path", ["/", "/workers?json=1", "/tasks", "/broker", "/api/workers", "/api/tasks", "/metrics"]
 )
-def test_a_viewer_may_look(site: Site, path: str) -> None:
+def test_viewers_have_read_access(site: Site, path: str) -> None:
     for method in ("GET", "HEAD"):
         assert site.fetch(path, method=method, headers=VIEWER).code == 200
 
 
-def test_a_viewer_sees_the_tasks_table_although_it_is_a_post(site: Site) -> None:
+def test_viewers_can_load_the_tasks_table_by_post(site: Site) -> None:
     assert post(site, "/tasks/datatable", VIEWER, TABLE).code == 200
 
 
 @pytest.mark.parametrize("extra", [{}, {"Sec-Fetch-Site": "same-origin"}])
-def test_a_viewer_may_not_act(site: Site, extra: dict[str, str]) -> None:
+def test_viewers_cannot_control(site: Site, extra: dict[str, str]) -> None:
     for path in actions(site.app):
         response = post(site, path, {**VIEWER, **extra})
         assert (response.code, response.body) == (403, b"Refused: read-only access"), path
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "POST"])
-def test_a_viewer_may_not_do_what_nobody_thought_of(site: Site, method: str) -> None:
+def test_viewers_cannot_use_unsafe_methods_anywhere(site: Site, method: str) -> None:
     for path in ("/tasks", "/api/workers", "/nothing"):
         body = None if method == "DELETE" else ""
         assert site.fetch(path, method=method, headers=VIEWER, body=body).code == 403
 
 
-def test_an_operator_passes_the_gate(site: Site) -> None:
-    """What Flower itself says to a worker and a task that it does not know, and to what is missing."""
-    said = {path: post(site, path, OPERATOR).code for path in actions(site.app)}
-    assert said.pop("/api/task/revoke/some") == 200
-    assert said.pop("/api/task/send-task/some") in (200, 400)
-    assert {path: code for path, code in said.items() if code not in (400, 404, 503)} == {}
-    assert said["/api/worker/shutdown/some"] == 404
+def test_operators_reach_the_handlers_of_the_api(site: Site) -> None:
+    """The statuses are Flower's own, for unknown workers and tasks and for missing arguments."""
+    statuses = {path: post(site, path, OPERATOR).code for path in actions(site.app)}
+    assert statuses.pop("/api/task/revoke/some") == 200
+    assert statuses.pop("/api/task/send-task/some") in (200, 400)
+    assert {path: code for path, code in statuses.items() if code not in (400, 404, 503)} == {}
+    assert statuses["/api/worker/shutdown/some"] == 404
 
 
 @pytest.mark.parametrize(
     ("settings", "user", "may_control"),
     [
         pytest.param({**SETTINGS, "viewers": ["bob"]}, "Bob", False, id="another-case"),
-        pytest.param({**SETTINGS, "viewers": ["BOB "]}, "Bob", False, id="a-space-behind"),
+        pytest.param({**SETTINGS, "viewers": ["BOB "]}, "Bob", False, id="trailing-space"),
         pytest.param({**SETTINGS, "viewers": ["STRASSE"]}, "Stra\xdfe", False, id="sharp-s"),
         pytest.param({**SETTINGS, "viewers": ["\uff22ob"]}, "Bob", False, id="full-width"),
         pytest.param({**SETTINGS, "viewers": ["bob"]}, "alice", True, id="another-user"),
         pytest.param({**SETTINGS, "viewers": []}, "Bob", True, id="no-viewers"),
     ],
 )
-def test_names_are_compared_without_case(site: Site, user: str, may_control: bool) -> None:
+def test_viewer_names_are_case_insensitive(site: Site, user: str, may_control: bool) -> None:
     assert (post(site, "/api/task/revoke/1", basic(f"{user}:pw")).code == 200) is may_control
 
 
 @pytest.mark.parametrize("settings", [{**HEADER, "viewers": ["Bob@Host.example"]}])
-def test_roles_hold_for_whom_a_proxy_names(site: Site) -> None:
+def test_roles_apply_to_users_named_by_a_proxy(site: Site) -> None:
     for user, status in (("bob@host.example", 403), ("BOB@host.example", 403), ("alice@host.example", 200)):
         assert post(site, "/api/task/revoke/1", {"X-Forwarded-User": user}).code == status
         assert site.fetch("/tasks", headers={"X-Forwarded-User": user}).code == 200
 
 
 @pytest.mark.parametrize("settings", [{**OAUTH, "viewers": ["ME@host.example"]}])
-def test_roles_hold_for_addresses_of_a_provider(site: Site) -> None:
+def test_roles_apply_to_users_of_an_oauth_provider(site: Site) -> None:
     jar = Jar(site)
     jar.log_in()
     page = jar.get("/tasks")
@@ -157,11 +157,11 @@ def test_roles_hold_for_addresses_of_a_provider(site: Site) -> None:
     [
         pytest.param({**SETTINGS, "read_only": True}, OPERATOR, id="operator"),
         pytest.param({**SETTINGS, "read_only": True}, VIEWER, id="viewer"),
-        pytest.param({**OPEN, "read_only": True}, {}, id="nobody-asked"),
+        pytest.param({**OPEN, "read_only": True}, {}, id="no-auth"),
         pytest.param({**HEADER, "read_only": True}, {"X-Forwarded-User": "alice"}, id="named-by-a-proxy"),
     ],
 )
-def test_read_only_is_for_everybody(site: Site, event: Callable[..., None], headers: dict[str, str]) -> None:
+def test_read_only_applies_to_all_users(site: Site, event: Callable[..., None], headers: dict[str, str]) -> None:
     event("task-received", uuid="received", name="add")
     for path in actions(site.app):
         assert post(site, path, headers).code == 403
@@ -169,8 +169,8 @@ def test_read_only_is_for_everybody(site: Site, event: Callable[..., None], head
     assert 'id="task-revoke"' not in site.page("/task/received", headers=headers)
 
 
-class Elsewhere(RequestHandler):
-    """A handler that calls something of its own a permission."""
+class ForeignHandler(RequestHandler):
+    """A handler with an unrelated attribute named permission."""
 
     permission = "everything"
 
@@ -178,8 +178,8 @@ class Elsewhere(RequestHandler):
         self.write("done")
 
 
-def test_what_another_handler_calls_a_permission_opens_nothing(app: FlowerProxy, site: Site) -> None:
-    app.add_handlers(r".*", [("/elsewhere", Elsewhere)])
+def test_an_unknown_permission_attribute_grants_nothing(app: FlowerProxy, site: Site) -> None:
+    app.add_handlers(r".*", [("/elsewhere", ForeignHandler)])
     assert site.fetch("/elsewhere", method="POST").code == 401
     assert site.fetch("/elsewhere", method="POST", headers=VIEWER).code == 403
     assert site.fetch("/elsewhere", method="POST", headers=OPERATOR).code == 200
