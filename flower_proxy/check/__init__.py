@@ -1,1 +1,1 @@
-"""The doctor, ``flower-proxy check``: requests to a deployment, checks of the answers, findings with remedies."""
+"""Diagnosis of a deployment: requests, checks of the responses, findings with remedies."""

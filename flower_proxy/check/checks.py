@@ -1,6 +1,6 @@
 """The checks of a deployment.
 
-Each function is one check: its name is that of the finding, and the decorator names the checks that it needs.
+Each function is one check and gives the finding its name; the decorator lists the checks on which it depends.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from flower_proxy import __version__
-from flower_proxy.check.client import Answer, Target
+from flower_proxy.check.client import Response, Target
 from flower_proxy.check.evidence import ENCODED_PATH, LARGE_BODY, SPOOFED_HEADERS, Evidence, StaticFile, resolve
 from flower_proxy.check.findings import Check, Checklist, Outcome, Problem, Status
 from flower_proxy.check.remedies import Advice
@@ -17,12 +17,15 @@ from flower_proxy.check.report import PATH
 MAX_CLOCK_SKEW = 16
 """Seconds; Celery warns beyond the same limit."""
 
+_DIRECT = "there is no reverse proxy"
+
 CHECKS = Checklist()
 check = CHECKS.check
 
 
 @check()
 def launcher(evidence: Evidence, advice: Advice) -> Outcome:
+    """Pass: without the launcher's report there is no evidence."""
     return f"flower-proxy answers at {evidence.target}"
 
 
@@ -31,67 +34,77 @@ def launcher(evidence: Evidence, advice: Advice) -> Outcome:
 
 @check()
 def trust(evidence: Evidence, advice: Advice) -> Outcome:
-    seen = evidence.seen
-    if seen.trusted:
-        return "no proxy is in between" if evidence.direct else f"the proxy at {seen.peer} is trusted"
-    if not seen.headers:
-        return f"{seen.peer} is not trusted, and says nothing that could count"
-    entries = ",".join((*seen.trusted_proxies, seen.peer))
+    """Check that the reverse proxy is trusted if it sends forwarded headers."""
+    report = evidence.report
+    if report.trusted:
+        return _DIRECT if evidence.direct else f"the reverse proxy at {report.peer} is trusted"
+    if not report.headers:
+        return f"{report.peer} is not trusted, and sends no forwarded headers"
+    entries = ",".join((*report.trusted_proxies, report.peer))
     return Problem(
-        f"{seen.peer} sends {', '.join(seen.headers)}, which does not count, as it is not trusted",
+        f"{report.peer} is not trusted, so its headers are ignored: {', '.join(report.headers)}",
         f"start flower-proxy with --trusted_proxies={entries}",
     )
 
 
 @check(trust)
 def scheme(evidence: Evidence, advice: Advice) -> Outcome:
-    asked, seen = evidence.target.scheme, evidence.seen.scheme
-    if asked == seen:
-        return f"{seen}, as it was asked"
-    return Problem(f"Flower takes it for {seen}, but it was asked by {asked}", advice.set_headers("X-Forwarded-Proto"))
+    """Check that Flower sees the scheme of the URL."""
+    expected, actual = evidence.target.scheme, evidence.report.scheme
+    if expected == actual:
+        return f"{actual}, as in the URL"
+    remedy = advice.set_headers("X-Forwarded-Proto")
+    return Problem(f"Flower sees the scheme {actual}, but the URL has {expected}", remedy)
 
 
 @check(trust)
 def host(evidence: Evidence, advice: Advice) -> Outcome:
-    asked, seen = evidence.target.host, evidence.seen.host
-    if asked == seen:
-        return f"{seen}, as it was asked"
-    return Problem(f"Flower takes its host for {seen}, but {asked} was asked", advice.set_headers("X-Forwarded-Host"))
+    """Check that Flower sees the host of the URL."""
+    expected, actual = evidence.target.host, evidence.report.host
+    if expected == actual:
+        return f"{actual}, as in the URL"
+    remedy = advice.set_headers("X-Forwarded-Host")
+    return Problem(f"Flower sees the host {actual}, but the URL has {expected}", remedy)
 
 
 @check(trust)
 def prefix(evidence: Evidence, advice: Advice) -> Outcome:
-    asked, seen = evidence.target.prefix, evidence.seen.prefix
-    if seen == asked:
-        return f"{seen or '/'}, as it was asked"
-    if seen is None and not asked:
-        return "none"
-    option = f"start flower-proxy with --url_prefix={asked}"
+    """Check that Flower knows the prefix of the URL."""
+    expected, actual = evidence.target.prefix, evidence.report.prefix
+    if actual == expected:
+        return f"{actual or '/'}, as in the URL"
+    if actual is None and not expected:
+        return "none, as in the URL"
+    option = f"start flower-proxy with --url_prefix={expected}"
     remedy = option if evidence.direct else advice.set_headers("X-Forwarded-Prefix")
-    if seen is None:
-        message = "nobody tells Flower its prefix: it works, by links that are relative to each page"
+    if actual is None:
+        message = "the proxy strips the prefix and does not forward it, so Flower falls back to relative links"
         return Problem(message, remedy, Status.WARNING)
-    return Problem(f"Flower takes its prefix for {seen or '/'}, but {asked or '/'} was asked", remedy)
+    return Problem(f"Flower sees the prefix {actual or '/'}, but the URL has {expected or '/'}", remedy)
 
 
 @check()
 def slash(evidence: Evidence, advice: Advice) -> Outcome:
-    answer, target = evidence.without_slash, evidence.target
-    if answer is None:
-        return "nothing to add to the root"
-    leads_to = resolve(f"{target.origin}{target.prefix}", answer.headers.get("location", ""))
-    if answer.is_redirect and leads_to == str(target):
-        return f"{target.prefix} leads to {target.prefix}/"
-    came = f"leads to {leads_to}" if answer.is_redirect else f"is answered with {answer}"
-    return Problem(f"{target.prefix}, without the slash at the end, {came}", advice.line("slash"))
+    """Check that the prefix without a trailing slash redirects to the one with it."""
+    response, target = evidence.without_slash, evidence.target
+    if response is None:
+        return "not needed without a prefix"
+    location = resolve(f"{target.origin}{target.prefix}", response.headers.get("location", ""))
+    if response.is_redirect and location == str(target):
+        return f"{target.prefix} redirects to {target.prefix}/"
+    if response.is_redirect:
+        return Problem(f"{target.prefix} redirects to {location}, expected {target}", advice.line("slash"))
+    return Problem(f"{target.prefix} does not redirect to {target.prefix}/: {response}", advice.line("slash"))
 
 
 @check(trust)
 def client(evidence: Evidence, advice: Advice) -> Outcome:
-    seen = evidence.seen
-    if evidence.direct or seen.client != seen.peer or {"X-Forwarded-For", "Forwarded"} & seen.headers.keys():
-        return f"your address is {seen.client}"
-    return Problem(f"Flower takes every client for the proxy, {seen.peer}", advice.set_headers("X-Forwarded-For"))
+    """Check that Flower sees the client's address, not the proxy's."""
+    report = evidence.report
+    if evidence.direct or report.client != report.peer or {"X-Forwarded-For", "Forwarded"} & report.headers.keys():
+        return f"Flower sees your address as {report.client}"
+    message = f"Flower sees every client's address as the proxy's, {report.peer}"
+    return Problem(message, advice.set_headers("X-Forwarded-For"))
 
 
 _HEADER_CHECKS: Mapping[str, Check] = {
@@ -104,38 +117,39 @@ _HEADER_CHECKS: Mapping[str, Check] = {
 
 @check(trust)
 def forwarded(evidence: Evidence, advice: Advice) -> Outcome:
+    """Check that spoofed forwarded headers have no effect."""
     if evidence.direct:
-        return "no proxy is in between"
+        return _DIRECT
     # One finding per header is enough
     reported = {
         header
         for header, header_check in _HEADER_CHECKS.items()
-        if header not in evidence.seen.headers and header_check(evidence, advice).status is not Status.PASSED
+        if header not in evidence.report.headers and header_check(evidence, advice).status is not Status.PASSED
     }
     accepted = [name for name in evidence.spoofed if name not in reported and _accepts_spoofed(evidence, name)]
     if accepted:
-        return Problem(f"what a client makes up counts: {', '.join(accepted)}", advice.set_headers(*accepted))
-    return _unanswered(*evidence.spoofed.values()) or "what a client makes up does not count"
+        return Problem(f"clients can spoof {', '.join(accepted)}", advice.set_headers(*accepted))
+    return _unanswered(*evidence.spoofed.values()) or "spoofed headers have no effect"
 
 
 def _accepts_spoofed(evidence: Evidence, name: str) -> bool:
-    answer, seen = evidence.spoofed[name], evidence.seen
-    told = answer.seen
-    if told is None:
-        # The spoofed location was refused, or led to a redirect
-        return answer.status in range(300, 500)
+    response, expected = evidence.spoofed[name], evidence.report
+    actual = response.report
+    if actual is None:
+        # The launcher rejected the spoofed location or redirected to it
+        return response.status in range(300, 500)
     if name == "X-Forwarded-For":
         # A proxy may append the client to the header, even if Flower trusts that client as a proxy
-        return told.client != seen.client and told.headers.get(name, "").endswith(SPOOFED_HEADERS[name])
-    if name == "Forwarded" and told.client != seen.client:
+        return actual.client != expected.client and actual.headers.get(name, "").endswith(SPOOFED_HEADERS[name])
+    if name == "Forwarded" and actual.client != expected.client:
         return True
-    return (told.scheme, told.host, told.prefix) != (seen.scheme, seen.host, seen.prefix)
+    return (actual.scheme, actual.host, actual.prefix) != (expected.scheme, expected.host, expected.prefix)
 
 
-def _unanswered(*answers: Answer | None) -> Problem | None:
-    """Return a warning if an answer is missing, since that proves nothing."""
-    problems = (answer.problem for answer in answers if answer is not None and not answer.status)
-    return next((Problem(f"not known: {problem}", "check again", Status.WARNING) for problem in problems), None)
+def _unanswered(*responses: Response | None) -> Problem | None:
+    """Return a warning if a response is missing, since that proves nothing."""
+    problems = (response.problem for response in responses if response is not None and not response.status)
+    return next((Problem(f"unknown: {problem}", "check again", Status.WARNING) for problem in problems), None)
 
 
 # Pages and requests
@@ -143,86 +157,90 @@ def _unanswered(*answers: Answer | None) -> Problem | None:
 
 @check(prefix)
 def static(evidence: Evidence, advice: Advice) -> Outcome:
+    """Check that the files linked by Flower's page load, with types that browsers accept."""
     page = evidence.page
-    if not page.is_ok or not evidence.statics:
+    if not page.is_ok or not evidence.static_files:
         return Problem(f"the page at {evidence.target} is not Flower's: {page}", advice.line("static"))
-    for file in evidence.statics:
-        if fault := _fault_of(file, evidence.target):
-            remedy = advice.line("large" if file.answer and file.answer.problem else "static")
-            return Problem(f"{file.path} {fault}", remedy)
-    return f"all {len(evidence.statics)} that the page names come whole, with their types"
+    for file in evidence.static_files:
+        if message := _fault_of(file, evidence.target):
+            return Problem(message, advice.line("large" if file.response and file.response.problem else "static"))
+    return f"all {len(evidence.static_files)} files of the page load, with the correct Content-Type"
 
 
 def _fault_of(file: StaticFile, target: Target) -> str:
-    answer = file.answer
-    if answer is None:
-        return f"is not below {target}"
-    if not answer.is_ok or answer.problem:
-        return f"is answered with {answer}"
-    kind = answer.headers.get("content-type", "none")
-    return "" if file.expected_type in kind else f"comes as {kind}, and browsers refuse it"
+    response = file.response
+    if response is None:
+        return f"the page links {file.path}, which is outside {target}"
+    if not response.is_ok or response.problem:
+        return f"{file.path} does not load: {response}"
+    content_type = response.headers.get("content-type", "missing")
+    accepted = file.expected_type in content_type
+    return "" if accepted else f"browsers reject {file.path}: its Content-Type is {content_type}"
 
 
 def _scripts_and_styles(evidence: Evidence) -> Iterator[tuple[StaticFile, Mapping[str, str]]]:
-    return ((file, file.answer.headers) for file in evidence.statics if file.answer and file.expected_type)
+    return ((file, file.response.headers) for file in evidence.static_files if file.response and file.expected_type)
 
 
 @check(static)
 def compression(evidence: Evidence, advice: Advice) -> Outcome:
+    """Check that scripts and stylesheets are compressed."""
     size = sum(file.size for file, headers in _scripts_and_styles(evidence) if "content-encoding" not in headers)
     if size < LARGE_BODY:
-        return "scripts and styles are compressed"
-    message = f"{size // 1000} kilobytes of scripts and styles are sent uncompressed"
+        return "scripts and stylesheets are compressed"
+    message = f"{size // 1000} kB of scripts and stylesheets are not compressed"
     return Problem(message, advice.line("compression"), Status.WARNING)
 
 
 @check(static)
 def cache(evidence: Evidence, advice: Advice) -> Outcome:
+    """Check that browsers may cache scripts and stylesheets."""
     for file, headers in _scripts_and_styles(evidence):
         control = headers.get("cache-control", "").lower().replace(" ", "").split(",")
         if {"no-store", "no-cache", "max-age=0"} & set(control) or not any("max-age" in part for part in control):
-            message = f"browsers load {file.path} each time: Cache-Control is {','.join(control) or 'missing'}"
+            message = f"browsers do not cache {file.path}: Cache-Control is {','.join(control) or 'missing'}"
             return Problem(message, advice.line("cache"), Status.WARNING)
-    return "browsers keep scripts and styles"
+    return "browsers cache scripts and stylesheets"
 
 
 @check()
 def encoding(evidence: Evidence, advice: Advice) -> Outcome:
-    told = evidence.encoded.seen
-    if told is not None and told.path == PATH + ENCODED_PATH:
-        return "names with a slash arrive as they were sent"
-    came = told.path.removeprefix(PATH) if told else evidence.encoded
-    message = f"names with a slash, of tasks or queues, cannot be opened: {ENCODED_PATH} comes to {came}"
+    """Check that an encoded slash in a path stays encoded."""
+    report = evidence.encoded.report
+    if report is not None and report.path == PATH + ENCODED_PATH:
+        return "encoded slashes in paths are preserved"
+    actual = f" arrives as {report.path.removeprefix(PATH)}" if report else f": {evidence.encoded}"
+    message = f"pages of tasks and queues with a slash in their name do not open ({ENCODED_PATH}{actual})"
     return Problem(message, advice.line("encoding"), Status.WARNING)
 
 
 @check()
 def post(evidence: Evidence, advice: Advice) -> Outcome:
-    if evidence.post.seen is not None:
-        return "buttons and the tasks table can ask"
-    return Problem(f"a POST is answered with {evidence.post}, so buttons do not work", advice.line("post"))
+    """Check that POST requests reach Flower."""
+    if evidence.post.report is not None:
+        return "POST requests reach Flower"
+    message = f"POST requests fail, so buttons and the tasks table do not work: {evidence.post}"
+    return Problem(message, advice.line("post"))
 
 
 @check(scheme, host, post)
 def origin(evidence: Evidence, advice: Advice) -> Outcome:
-    if evidence.same_origin.seen is None:
-        return Problem(
-            f"Flower's own page is taken for another site's: a POST of its is answered with {evidence.same_origin}",
-            advice.line("origin"),
-        )
-    if let_in := [header for header, answer in evidence.cross_site.items() if answer.seen is not None]:
-        return Problem(
-            f"the page of another site could press buttons: {', '.join(let_in)} does not arrive", advice.line("origin")
-        )
-    return "Flower's own page may act, that of another site may not"
+    """Check that same-origin requests are accepted and cross-site requests rejected."""
+    if evidence.same_origin.report is None:
+        return Problem(f"same-origin requests are rejected: {evidence.same_origin}", advice.line("origin"))
+    if missing := [header for header, response in evidence.cross_site.items() if response.report is not None]:
+        message = f"cross-site requests are accepted, because {', '.join(missing)} does not reach Flower"
+        return Problem(message, advice.line("origin"))
+    return "same-origin requests are accepted, cross-site requests rejected"
 
 
 @check(post)
 def body(evidence: Evidence, advice: Advice) -> Outcome:
-    request = f"a request of {LARGE_BODY // 1000} kilobytes"
-    if evidence.large_body.seen is not None:
-        return f"{request} comes through"
-    return Problem(f"{request} is answered with {evidence.large_body}", advice.line("body"))
+    """Check that large request bodies reach Flower."""
+    bodies = f"request bodies of {LARGE_BODY // 1000} kB"
+    if evidence.large_body.report is not None:
+        return f"{bodies} reach Flower"
+    return Problem(f"{bodies} do not reach Flower: {evidence.large_body}", advice.line("body"))
 
 
 # Authentication
@@ -230,28 +248,31 @@ def body(evidence: Evidence, advice: Advice) -> Outcome:
 
 @check()
 def authentication(evidence: Evidence, advice: Advice) -> Outcome:
-    header = evidence.seen.user_header
-    if evidence.anonymous.seen is not None:
-        if not evidence.seen.asks:
+    """Check that unauthenticated requests are rejected."""
+    header = evidence.report.user_header
+    accepted = "unauthenticated requests are accepted"
+    if evidence.anonymous.report is not None:
+        if not evidence.report.asks:
             return Problem(
-                "anybody may enter: Flower was started with --no_auth, and the proxy asks nobody either",
-                "start flower-proxy without --no_auth, or let the proxy ask",
+                f"{accepted}: Flower was started with --no_auth, and the proxy does not authenticate either",
+                "start flower-proxy without --no_auth, or add authentication to the proxy",
             )
         if header:
-            return Problem(f"anybody may enter: the proxy sends {header} without asking", advice.set_headers(header))
-        return Problem("anybody may enter: the proxy sends a password by itself", advice.line("authentication"))
-    if evidence.spoofed_user is not None and evidence.spoofed_user.seen is not None:
-        message = f"anybody may enter who sends {header}: the proxy passes it on"
+            return Problem(f"{accepted}: the proxy sets {header} without authentication", advice.set_headers(header))
+        return Problem(f"{accepted}: the proxy adds credentials in Authorization", advice.line("authentication"))
+    if evidence.spoofed_user is not None and evidence.spoofed_user.report is not None:
+        message = f"{accepted} with a spoofed {header}, which the proxy passes on"
         return Problem(message, advice.set_headers(str(header)))
-    return _unanswered(evidence.anonymous, evidence.spoofed_user) or "nobody enters without saying who they are"
+    return _unanswered(evidence.anonymous, evidence.spoofed_user) or "unauthenticated requests are rejected"
 
 
 @check(authentication)
 def metrics(evidence: Evidence, advice: Advice) -> Outcome:
+    """Check that /metrics requires authentication."""
     if evidence.metrics.is_ok:
         remedy = f"{advice.line('metrics')}\nor start flower-proxy without --metrics_open, or with --metrics_port"
-        return Problem("/metrics is open to everybody", remedy)
-    return _unanswered(evidence.metrics) or "closed to those without a password"
+        return Problem("/metrics is public", remedy)
+    return _unanswered(evidence.metrics) or "unauthenticated requests to /metrics are rejected"
 
 
 # The cluster
@@ -259,70 +280,70 @@ def metrics(evidence: Evidence, advice: Advice) -> Outcome:
 
 @check()
 def broker(evidence: Evidence, advice: Advice) -> Outcome:
-    if evidence.seen.broker:
-        return Problem(
-            evidence.seen.broker, "compare the broker's URL with that of the workers, and look into Flower's log"
-        )
-    if not evidence.seen.connected:
-        return Problem("the broker answers, but no events can arrive", "look into Flower's log")
-    return "it answers"
+    """Check that Flower is connected to the broker."""
+    if problem := evidence.report.broker:
+        return Problem(problem, "compare Flower's broker URL with that of the workers, and see Flower's log")
+    if not evidence.report.connected:
+        return Problem("the broker answers, but Flower cannot receive events", "see Flower's log for the reason")
+    return "the broker answers"
 
 
 @check(broker)
 def workers(evidence: Evidence, advice: Advice) -> Outcome:
-    online = sum(worker.alive for worker in evidence.seen.workers)
+    """Check that a worker is online."""
+    online = sum(worker.alive for worker in evidence.report.workers)
     if not online:
         return Problem(
-            "none is heard of",
-            "start one, on the same broker (compare the Broker: line of both logs), and not with both"
-            " --without-heartbeat and --without-gossip",
+            "no worker is online",
+            "start one on the same broker (compare 'Broker:' in Flower's log with 'transport:' in the worker's),"
+            " and not with both --without-heartbeat and --without-gossip",
         )
-    offline = [worker.name for worker in evidence.seen.workers if not worker.alive]
-    return f"{online} online" + (f"; silent: {', '.join(offline)}" if offline else "")
+    offline = [worker.name for worker in evidence.report.workers if not worker.alive]
+    return f"{online} online" + (f", {len(offline)} offline: {', '.join(offline)}" if offline else "")
 
 
 @check(workers)
 def events(evidence: Evidence, advice: Advice) -> Outcome:
-    told = {worker.name: worker.task_events for worker in evidence.seen.workers if worker.alive}
-    if silent := [name for name, sends in told.items() if sends is False]:
+    """Check that task events are received from each worker that runs tasks."""
+    task_events = {worker.name: worker.task_events for worker in evidence.report.workers if worker.alive}
+    if missing := [name for name, received in task_events.items() if received is False]:
         remedy = "start the worker with -E, or set worker_send_task_events = True"
-        if not evidence.seen.enable_events:
+        if not evidence.report.enable_events:
             remedy += "; or start flower-proxy without --enable_events=false"
-        return Problem(f"tasks run, but no events of them come from {', '.join(silent)}", remedy)
-    if heard := [name for name, sends in told.items() if sends]:
-        return f"those of tasks come from {len(heard)} of {len(told)} workers"
-    message = "not known, because no task has run since Flower was started: run one, and ask again"
+        return Problem(f"no task events received from {', '.join(missing)}, although tasks run there", remedy)
+    if received := sum(map(bool, task_events.values())):
+        return f"task events received from {received} of {len(task_events)} workers"
+    message = "unknown, because no task has run since Flower was started: run one, and check again"
     return Problem(message, status=Status.SKIPPED)
 
 
 @check()
 def clocks(evidence: Evidence, advice: Advice) -> Outcome:
-    skew = evidence.seen.time - evidence.now
+    """Check that the clocks of Flower, its workers and this machine agree."""
+    remedy, skew = "synchronize both clocks by NTP", evidence.report.time - evidence.now
     if abs(skew) > MAX_CLOCK_SKEW:
-        return Problem(f"Flower's clock is {_apart(skew)} that of this machine", "let both keep time by NTP")
-    for worker in evidence.seen.workers:
+        return Problem(f"Flower's clock is {_offset(skew)} this machine's", remedy)
+    for worker in evidence.report.workers:
         if worker.alive and worker.ahead is not None and abs(worker.ahead) > MAX_CLOCK_SKEW:
-            return Problem(
-                f"the clock of {worker.name} is {_apart(worker.ahead)} Flower's",
-                "let both keep time by NTP",
-            )
-    return "they agree"
+            return Problem(f"the clock of {worker.name} is {_offset(worker.ahead)} Flower's", remedy)
+    return f"the clocks agree within {MAX_CLOCK_SKEW} seconds"
 
 
-def _apart(seconds: float) -> str:
+def _offset(seconds: float) -> str:
     return f"{abs(seconds):.0f} seconds {'ahead of' if seconds > 0 else 'behind'}"
 
 
 @check()
 def versions(evidence: Evidence, advice: Advice) -> Outcome:
-    seen = evidence.seen
-    running = f"flower-proxy {seen.flower_proxy}, Flower {seen.flower}, Celery {seen.celery}"
-    others = {worker.celery for worker in seen.workers if worker.alive and worker.celery} - {seen.celery}
+    """Check that the versions in use fit together."""
+    report = evidence.report
+    running = f"flower-proxy {report.flower_proxy}, Flower {report.flower}, Celery {report.celery}"
+    others = {worker.celery for worker in report.workers if worker.alive and worker.celery} - {report.celery}
     if others:
-        running += f"; workers' Celery {', '.join(sorted(others))}"
-    if seen.flower_proxy != __version__:
-        message = f"{running}, checked by {__version__}"
-        return Problem(message, "check with the same version of flower-proxy", Status.WARNING)
-    if len({version.partition(".")[0] for version in (seen.celery, *others)}) > 1:
-        return Problem(running, "run one major version of Celery everywhere", Status.WARNING)
+        running += f"; workers run Celery {', '.join(sorted(others))}"
+    if report.flower_proxy != __version__:
+        running += f"; checked with flower-proxy {__version__}"
+        return Problem(running, "check with the same version of flower-proxy", Status.WARNING)
+    if len({version.partition(".")[0] for version in (report.celery, *others)}) > 1:
+        return Problem(running, "run the same major version of Celery everywhere", Status.WARNING)
     return running

@@ -1,4 +1,4 @@
-"""The HTTP client of ``flower-proxy check``: target and answer, sockets, deadlines and limits."""
+"""The HTTP client of ``flower-proxy check``: target and response, sockets, deadlines and limits."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from http import HTTPStatus
-from http.client import responses
 from time import monotonic
 from typing import Any
 from urllib.parse import urlsplit
 
-from flower_proxy.check.report import Seen, parse_json, read_seen
+from flower_proxy.check.report import Report, parse_json, validate_report
 from flower_proxy.proxy.addresses import DEFAULT_PORTS, without_default_port
 from flower_proxy.proxy.paths import parse_mount
 
 CHECK_TIMEOUT = 30.0
 """Seconds for all requests together."""
 
-MAX_ANSWER = 10_000_000
-"""Bytes of an answer, head and framing included."""
+MAX_RESPONSE_SIZE = 10_000_000
+"""Bytes of a response, including status line, headers and framing."""
 
 _REQUEST_TIMEOUT = 15.0
 _CHUNK = 65536
@@ -37,7 +36,7 @@ _TLS_RECORD = 16384
 class Target:
     """The public address of Flower.
 
-    :ivar netloc: host and port as the user wrote them.
+    :ivar netloc: host and port as in the URL argument.
     :ivar prefix: the path, as `parse_mount` returns it.
     """
 
@@ -49,10 +48,12 @@ class Target:
 
     @property
     def host(self) -> str:
+        """Return the value of the ``Host`` header."""
         return without_default_port(self.netloc.lower(), self.scheme)
 
     @property
     def origin(self) -> str:
+        """Return the value of the ``Origin`` header."""
         return f"{self.scheme}://{self.host}"
 
     def __str__(self) -> str:
@@ -62,29 +63,29 @@ class Target:
 def parse_target(url: str) -> Target:
     """Parse the URL argument.
 
-    :raises ValueError: it is not the address of a page; the message says what was expected.
+    :raises ValueError: it is not an HTTP URL, or has more than host, port and path.
     """
     if re.match(r"[^/]*//[^/]*@", url):
-        raise ValueError("URL holds a password, which others can see: leave it out, and name the user by --user")
+        raise ValueError("URL contains a password, which other users can see: remove it, and use --user")
     try:
         parts = urlsplit(url)
         port, prefix = parts.port or DEFAULT_PORTS.get(parts.scheme, 0), parse_mount(parts.path)
     except ValueError as error:
         raise ValueError(f"URL {url!r}: {error}") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"URL {url!r} is not an address such as https://example.com/flower/")
+        raise ValueError(f"URL {url!r}: expected an address such as https://example.com/flower/")
     if parts.query or parts.fragment:
-        raise ValueError(f"URL {url!r}: leave out what stands behind the path")
+        raise ValueError(f"URL {url!r}: remove the query and the fragment")
     return Target(parts.scheme, parts.hostname, port, parts.netloc, prefix)
 
 
 @dataclass(frozen=True)
-class Answer:
-    """The answer to one request.
+class Response:
+    """The response to one request.
 
-    :ivar status: 0 if there is no answer.
-    :ivar headers: by their names in lower case.
-    :ivar problem: why the answer is missing or incomplete; empty if it is complete.
+    :ivar status: 0 without a response.
+    :ivar headers: by lower-case name.
+    :ivar problem: why the response is missing or incomplete; empty if it is complete.
     :ivar port: the local port of the connection.
     """
 
@@ -95,31 +96,34 @@ class Answer:
     port: int = 0
 
     def __str__(self) -> str:
-        return self.problem or f"{self.status} {responses.get(self.status, '')}".rstrip()
+        return self.problem or f"{self.status} {http.client.responses.get(self.status, '')}".rstrip()
 
     @property
     def is_ok(self) -> bool:
+        """Return whether the status is 200."""
         return self.status == HTTPStatus.OK
 
     @property
     def is_redirect(self) -> bool:
+        """Return whether the status is 3xx."""
         return self.status in range(300, 400)
 
     @property
     def text(self) -> str:
+        """Return the body as text; invalid UTF-8 is replaced."""
         return self.body.decode(errors="replace")
 
     @cached_property
-    def seen(self) -> Seen | None:
-        """The launcher's report; None if the answer is not the launcher's."""
+    def report(self) -> Report | None:
+        """Return the launcher's report; None if the response is not one."""
         try:
-            return read_seen(parse_json(self.body)) if self.is_ok else None
+            return validate_report(parse_json(self.body)) if self.is_ok else None
         except (ValueError, TypeError):
             return None
 
 
 class CheckTimeoutError(Exception):
-    """All requests together took too long; the message is one line."""
+    """The requests together exceeded `CHECK_TIMEOUT`; the message is one line."""
 
 
 class _TooLargeError(Exception):
@@ -127,10 +131,10 @@ class _TooLargeError(Exception):
 
 
 class _Reader(io.RawIOBase):
-    """A reader of at most `MAX_ANSWER` bytes until a deadline; a socket's own timeout applies to each read."""
+    """A reader of at most `MAX_RESPONSE_SIZE` bytes until a deadline; a socket's own timeout applies to each read."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
-        self._sock, self._deadline, self._left = sock, deadline, MAX_ANSWER
+        self._sock, self._deadline, self._left = sock, deadline, MAX_RESPONSE_SIZE
 
     def readable(self) -> bool:
         return True
@@ -151,7 +155,7 @@ class _Socket:
         self._sock, self._deadline = sock, deadline
 
     def sendall(self, content: bytes) -> None:
-        # With TLS the timeout would apply to each record
+        # TLS applies the socket's timeout to each record
         for start in range(0, len(content), _TLS_RECORD):
             self._sock.settimeout(_left(self._deadline))
             self._sock.sendall(content[start : start + _TLS_RECORD])
@@ -160,13 +164,13 @@ class _Socket:
         return io.BufferedReader(_Reader(self._sock, self._deadline))
 
     def close(self) -> None:
-        """Do nothing: http.client closes its socket before it has read the answer."""
+        """Do nothing: http.client closes its socket before it reads the response."""
 
 
 def _left(deadline: float) -> float:
     """Return the seconds until the deadline.
 
-    :raises TimeoutError: it is over.
+    :raises TimeoutError: it has passed.
     """
     if (left := deadline - monotonic()) <= 0:
         raise TimeoutError
@@ -178,7 +182,7 @@ class Client:
 
     :param credentials: ``user:password``, or empty.
     :param context: for TLS.
-    :param timeout: seconds for all requests together, without the DNS lookup.
+    :param timeout: seconds for all requests together, excluding the DNS lookup.
     """
 
     def __init__(
@@ -190,7 +194,7 @@ class Client:
             {"Authorization": "Basic " + b64encode(credentials.encode()).decode()} if credentials else {}
         )
 
-    def ask(
+    def request(
         self,
         path: str,
         headers: Mapping[str, str] | None = None,
@@ -198,15 +202,15 @@ class Client:
         method: str = "GET",
         body: bytes | None = None,
         authenticated: bool = True,
-    ) -> Answer:
-        """Send one request, on a connection of its own.
+    ) -> Response:
+        """Send one request, on a new connection.
 
         :param path: from the root of the host.
         :param authenticated: whether to send the credentials.
-        :returns: the answer, or as much of it as arrived, with the problem.
-        :raises CheckTimeoutError: the timeout for all requests is over.
+        :returns: the response, or the part of it that arrived, with the problem.
+        :raises CheckTimeoutError: the timeout for all requests has passed.
         """
-        target, answer = self.target, Answer()
+        target, received = self.target, Response()
         connection = (
             http.client.HTTPSConnection(target.hostname, target.port, context=self._context)
             if target.scheme == "https"
@@ -218,29 +222,29 @@ class Client:
             deadline = min(monotonic() + _REQUEST_TIMEOUT, self._deadline)
             with contextlib.closing(self._connect(deadline)) as sock:
                 connection.sock = _Socket(sock, deadline)
-                answer = replace(answer, port=sock.getsockname()[1])
-                # A proxy that refuses a body may answer before it has read it, and close
+                received = replace(received, port=sock.getsockname()[1])
+                # A proxy that rejects a body may respond and close the connection before it has read all of it
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     connection.request(method, path, body=body, headers=sent)
                 response = connection.getresponse()
-                received = {name.lower(): value for name, value in response.getheaders()}
-                answer = replace(answer, status=response.status, headers=received)
-                return replace(answer, body=_read(response))
+                received_headers = {name.lower(): value for name, value in response.getheaders()}
+                received = replace(received, status=response.status, headers=received_headers)
+                return replace(received, body=_read(response))
         except (OSError, ValueError, http.client.HTTPException, _TooLargeError) as error:
             if isinstance(error, TimeoutError) and monotonic() >= self._deadline:
                 raise CheckTimeoutError(
-                    f"{target.netloc} does not answer everything within {self._timeout:g} seconds"
+                    f"{target.netloc} does not answer all requests within {self._timeout:g} seconds"
                 ) from None
-            return replace(answer, problem=_describe(error, target))
+            return replace(received, problem=_describe(error, target))
 
     def _look_up(self) -> None:
-        """Look the hostname up, once; the deadline starts afterwards, since a lookup cannot be interrupted."""
+        """Resolve the hostname once, and start the deadline afterwards, since a lookup cannot be interrupted."""
         if not self._addresses:
             self._addresses = socket.getaddrinfo(self.target.hostname, self.target.port, type=socket.SOCK_STREAM)
             self._deadline = monotonic() + self._timeout
 
     def _connect(self, deadline: float) -> socket.socket:
-        """Connect to the first address of the hostname that accepts."""
+        """Connect to the first address of the hostname that accepts the connection."""
         problem = OSError("no address")
         for family, kind, protocol, _, address in self._addresses:
             sock = socket.socket(family, kind, protocol)
@@ -259,7 +263,7 @@ class Client:
 
 
 def _read(response: http.client.HTTPResponse) -> bytes:
-    # http.client allocates the announced length before it reads, so the body is read in pieces
+    # Reading in chunks prevents http.client from allocating the announced length up front
     body = b"".join(iter(lambda: response.read(_CHUNK), b""))
     if response.length:
         raise http.client.IncompleteRead(body, response.length)
@@ -267,27 +271,27 @@ def _read(response: http.client.HTTPResponse) -> bytes:
 
 
 def _describe(error: Exception, target: Target) -> str:
-    """Say in one line why the answer is missing or incomplete, and what to do."""
+    """Describe in one line why the response is missing or incomplete, and what to do."""
     where = target.netloc
     match error:
         case http.client.IncompleteRead():
-            return "the answer is cut off"
+            return "the response is incomplete"
         case _TooLargeError():
-            return f"{where} answers with more than {MAX_ANSWER // 1_000_000} megabytes"
+            return f"{where} sends a response of more than {MAX_RESPONSE_SIZE // 1_000_000} MB"
         case socket.gaierror() | UnicodeEncodeError():
-            return f"the name {target.hostname} is not known: look for a mistake in it, or in DNS"
+            return f"the hostname {target.hostname} does not resolve: check its spelling and the DNS"
         case ssl.SSLCertVerificationError():
             return (
-                f"the certificate of {where} is not good: {error.verify_message}; --ca=FILE names who has signed it,"
-                " --insecure takes any"
+                f"the certificate of {where} is not valid: {error.verify_message}; use --ca=FILE to trust its issuer,"
+                " or --insecure to skip the verification"
             )
         case ssl.SSLError():
-            return f"{where} does not speak TLS as expected; is it http://{where}?"
+            return f"the TLS handshake with {where} failed: use http:// if it does not speak TLS"
         case ConnectionRefusedError():
-            return f"nobody listens at {where}: start the proxy, or look for a mistake in the port"
+            return f"{where} refuses the connection: start the proxy, or correct the port"
         case TimeoutError():
-            waits = f"{where} does not answer within {_REQUEST_TIMEOUT:g} seconds"
-            return f"{waits}: a firewall, or a proxy that waits for somebody else"
+            message = f"{where} does not answer within {_REQUEST_TIMEOUT:g} seconds"
+            return f"{message}: check the firewall, and the upstream of the proxy"
         case http.client.HTTPException() | ValueError():
-            return f"{where} does not speak HTTP, or expects https://"
+            return f"{where} does not answer in HTTP: check the port, and whether it expects https://"
     return f"{where} cannot be reached: {getattr(error, 'strerror', None) or type(error).__name__}"

@@ -1,4 +1,4 @@
-"""The evidence for ``flower-proxy check``: which requests are sent, and the answers to them."""
+"""The evidence for ``flower-proxy check``: its requests and the responses to them."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from html import unescape
 from itertools import islice
 from urllib.parse import quote, urljoin, urlsplit
 
-from flower_proxy.check.client import Answer, Client, Target
-from flower_proxy.check.report import PATH, Seen
+from flower_proxy.check.client import Client, Response, Target
+from flower_proxy.check.report import PATH, Report
 
 SPOOFED_HEADERS = {
     "X-Forwarded-For": "192.0.2.66",
     "X-Forwarded-Proto": "https",
-    "X-Forwarded-Host": "made-up.invalid",
+    "X-Forwarded-Host": "spoofed.invalid",
     "X-Forwarded-Port": "9",
-    "X-Forwarded-Prefix": "/made-up",
-    "X-Script-Name": "/made-up",
-    "Forwarded": "for=192.0.2.66;proto=https;host=made-up.invalid",
+    "X-Forwarded-Prefix": "/spoofed",
+    "X-Script-Name": "/spoofed",
+    "Forwarded": "for=192.0.2.66;proto=https;host=spoofed.invalid",
 }
 """Client-supplied headers that a reverse proxy must not pass on."""
 
 CROSS_SITE_HEADERS = {"Origin": "https://another-site.invalid", "Sec-Fetch-Site": "cross-site"}
-"""The headers that mark a cross-site request; each of them suffices."""
+"""Headers that mark a cross-site request; each of them suffices."""
 
 ENCODED_PATH = "/a%2Fb"
 """A path segment with an encoded slash."""
 
 LARGE_BODY = 60_000
-"""Bytes, just below flower-proxy's limit for bodies: fifteen times the tasks table's request, Flower's largest."""
+"""Bytes, just below flower-proxy's limit; Flower's largest request, from the tasks table, has a fifteenth of it."""
 
-# Flower's page has fewer than twenty
+# Flower's page has fewer than 20
 _MAX_LINKS = 100
-# Without < in a tag the search takes linear time, also in a page of unclosed tags
+# Excluding < keeps the search linear on a page of unclosed tags
 _LINK = re.compile(r"<(?:script|link)\b[^<>]*?\b(?:src|href)=\"([^\"]+)\"")
 _CONTENT_TYPES = {".css": "text/css", ".js": "javascript"}
 
@@ -45,36 +45,39 @@ _CONTENT_TYPES = {".css": "text/css", ".js": "javascript"}
 class StaticFile:
     """A script or stylesheet that the page links.
 
-    :ivar url: as text, which need not be a valid URL.
-    :ivar answer: without its body; None for a file outside of the prefix, which is not requested.
+    :ivar url: absolute; may be invalid.
+    :ivar response: without its body; None for a file outside the prefix, which is not requested.
     :ivar size: of the body as sent, in bytes.
     """
 
     url: str
-    answer: Answer | None
+    response: Response | None
     size: int = 0
 
     @property
     def path(self) -> str:
+        """Return the path of the URL."""
         return path_of(self.url)
 
     @property
     def expected_type(self) -> str:
+        """Return a part of the expected ``Content-Type``; empty if browsers accept any."""
         return next((kind for ending, kind in _CONTENT_TYPES.items() if self.path.endswith(ending)), "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """All answers of a deployment.
+    """The responses of a deployment.
 
-    :ivar seen: the launcher's report, which `answer` carries.
+    :ivar report: the launcher's report.
+    :ivar response: to the request for that report.
     :ivar now: the local time of that report, in seconds since the epoch.
-    :ivar without_slash: to the prefix without its final slash; None without a prefix.
-    :ivar spoofed: to a request with a spoofed header, by the header's name.
+    :ivar without_slash: to the prefix without its trailing slash; None without a prefix.
+    :ivar spoofed: to a request with a spoofed header, by header name.
     :ivar encoded: to a path that ends with `ENCODED_PATH`.
     :ivar post: to a POST without browser headers.
-    :ivar same_origin: to a POST of Flower's own page.
-    :ivar cross_site: to a POST of another site's page, by the header that says so.
+    :ivar same_origin: to a same-origin POST.
+    :ivar cross_site: to a cross-site POST, by the header that marks it.
     :ivar large_body: to a POST of `LARGE_BODY` bytes.
     :ivar anonymous: to a request without credentials.
     :ivar spoofed_user: to a request with a spoofed user header; None without ``--auth_header``.
@@ -82,78 +85,79 @@ class Evidence:
     """
 
     target: Target
-    seen: Seen
-    answer: Answer
+    report: Report
+    response: Response
     now: float
-    page: Answer
-    without_slash: Answer | None
-    statics: tuple[StaticFile, ...]
-    spoofed: Mapping[str, Answer]
-    encoded: Answer
-    post: Answer
-    same_origin: Answer
-    cross_site: Mapping[str, Answer]
-    large_body: Answer
-    anonymous: Answer
-    spoofed_user: Answer | None
-    metrics: Answer
+    page: Response
+    without_slash: Response | None
+    static_files: tuple[StaticFile, ...]
+    spoofed: Mapping[str, Response]
+    encoded: Response
+    post: Response
+    same_origin: Response
+    cross_site: Mapping[str, Response]
+    large_body: Response
+    anonymous: Response
+    spoofed_user: Response | None
+    metrics: Response
 
     @property
     def direct(self) -> bool:
-        """Whether there is no reverse proxy: the launcher's peer is the client's own port.
+        """Return whether there is no reverse proxy: the launcher's peer has the client's own port.
 
         Network address translation may change the port, but adds no headers and is not trusted.
         """
-        has_traces = self.seen.headers or self.seen.trusted or {"server", "via"} & self.answer.headers.keys()
-        return self.seen.peer_port == self.answer.port or not has_traces
+        report, response = self.report, self.response
+        has_traces = report.headers or report.trusted or {"server", "via"} & response.headers.keys()
+        return report.peer_port == response.port or not has_traces
 
 
-def ask_launcher(client: Client) -> tuple[Answer, float]:
+def request_report(client: Client) -> tuple[Response, float]:
     """Request the launcher's report.
 
-    :returns: the answer, and the local time halfway through the request, in seconds since the epoch.
-    :raises CheckTimeoutError: the client's timeout is over.
+    :returns: the response, and the local time halfway through the request, in seconds since the epoch.
+    :raises CheckTimeoutError: the client's timeout has passed.
     """
     before = time.time()
-    answer = client.ask(client.target.prefix + PATH)
-    return answer, (before + time.time()) / 2
+    response = client.request(client.target.prefix + PATH)
+    return response, (before + time.time()) / 2
 
 
-def gather(client: Client, answer: Answer, seen: Seen, now: float) -> Evidence:
-    """Make all further requests, once the launcher has answered.
+def gather(client: Client, response: Response, report: Report, now: float) -> Evidence:
+    """Send all other requests, after the one for the report.
 
-    :param answer: the one that carries `seen`.
-    :param now: the local time of the answer, in seconds since the epoch.
-    :raises CheckTimeoutError: the client's timeout is over.
+    :param response: to the request for the report.
+    :param now: the local time of the report, in seconds since the epoch.
+    :raises CheckTimeoutError: the client's timeout has passed.
     """
-    target, ask = client.target, client.ask
-    here, user_header = target.prefix + PATH, seen.user_header
-    page = ask(f"{target.prefix}/")
+    target, request = client.target, client.request
+    path, user_header = target.prefix + PATH, report.user_header
+    page = request(f"{target.prefix}/")
     other_scheme = "http" if target.scheme == "https" else "https"
     spoofed = {name: value.replace("https", other_scheme) for name, value in SPOOFED_HEADERS.items()}
     return Evidence(
         target=target,
-        seen=seen,
-        answer=answer,
+        report=report,
+        response=response,
         now=now,
         page=page,
-        without_slash=ask(target.prefix) if target.prefix else None,
-        statics=tuple(_load(client, url) for url in _linked_files(page, target)),
-        spoofed={name: ask(here, {name: value}) for name, value in spoofed.items()},
-        encoded=ask(here + ENCODED_PATH),
-        post=ask(here, method="POST", body=b""),
-        same_origin=ask(here, {"Origin": target.origin}, method="POST", body=b""),
+        without_slash=request(target.prefix) if target.prefix else None,
+        static_files=tuple(_load(client, url) for url in _linked_files(page, target)),
+        spoofed={name: request(path, {name: value}) for name, value in spoofed.items()},
+        encoded=request(path + ENCODED_PATH),
+        post=request(path, method="POST", body=b""),
+        same_origin=request(path, {"Origin": target.origin}, method="POST", body=b""),
         cross_site={
-            name: ask(here, {name: value}, method="POST", body=b"") for name, value in CROSS_SITE_HEADERS.items()
+            name: request(path, {name: value}, method="POST", body=b"") for name, value in CROSS_SITE_HEADERS.items()
         },
-        large_body=ask(here, method="POST", body=bytes(LARGE_BODY)),
-        anonymous=ask(here, authenticated=False),
-        spoofed_user=ask(here, {user_header: "made-up"}, authenticated=False) if user_header else None,
-        metrics=ask(f"{target.prefix}/metrics", authenticated=False),
+        large_body=request(path, method="POST", body=bytes(LARGE_BODY)),
+        anonymous=request(path, authenticated=False),
+        spoofed_user=request(path, {user_header: "spoofed"}, authenticated=False) if user_header else None,
+        metrics=request(f"{target.prefix}/metrics", authenticated=False),
     )
 
 
-def _linked_files(page: Answer, target: Target) -> Iterable[str]:
+def _linked_files(page: Response, target: Target) -> Iterable[str]:
     links = (resolve(str(target), match[1]) for match in _LINK.finditer(page.text))
     return dict.fromkeys(islice(links, _MAX_LINKS))
 
@@ -163,12 +167,12 @@ def _load(client: Client, url: str) -> StaticFile:
         return StaticFile(url, None)
     parts = urlsplit(url)
     path = f"{parts.path}?{parts.query}" if parts.query else parts.path
-    answer = client.ask(quote(path, safe=string.punctuation), {"Accept-Encoding": "gzip"})
-    return StaticFile(url, replace(answer, body=b""), len(answer.body))
+    response = client.request(quote(path, safe=string.punctuation), {"Accept-Encoding": "gzip"})
+    return StaticFile(url, replace(response, body=b""), len(response.body))
 
 
 def resolve(base: str, link: str) -> str:
-    """Resolve a link; it is returned unchanged if it is not a valid URL."""
+    """Resolve a link; return it unchanged if it is not a valid URL."""
     try:
         return urljoin(base, unescape(link))
     except ValueError:
@@ -176,7 +180,7 @@ def resolve(base: str, link: str) -> str:
 
 
 def path_of(url: str) -> str:
-    """Return the path of a URL; all of the text if it is not a valid one."""
+    """Return the path of a URL; return the text unchanged if it is not a valid URL."""
     try:
         return urlsplit(url).path
     except ValueError:

@@ -1,4 +1,4 @@
-"""Findings, and the checklist that makes them in order."""
+"""Findings, and the checklist that produces them in order."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from flower_proxy.check.evidence import Evidence
-from flower_proxy.check.remedies import Advice, recognise
+from flower_proxy.check.remedies import Advice, detect_proxy
 
 
 class Status(enum.Enum):
@@ -25,7 +25,7 @@ class Finding:
 
     :ivar name: of the check.
     :ivar message: one line.
-    :ivar remedy: the lines to add or the steps to take, one per line; empty if nothing is to be done.
+    :ivar remedy: lines to add or steps to take, one per line; empty if there is nothing to do.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Problem:
-    """What a check returns if it does not pass."""
+    """The outcome of a check that does not pass."""
 
     message: str
     remedy: str = ""
@@ -44,7 +44,7 @@ class Problem:
 
 
 Outcome = str | Problem
-"""Of a check: the message if it passed, else the problem."""
+"""The message of a check that passes, or a problem."""
 
 Judge = Callable[[Evidence, Advice], Outcome]
 
@@ -53,8 +53,8 @@ Judge = Callable[[Evidence, Advice], Outcome]
 class Check:
     """A named check of the evidence.
 
-    :ivar needs: the checks without which this one has no meaning.
-    :ivar judge: decides the outcome.
+    :ivar needs: the checks on which this one depends.
+    :ivar judge: the function that decides the outcome.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Check:
     judge: Judge
 
     def __call__(self, evidence: Evidence, advice: Advice) -> Finding:
+        """Run the check."""
         outcome = self.judge(evidence, advice)
         if isinstance(outcome, Problem):
             return Finding(self.name, outcome.status, outcome.message, outcome.remedy)
@@ -69,15 +70,15 @@ class Check:
 
 
 class Checklist:
-    """Checks in the order of their definition, each after those that it needs."""
+    """Checks in the order of their definition, each after those on which it depends."""
 
     def __init__(self) -> None:
         self._checks: list[Check] = []
 
     def check(self, *needs: Check) -> Callable[[Judge], Check]:
-        """Decorate a function as a check of the same name.
+        """Register the decorated function as a check of the same name.
 
-        :param needs: the check is skipped unless these passed, perhaps with a warning.
+        :param needs: the check is skipped if one of these failed or was skipped.
         """
 
         def add(judge: Judge) -> Check:
@@ -89,17 +90,17 @@ class Checklist:
     def examine(self, evidence: Evidence, proxy: str = "") -> list[Finding]:
         """Run all checks.
 
-        :param proxy: one of `flower_proxy.check.remedies.PROXIES`; if empty, the answers' ``Server`` header decides.
+        :param proxy: one of `flower_proxy.check.remedies.PROXIES`; if empty, it is detected by the ``Server`` header.
         :returns: one finding per check.
         """
-        advice = Advice(proxy or recognise(evidence.answer.headers.get("server", "")), evidence.target.prefix)
+        advice = Advice(proxy or detect_proxy(evidence.response.headers.get("server", "")), evidence.target.prefix)
         findings: dict[str, Finding] = {}
         for check in self._checks:
             missing = [
                 need.name for need in check.needs if findings[need.name].status in (Status.FAILED, Status.SKIPPED)
             ]
             findings[check.name] = (
-                Finding(check.name, Status.SKIPPED, f"not looked at, because of {missing[0]}")
+                Finding(check.name, Status.SKIPPED, f"depends on {missing[0]}, which did not pass")
                 if missing
                 else check(evidence, advice)
             )

@@ -1,4 +1,4 @@
-"""Remedies: configuration lines for the known reverse proxies, and words for the others."""
+"""Remedies: configuration lines for supported reverse proxies, and instructions for others."""
 
 from __future__ import annotations
 
@@ -15,50 +15,50 @@ LINES: Mapping[str, Mapping[str, str]] = {
         "nginx": "location = {prefix} {{ absolute_redirect off; return 308 {prefix}/$is_args$args; }}",
         "apache": "RedirectMatch 308 ^{prefix}$ {prefix}/",
         "caddy": "redir {prefix} {prefix}/ 308",
-        "": "let the proxy answer {prefix} with a redirect to {prefix}/, without a host",
+        "": "configure the proxy to redirect {prefix} to {prefix}/, without a host in Location",
     },
     "static": {
         "nginx": "location ^~ {prefix}/ {{",
-        "": "let the proxy pass on everything below {prefix}/, without looking for files of its own",
+        "": "configure the proxy to pass on all requests below {prefix}/, including those for static files",
     },
     "compression": {
         "nginx": "gzip on; gzip_vary on; gzip_types text/css text/javascript application/javascript application/json;",
         "apache": "AddOutputFilterByType DEFLATE text/css text/javascript application/javascript application/json",
         "caddy": "encode gzip",
-        "": "let the proxy compress text/css, text/javascript and application/json",
+        "": "configure the proxy to compress text/css, text/javascript and application/json",
     },
-    "cache": {"": "let the proxy leave the header Cache-Control as it comes"},
+    "cache": {"": "configure the proxy to leave Cache-Control unchanged"},
     "origin": {
-        "nginx": 'remove the lines that change Origin and Sec-Fetch-Site, such as proxy_set_header Origin "";',
-        "": "let the proxy pass on Origin and Sec-Fetch-Site as they come",
+        "nginx": 'remove the lines that set Origin or Sec-Fetch-Site, such as proxy_set_header Origin "";',
+        "": "configure the proxy to pass on Origin and Sec-Fetch-Site unchanged",
     },
     "encoding": {
-        "nginx": "let proxy_pass name the address and nothing behind it, not even a slash",
+        "nginx": "remove the path after the address in proxy_pass, including a lone slash",
         "apache": "AllowEncodedSlashes NoDecode",
-        "": "let the proxy pass on the path as it comes, without decoding it",
+        "": "configure the proxy to pass on the path without decoding it",
     },
-    "post": {"": "let the proxy pass on POST requests"},
+    "post": {"": "configure the proxy to pass on POST requests"},
     "body": {
         "nginx": "client_max_body_size 1m;",
         "apache": "LimitRequestBody 1048576",
         "caddy": "request_body {{\n    max_size 1MB\n}}",
-        "": "let the proxy accept requests of a megabyte",
+        "": "configure the proxy to accept request bodies of 1 MB",
     },
-    "large": {"": "look into the proxy's error log; nginx must be able to write below its proxy_temp_path"},
+    "large": {"": "see the proxy's error log; nginx needs write access to its proxy_temp_path"},
     "authentication": {
         "nginx": "remove the line that sets Authorization, such as proxy_set_header Authorization ...;",
-        "": "let the proxy pass on Authorization as it comes",
+        "": "configure the proxy to pass on Authorization unchanged",
     },
     "metrics": {
         "nginx": "location = {prefix}/metrics {{ deny all; }}",
         "apache": '<Location "{prefix}/metrics">\n    Require all denied\n</Location>',
         "caddy": "respond {prefix}/metrics 403",
-        "": "let the proxy refuse {prefix}/metrics",
+        "": "configure the proxy to deny {prefix}/metrics",
     },
 }
-"""By the kind of problem, then by proxy; the empty name stands for any other proxy."""
+"""By kind of problem, then by proxy; the empty name is for all other proxies."""
 
-# A proxy sets these headers; it must remove every other forwarded one
+# A proxy sets these headers and must remove all other forwarded ones
 _VALUES: dict[str, Mapping[str, str]] = {
     "nginx": {
         "X-Forwarded-For": "$remote_addr",
@@ -79,16 +79,16 @@ _VALUES: dict[str, Mapping[str, str]] = {
         "X-Forwarded-Prefix": "{prefix}",
     },
     "": {
-        "X-Forwarded-For": "the client's address",
-        "X-Forwarded-Proto": "http or https, as the browser asked",
-        "X-Forwarded-Host": "host and port as the browser sent them",
+        "X-Forwarded-For": "the address of the client",
+        "X-Forwarded-Proto": "the scheme of the request, http or https",
+        "X-Forwarded-Host": "the Host header of the request, including the port",
         "X-Forwarded-Prefix": "{prefix}",
     },
 }
 
 
-def recognise(server: str) -> str:
-    """Return which of `PROXIES` sends this ``Server`` header; empty if it is none of them."""
+def detect_proxy(server: str) -> str:
+    """Return which of `PROXIES` sends this ``Server`` header; empty if none does."""
     return _SOFTWARE.get(server.partition("/")[0].strip().lower(), "")
 
 
@@ -97,7 +97,7 @@ class Advice:
     """Remedies for one deployment.
 
     :ivar proxy: one of `PROXIES`, or empty.
-    :ivar prefix: the public prefix, without a final slash.
+    :ivar prefix: the public prefix, without a trailing slash.
     """
 
     proxy: str
@@ -112,7 +112,7 @@ class Advice:
         return lines.get(self.proxy, lines[""]).format(prefix=self.prefix)
 
     def set_headers(self, *names: str) -> str:
-        """Return the lines that set these headers, or remove those that no proxy needs to send."""
+        """Return the lines that set these headers, or remove those that a proxy need not send."""
         return "\n".join(map(self._set_header, names))
 
     def _set_header(self, name: str) -> str:
@@ -124,6 +124,4 @@ class Advice:
                 return f'RequestHeader set {name} "{value}"' if value else f"RequestHeader unset {name}"
             case "caddy":
                 return f"header_up {name} {value}" if value else f"header_up -{name}"
-        return (
-            f"let the proxy set {name} to {value}" if value else f"let the proxy take {name} out of what clients send"
-        )
+        return f"configure the proxy to set {name} to {value}" if value else f"configure the proxy to remove {name}"

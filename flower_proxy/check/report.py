@@ -1,4 +1,4 @@
-"""The launcher's report on a request and on its cluster, requested by ``flower-proxy check``."""
+"""The launcher's report on a request and on the cluster, for ``flower-proxy check``."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 PATH = "/-/check"
-"""Path of the report, below the prefix and apart from all pages of Flower; `Seen.path` returns what follows it."""
+"""Path of the report below the prefix, distinct from Flower's pages; the report echoes it in `Report.path`."""
 
 MAX_DEPTH = 64
 """Levels of arrays and objects that `parse_json` accepts."""
 
-# Larger numbers are neither ports nor times, and not exact as floats
+# Larger numbers are neither ports nor times, and floats do not represent them exactly
 _MAX_NUMBER = 2.0**53
 _JSON_TOKEN = re.compile(rb'\\.|["\[\]{}]', re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeenWorker:
-    """A worker whose events have been received.
+class WorkerReport:
+    """The report on a worker that has sent events.
 
     :ivar alive: whether its heartbeats arrive in time.
     :ivar ahead: seconds by which its clock is ahead of Flower's; None if unknown.
     :ivar task_events: whether its task events are received; None until it has run a task.
-    :ivar celery: its version of Celery.
+    :ivar celery: its Celery version.
     """
 
     name: str
@@ -38,17 +38,18 @@ class SeenWorker:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class Report:
     """The launcher's report. It contains no secrets.
 
-    :ivar peer_port: of the connection, the client's own port without a proxy; None on a unix socket.
-    :ivar headers: the forwarded ones, as received.
-    :ivar path: of the request, below the prefix.
-    :ivar trusted_proxies: the option.
+    :ivar peer: address of the connection's other end: the reverse proxy or, without one, the client.
+    :ivar peer_port: port of the connection's other end; None on a unix socket.
+    :ivar headers: forwarded headers, as received.
+    :ivar path: path of the request, below the prefix.
+    :ivar trusted_proxies: entries of ``--trusted_proxies``.
     :ivar asks: whether authentication is enabled.
-    :ivar user_header: the header in which a trusted proxy names the user; None without ``--auth_header``.
+    :ivar user_header: value of ``--auth_header``; None without it.
     :ivar broker: the problem with the broker; None if it answers.
-    :ivar connected: whether the receiver of events is connected to the broker.
+    :ivar connected: whether the event receiver is connected to the broker.
     :ivar time: seconds since the epoch.
     """
 
@@ -67,7 +68,7 @@ class Seen:
     enable_events: bool
     broker: str | None
     connected: bool
-    workers: tuple[SeenWorker, ...]
+    workers: tuple[WorkerReport, ...]
     time: float
     flower_proxy: str
     flower: str
@@ -75,12 +76,12 @@ class Seen:
 
 
 def parse_json(body: bytes) -> Any:
-    """Parse a document of unknown origin.
+    """Parse untrusted JSON.
 
     :raises ValueError: it is not JSON in UTF-8, or has more than `MAX_DEPTH` levels.
     """
     depth, in_string = 0, False
-    # Python's parser recurses, and its limit depends on the version
+    # Python's parser recurses, with a limit that depends on the version
     for match in _JSON_TOKEN.finditer(body):
         token = match[0]
         if token == b'"':
@@ -92,25 +93,25 @@ def parse_json(body: bytes) -> Any:
     return json.loads(body.decode())
 
 
-def read_seen(document: Any) -> Seen:
+def validate_report(document: Any) -> Report:
     """Validate a report from parsed JSON: every field has its declared type, and numbers are finite.
 
-    :raises TypeError: the document is not a report, or one of another version.
+    :raises TypeError: the document is not a report, or has the fields of another version.
     """
-    seen: Seen = _accept(document, Seen)
-    return seen
+    report: Report = _validate(document, Report)
+    return report
 
 
-def _accept(value: Any, kind: Any) -> Any:
+def _validate(value: Any, kind: Any) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is types.UnionType:
-        return None if value is None else _accept(value, arguments[0])
+        return None if value is None else _validate(value, arguments[0])
     if origin is tuple and isinstance(value, list):
-        return tuple(_accept(item, arguments[0]) for item in value)
+        return tuple(_validate(item, arguments[0]) for item in value)
     if origin is dict and isinstance(value, dict):
-        return {_accept(name, arguments[0]): _accept(item, arguments[1]) for name, item in value.items()}
-    if kind in (Seen, SeenWorker) and isinstance(value, dict) and value.keys() == _types(kind).keys():
-        return kind(**{name: _accept(value[name], type_) for name, type_ in _types(kind).items()})
+        return {_validate(name, arguments[0]): _validate(item, arguments[1]) for name, item in value.items()}
+    if kind in (Report, WorkerReport) and isinstance(value, dict) and value.keys() == _types(kind).keys():
+        return kind(**{name: _validate(value[name], type_) for name, type_ in _types(kind).items()})
     if kind is str and isinstance(value, str) and not re.search("[\ud800-\udfff]", value):
         return value
     if kind is bool and isinstance(value, bool):
@@ -118,7 +119,7 @@ def _accept(value: Any, kind: Any) -> Any:
     is_number = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
     if kind in (int, float) and is_number and abs(value) <= _MAX_NUMBER:
         return value
-    raise TypeError(f"{kind} was expected")
+    raise TypeError(f"expected {kind}")
 
 
 @cache

@@ -1,89 +1,89 @@
-"""The finding where the launcher does not answer."""
+"""The finding if the launcher does not answer."""
 
 from __future__ import annotations
 
 from http import HTTPStatus
 
-from flower_proxy.check.client import Answer, Target
+from flower_proxy.check.client import Response, Target
 from flower_proxy.check.evidence import path_of, resolve
 from flower_proxy.check.findings import Finding, Status
 from flower_proxy.check.report import PATH
 
 
-def not_reached(answer: Answer, health: Answer, target: Target, user: str | None) -> Finding:
-    """Explain why the answer is not the launcher's.
+def not_reached(response: Response, health: Response, target: Target, user: str | None) -> Finding:
+    """Explain why the response is not the launcher's.
 
-    :param answer: to the request for the launcher's report.
+    :param response: to the request for the launcher's report.
     :param health: to the request for Flower's health check.
-    :param user: whose credentials were sent; None if none were.
+    :param user: the user whose credentials were sent; None without credentials.
     """
-    return Finding("launcher", Status.FAILED, *_explain(answer, health, target, user))
+    return Finding("launcher", Status.FAILED, *_explain(response, health, target, user))
 
 
 def timed_out(message: str) -> Finding:
-    """Report that all requests together took too long."""
-    remedy = "look into the logs of the proxy and of flower-proxy for what takes so long, and check again"
+    """Report that the requests together took too long."""
+    remedy = "see the logs of the proxy and of flower-proxy for slow requests, and check again"
     return Finding("launcher", Status.FAILED, message, remedy)
 
 
-def _explain(answer: Answer, health: Answer, target: Target, user: str | None) -> tuple[str, str]:
-    if answer.problem:
-        return answer.problem, ""
-    server = answer.headers.get("server", "").partition("/")[0] or "something"
-    line = _first_line(answer)
-    if answer.is_redirect:
-        return _redirected(resolve(str(target), answer.headers.get("location", "")), target)
-    match answer.status:
+def _explain(response: Response, health: Response, target: Target, user: str | None) -> tuple[str, str]:
+    if response.problem:
+        return response.problem, ""
+    server = response.headers.get("server", "").partition("/")[0] or "an unknown server"
+    line = _first_line(response)
+    if response.is_redirect:
+        return _redirected(resolve(str(target), response.headers.get("location", "")), target)
+    match response.status:
         case HTTPStatus.UNAUTHORIZED:
-            return _unauthorized(answer.headers.get("www-authenticate", ""), user)
+            return _unauthorized(response.headers.get("www-authenticate", ""), user)
         case HTTPStatus.FORBIDDEN | HTTPStatus.TOO_MANY_REQUESTS:
-            return (f"{answer}: {line}", "") if line else (str(answer), f"{server} refuses: look into its log")
+            return (f"{response}: {line}", "") if line else (f"{server} answers {response}", "see its log")
         case HTTPStatus.BAD_GATEWAY | HTTPStatus.SERVICE_UNAVAILABLE | HTTPStatus.GATEWAY_TIMEOUT:
             return (
-                f"{server} answers {answer}: it does not reach flower-proxy",
-                "start flower-proxy, and compare the address that it prints with the one that the proxy passes on to",
+                f"{server} answers {response}: it does not reach flower-proxy",
+                "start flower-proxy, and compare the address that it prints with the proxy's upstream address",
             )
         case HTTPStatus.BAD_REQUEST:
-            return f"{answer}: {line or 'is it https:// there?'}", ""
+            return f"{response}: {line or 'use https:// if the server expects TLS'}", ""
     if health.is_ok and health.text.strip() == "OK":
-        return f"Flower answers at {target}, but not flower-proxy", "start flower-proxy in place of celery flower"
-    if 'name="flower-page"' in answer.text:
+        return f"Flower answers at {target}, but without flower-proxy", "start flower-proxy instead of 'celery flower'"
+    if 'name="flower-page"' in response.text:
         return (
-            f"Flower answers, but finds no page at {target}",
+            f"Flower answers, but has no page at {target}",
             f"start flower-proxy with --url_prefix={target.prefix}",
         )
     return (
-        f"{server} answers {answer}, which is not Flower",
-        f"look for a mistake in the address; otherwise let the proxy pass {target.prefix}/ on to flower-proxy",
+        f"{server} answers {response}, but is not Flower",
+        f"check the URL for mistakes, and configure the proxy to pass {target.prefix}/ on to flower-proxy",
     )
 
 
-def _redirected(leads_to: str, target: Target) -> tuple[str, str]:
-    if path_of(leads_to).endswith(PATH):
-        return f"{target} leads to {leads_to.removesuffix(PATH)}/", "check that address"
-    # The query of a login page carries states and client IDs, which do not belong in a report
+def _redirected(location: str, target: Target) -> tuple[str, str]:
+    if path_of(location).endswith(PATH):
+        return f"{target} redirects to {location.removesuffix(PATH)}/", "check that URL instead"
+    # The query of a login page contains OAuth state and client ID, which do not belong in a report
     return (
-        f"a page to log in at, {leads_to.partition('?')[0]}, is in front of Flower",
-        "check an address at which Flower itself asks for a password, such as the one that the proxy passes on to",
+        f"the proxy redirects to a login page, {location.partition('?')[0]}",
+        "check an address without that login, such as the proxy's upstream address",
     )
 
 
 def _unauthorized(challenge: str, user: str | None) -> tuple[str, str]:
     if 'realm="flower"' not in challenge:
-        scheme = challenge.partition(" ")[0] or "somebody"
+        scheme = challenge.partition(" ")[0] or "unknown scheme"
         return (
-            f"the proxy asks for a password of its own ({scheme}), and does not take this one",
-            "use one file of users for both, as examples/nginx/auth_basic.conf does",
+            f"the proxy itself requires authentication ({scheme}), and rejects this request",
+            "use one password file for the proxy and Flower, as in examples/nginx/auth_basic.conf",
         )
     if user is None:
-        return "a password is asked for", "say who you are: --user NAME"
+        return "Flower requires authentication", "add --user NAME"
     return (
-        f"the password of {user}, or the name, is wrong",
-        "try again; the one that is made up is in Flower's first lines",
+        f"Flower rejects the user {user} or the password",
+        "try again; flower-proxy prints a generated password at start-up",
     )
 
 
-def _first_line(answer: Answer) -> str:
-    if not answer.headers.get("content-type", "").startswith("text/plain"):
+def _first_line(response: Response) -> str:
+    if not response.headers.get("content-type", "").startswith("text/plain"):
         return ""
-    return answer.text.strip().partition("\n")[0][:300]
+    return response.text.strip().partition("\n")[0][:300]

@@ -1,4 +1,4 @@
-"""``flower-proxy check``: check a deployment from a user's machine."""
+"""The ``flower-proxy check`` command."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 from flower_proxy.auth.passwords import CredentialsError, check_user
 from flower_proxy.check.checks import CHECKS
 from flower_proxy.check.client import CheckTimeoutError, Client, parse_target
-from flower_proxy.check.evidence import ask_launcher, gather
+from flower_proxy.check.evidence import gather, request_report
 from flower_proxy.check.findings import Finding, Status
 from flower_proxy.check.remedies import PROXIES
 from flower_proxy.check.unreached import not_reached, timed_out
@@ -22,19 +22,19 @@ from flower_proxy.cli.hash_password import ask_password, read_password
 
 _COLOURS = {Status.PASSED: "green", Status.WARNING: "yellow", Status.FAILED: "red", Status.SKIPPED: "bright_black"}
 
-# Characters; a server chooses the length of its names
-_MAX_LINE = 2000
+# Characters; names in a report can have any length
+_MAX_LINE_LENGTH = 2000
 
 
 @click.command("check")
 @click.argument("url")
-@click.option("--user", metavar="NAME", help="who to enter as; the password is asked for, or read from standard input")
-@click.option("--proxy", type=click.Choice(PROXIES), help="which one it is, where its answers do not say so")
+@click.option("--user", metavar="NAME", help="username; the password is prompted for, or read from standard input")
+@click.option("--proxy", type=click.Choice(PROXIES), help="reverse proxy software; default: from its Server header")
 @click.option(
-    "--ca", type=click.Path(exists=True, dir_okay=False), help="certificates to trust, in place of the system's"
+    "--ca", type=click.Path(exists=True, dir_okay=False), help="CA certificates to trust (PEM), instead of the system's"
 )
-@click.option("--insecure", is_flag=True, help="take any certificate")
-@click.option("--json", "as_json", is_flag=True, help="print a list for machines: name, status, message, remedy")
+@click.option("--insecure", is_flag=True, help="do not verify the certificate")
+@click.option("--json", "as_json", is_flag=True, help="print the findings as JSON: name, status, message, remedy")
 @click.pass_context
 def check(
     ctx: click.Context,
@@ -45,10 +45,10 @@ def check(
     insecure: bool,
     as_json: bool,
 ) -> None:
-    """Look at Flower at URL as a browser does, and say what is wrong and what to add to the proxy.
+    """Check a deployment through its public URL, and print what to change in the proxy.
 
-    URL is the address that people use, such as https://example.com/flower/. Nothing on the cluster is changed. The exit
-    status is 0 if nothing has failed, else 1.
+    URL is the address that browsers use, such as https://example.com/flower/. The check changes nothing on the cluster.
+    The exit status is 1 if a check failed, else 0.
     """
     try:
         target = parse_target(url)
@@ -65,19 +65,19 @@ def check(
 
 
 def run_checks(client: Client, *, user: str | None = None, proxy: str = "") -> list[Finding]:
-    """Make all requests, and examine the answers.
+    """Send all requests, and examine the responses.
 
-    :param user: whose credentials the client sends; None if it sends none.
+    :param user: the user whose credentials the client sends; None without credentials.
     :param proxy: as for `Checklist.examine`.
     :returns: one finding per check, or a single one if the launcher does not answer.
     """
     try:
-        answer, now = ask_launcher(client)
-        if (seen := answer.seen) is not None:
-            return CHECKS.examine(gather(client, answer, seen, now), proxy)
+        response, now = request_report(client)
+        if (report := response.report) is not None:
+            return CHECKS.examine(gather(client, response, report, now), proxy)
         healthcheck = f"{client.target.prefix}/healthcheck"
-        health = answer if answer.problem else client.ask(healthcheck, authenticated=False)
-        return [not_reached(answer, health, client.target, user)]
+        health = response if response.problem else client.request(healthcheck, authenticated=False)
+        return [not_reached(response, health, client.target, user)]
     except CheckTimeoutError as error:
         return [timed_out(str(error))]
 
@@ -92,8 +92,8 @@ def show(findings: Iterable[Finding]) -> None:
 
 
 def _printable(text: str) -> str:
-    # Parts of it come from a server that is not trusted: they must not steer the terminal
-    shown = text if len(text) <= _MAX_LINE else f"{text[:_MAX_LINE]}..."
+    # Text from an untrusted server must not contain terminal control sequences
+    shown = text if len(text) <= _MAX_LINE_LENGTH else f"{text[:_MAX_LINE_LENGTH]}..."
     return "".join(letter if letter.isprintable() else "?" for letter in shown)
 
 
@@ -111,7 +111,7 @@ def _tls(ca: Path | None, insecure: bool) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=ca)
     except ssl.SSLError:
-        raise ValueError(f"--ca: {str(ca)!r} holds no certificates in PEM form") from None
+        raise ValueError(f"--ca: {str(ca)!r} contains no certificates in PEM format") from None
     if insecure:
         context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     return context

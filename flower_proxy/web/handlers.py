@@ -14,7 +14,7 @@ from tornado.web import stream_request_body
 from flower_proxy import __version__
 from flower_proxy._flower import BaseHandler, Metrics, flower_version
 from flower_proxy.auth.policy import Permission
-from flower_proxy.check.report import Seen, SeenWorker
+from flower_proxy.check.report import Report, WorkerReport
 from flower_proxy.proxy.headers import HEADERS
 from flower_proxy.web.mixins import SecurityHeadersMixin
 
@@ -81,7 +81,7 @@ class Check(BaseHandler):
         """Handle GET: send the report as JSON."""
         app, location, headers = self.application, self.location, self.request.headers
         address = getattr(getattr(self.request.connection, "context", None), "address", None)
-        seen = Seen(
+        seen = Report(
             peer=location.peer,
             peer_port=address[1] if isinstance(address, tuple) else None,
             trusted=location.trusted,
@@ -110,10 +110,10 @@ class Check(BaseHandler):
         """Handle POST like GET: it shows that the proxy passes POST requests on, and changes nothing."""
         self.get()
 
-    def _workers(self) -> Iterable[SeenWorker]:
+    def _workers(self) -> Iterable[WorkerReport]:
         app = self.application
         for name, worker in app.events.state.workers.items():
-            yield SeenWorker(
+            yield WorkerReport(
                 name=name,
                 alive=worker.alive,
                 ahead=worker.ahead,
