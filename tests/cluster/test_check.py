@@ -1,9 +1,9 @@
-"""``flower-proxy check``: each line comes up when what it is about is broken, and no other."""
+"""``flower-proxy check``: each defect fails its own check and no other."""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import io
 import re
 import subprocess
 import sys
@@ -17,12 +17,13 @@ import pytest
 from click.testing import CliRunner
 
 from flower_proxy.cli.check import check
+from flower_proxy.cli.main import main
 from tests.support import proxies
 from tests.support.clock import Clock
-from tests.support.examples import FILES, read, standing
+from tests.support.doctor import PASSWORD, ask
+from tests.support.examples import read
 from tests.support.processes import PROJECT, Address, free_port, program, running, stop, wait_until
 from tests.support.programs import (
-    CREDENTIALS,
     USER,
     Broker,
     Flower,
@@ -35,7 +36,6 @@ from tests.support.programs import (
 from tests.support.standins import CutOff, serving
 
 PREFIX = "/flower"
-PASSWORD = CREDENTIALS.partition(":")[2]
 CHECKS = [
     *("launcher", "trust", "scheme", "host", "prefix", "slash", "client", "forwarded", "static", "compression"),
     *(
@@ -53,60 +53,41 @@ CHECKS = [
         "versions",
     ),
 ]
-TRUSTED = "127.0.0.0/8,::1,unix"
-
-
-@dataclass(frozen=True)
-class Found:
-    """What the command said."""
-
-    exit_code: int
-    findings: Sequence[Mapping[str, str]]
-
-    def named(self, status: str) -> list[str]:
-        return [finding["name"] for finding in self.findings if finding["status"] == status]
-
-    @property
-    def wrong(self) -> list[str]:
-        """The names and statuses of what is not as it should be."""
-        return [f"{f['status']} {f['name']}" for f in self.findings if f["status"] in ("warning", "failed")]
-
-    def __getitem__(self, name: str) -> Mapping[str, str]:
-        return next(finding for finding in self.findings if finding["name"] == name)
-
-
-def ask(url: str, *options: str, user: str = USER, password: str = PASSWORD) -> Found:
-    arguments = ["--json", *(["--user", user] if user else []), *options, url]
-    result = CliRunner().invoke(check, arguments, input=f"{password}\n")
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return Found(result.exit_code, json.loads(result.stdout))
 
 
 @contextlib.contextmanager
-def proxied(config: str, flower: Flower, folder: Path, *, tls: bool = False) -> Iterator[str]:
-    """Run nginx with this configuration, and tell where it is."""
-    public = Address(free_port(), tls=tls)
-    listen = f"listen {public} {'ssl' if tls else ''};"
-    config = substitute(config, {"listen 80;": listen, "127.0.0.1:5555": str(flower.address)})
-    with nginx(config, folder, ready=public):
-        yield f"{'https' if tls else 'http'}://localhost:{public.port}{PREFIX}/"
+def proxied(config: str, flower: Flower, folder: Path) -> Iterator[str]:
+    """Run nginx with this configuration, and yield the URL of Flower behind it."""
+    public = Address(free_port())
+    with nginx(listening(config, flower, public), folder, ready=public):
+        yield url_of(public)
+
+
+def listening(config: str, flower: Flower, public: Address) -> str:
+    """Let a server configuration listen at this address in front of this Flower."""
+    listen = f"listen {public} {'ssl' if public.tls else ''};"
+    return substitute(config, {"listen 80;": listen, "127.0.0.1:5555": str(flower.address)})
+
+
+def url_of(public: Address) -> str:
+    return f"{'https' if public.tls else 'http'}://localhost:{public.port}{PREFIX}/"
 
 
 def substitute(config: str, changes: Mapping[str, str]) -> str:
-    """Make changes to what is there; what is not there says something else by now."""
+    """Replace each key by its value; every key must be in the configuration."""
     missing = [old for old in changes if old not in config]
     assert not missing, f"not in the configuration: {missing}"
     return proxies.substitute(config, changes)
 
 
 def healthy() -> str:
-    """The README's block, in a server."""
+    """Return the README's configuration, in a server."""
     config, _ = read("README.md")
     return config
 
 
 def apply(config: str, remedy: str) -> str:
-    """Put what a remedy says into the configuration, in place of what is there about the same thing."""
+    """Insert the lines of a remedy in place of existing ones for the same header or location."""
     for line in remedy.splitlines():
         if line.startswith("location ^~"):
             config = config.replace("location /flower/ {", line)
@@ -131,67 +112,80 @@ def flower(worker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield flower
 
 
-# A healthy one
+@pytest.fixture(scope="module")
+def urls(
+    flower: Flower, certificate: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mapping[str, str]]:
+    """Run one nginx with a server for each misconfiguration and two healthy ones; yield URLs by name."""
+    servers = {case.id: (substitute(healthy(), case.changes), case.tls) for case in MISCONFIGURATIONS}
+    servers |= {"http": (healthy(), False), "https": (healthy(), True)}
+    addresses = {name: Address(free_port(), tls=tls) for name, (_, tls) in servers.items()}
+    configs = [listening(config, flower, addresses[name]) for name, (config, _) in servers.items()]
+    config = "\n".join([with_certificate(certificate), *configs])
+    with nginx(config, tmp_path_factory.mktemp("nginx"), ready=addresses["http"]):
+        yield {name: url_of(address) for name, address in addresses.items()}
 
 
-@pytest.mark.parametrize("tls", [False, True], ids=["http", "https"])
-def test_a_healthy_deployment_passes(flower: Flower, certificate: tuple[Path, Path], tmp_path: Path, tls: bool) -> None:
-    certfile, keyfile = certificate
-    config = f"ssl_certificate {certfile}; ssl_certificate_key {keyfile}; {healthy()}"
-    with proxied(config, flower, tmp_path, tls=tls) as url:
-        found = ask(url, *([f"--ca={certfile}"] if tls else []))
+def with_certificate(certificate: tuple[Path, Path]) -> str:
+    return "ssl_certificate {}; ssl_certificate_key {};".format(*certificate)
+
+
+# A healthy deployment
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_healthy_deployment_passes(urls: Mapping[str, str], certificate: tuple[Path, Path], scheme: str) -> None:
+    found = ask(urls[scheme], *([f"--ca={certificate[0]}"] if scheme == "https" else []))
     assert (found.exit_code, found.named("passed")) == (0, CHECKS), found
 
 
-def test_readme_sample_matches_the_output(flower: Flower, tmp_path: Path) -> None:
-    """The port is lost; "…" in the sample stands for any lines."""
-    config = substitute(healthy(), {"X-Forwarded-Host   $http_host": "X-Forwarded-Host $host"})
-    with proxied(config, flower, tmp_path) as url:
-        command = [sys.executable, "-m", "flower_proxy", "check", url, "--user", USER]
-        ended = subprocess.run(command, input=f"{PASSWORD}\n", capture_output=True, text=True, timeout=60)
-    assert (ended.returncode, ended.stderr) == (1, "")
+def test_readme_sample_matches_the_output(urls: Mapping[str, str]) -> None:
+    """The README shows a proxy that loses the port; "…" in the sample stands for any lines."""
+    url = urls["host-without-port"]
+    command = [sys.executable, "-m", "flower_proxy", "check", url, "--user", USER]
+    result = subprocess.run(command, input=f"{PASSWORD}\n", capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (1, "")
     (sample,) = re.findall(
         r"<!-- check -->\n```\n(.*?)```\n<!-- /check -->", (PROJECT / "README.md").read_text(), re.DOTALL
     )
     port = url.split(":")[2].partition("/")[0]
-    output = f"$ flower-proxy check {url} --user {USER}\nPassword:\n{ended.stdout}"
+    output = f"$ flower-proxy check {url} --user {USER}\nPassword:\n{result.stdout}"
     parts = sample.split("…\n")
-    pattern = "(?:.*\n)*?".join(map(re.escape, parts))
     assert len(parts) > 1
-    assert re.fullmatch(pattern, re.sub(rf":{port}\b", ":8080", output)), output
+    assert re.fullmatch("(?:.*\n)*?".join(map(re.escape, parts)), re.sub(rf":{port}\b", ":8080", output)), output
 
 
 @pytest.mark.parametrize("color", [False, True])
-def test_colours_are_for_terminals(flower: Flower, color: bool) -> None:
+def test_output_is_coloured_only_on_terminals(flower: Flower, color: bool) -> None:
     url = f"http://{flower.address}{PREFIX}"
     result = CliRunner().invoke(check, ["--user", USER, url], input=f"{PASSWORD}\n", color=color)
     assert ("\x1b[32mpassed" in result.stdout) is color
     assert PASSWORD not in result.stdout
 
 
-# A broken proxy
+# A misconfigured proxy
 
 
 @dataclass(frozen=True)
-class Breakage:
-    """One thing that is wrong with nginx.
+class Misconfiguration:
+    """A defect of the nginx configuration.
 
-    :ivar changes: what stands in place of what in the healthy file.
-    :ivar wrong: the one line that comes up.
-    :ivar says: a part of it.
+    :ivar changes: text of the healthy configuration, and its replacement.
+    :ivar wrong: status and name of the only finding.
+    :ivar message: part of its message.
+    :ivar manual: whether the remedy is an instruction instead of configuration lines.
     """
 
     id: str
     changes: Mapping[str, str]
     wrong: str
-    says: str
+    message: str
     tls: bool = False
-    # whether what to do is for a person to do
-    by_hand: bool = False
+    manual: bool = False
 
 
-def no_header(name: str) -> dict[str, str]:
-    """Take the line out that sets a header."""
+def without_header(name: str) -> dict[str, str]:
+    """Remove the line that sets a header."""
     (line,) = re.findall(rf"proxy_set_header {name} .*?;", healthy())
     return {line: ""}
 
@@ -204,123 +198,147 @@ def for_static_files(text: str) -> dict[str, str]:
     return {"location = /flower/metrics": f"location /flower/static/ {{ {text} }} location = /flower/metrics"}
 
 
-NO_SLASH = re.findall(r"location = /flower \{.*?\}", healthy())[0]
+REDIRECT = re.findall(r"location = /flower \{.*?\}", healthy())[0]
 PASS = "proxy_pass http://127.0.0.1:5555;"
 
-BREAKAGES = [
-    Breakage(
-        "the-port-is-lost", {"X-Forwarded-Host   $http_host": "X-Forwarded-Host $host"}, "failed host", "localhost,"
-    ),
-    Breakage(
-        "no-host",
-        {**no_header("Host"), **no_header("X-Forwarded-Host")},
+MISCONFIGURATIONS = [
+    Misconfiguration(
+        "host-without-port",
+        {"X-Forwarded-Host   $http_host": "X-Forwarded-Host $host"},
         "failed host",
-        "Flower takes its host for 127.0.0.1",
+        "the host localhost, but",
     ),
-    Breakage("no-scheme", no_header("X-Forwarded-Proto"), "failed scheme", "Flower takes it for http", tls=True),
-    Breakage(
-        "another-scheme", {"X-Forwarded-Proto  $scheme": "X-Forwarded-Proto https"}, "failed scheme", "asked by http"
+    Misconfiguration(
+        "missing-host",
+        {**without_header("Host"), **without_header("X-Forwarded-Host")},
+        "failed host",
+        "Flower sees the host 127.0.0.1",
     ),
-    Breakage("another-prefix", {"X-Forwarded-Prefix /flower": "X-Forwarded-Prefix /other"}, "failed prefix", "/other"),
-    Breakage("no-redirect", {NO_SLASH: "location = /flower { return 404; }"}, "failed slash", "answered with 404"),
-    Breakage(
-        "the-redirect-loses-the-port",
-        {NO_SLASH: "port_in_redirect off; location = /flower { return 301 /flower/; }"},
+    Misconfiguration(
+        "missing-scheme", without_header("X-Forwarded-Proto"), "failed scheme", "Flower sees the scheme http,", tls=True
+    ),
+    Misconfiguration(
+        "wrong-scheme",
+        {"X-Forwarded-Proto  $scheme": "X-Forwarded-Proto https"},
+        "failed scheme",
+        "but the URL has http",
+    ),
+    Misconfiguration(
+        "wrong-prefix", {"X-Forwarded-Prefix /flower": "X-Forwarded-Prefix /other"}, "failed prefix", "/other"
+    ),
+    Misconfiguration(
+        "missing-redirect",
+        {REDIRECT: "location = /flower { return 404; }"},
         "failed slash",
-        "leads to http://localhost/flower/",
+        "does not redirect to /flower/: 404",
     ),
-    Breakage("no-client", no_header("X-Forwarded-For"), "failed client", "every client for the proxy, 127.0.0.1"),
-    Breakage("no-scheme-over-http", no_header("X-Forwarded-Proto"), "failed forwarded", "X-Forwarded-Proto"),
-    Breakage("no-prefix", no_header("X-Forwarded-Prefix"), "failed forwarded", "counts: X-Forwarded-Prefix"),
-    Breakage("made-up-host", no_header("X-Forwarded-Host"), "failed forwarded", "counts: X-Forwarded-Host"),
-    Breakage(
-        "nginx-looks-for-files-itself",
+    Misconfiguration(
+        "redirect-without-port",
+        {REDIRECT: "port_in_redirect off; location = /flower { return 301 /flower/; }"},
+        "failed slash",
+        "redirects to http://localhost/flower/",
+    ),
+    Misconfiguration(
+        "missing-client",
+        without_header("X-Forwarded-For"),
+        "failed client",
+        "every client's address as the proxy's, 127.0.0.1",
+    ),
+    Misconfiguration("spoofable-scheme", without_header("X-Forwarded-Proto"), "failed forwarded", "X-Forwarded-Proto"),
+    Misconfiguration(
+        "spoofable-prefix", without_header("X-Forwarded-Prefix"), "failed forwarded", "can spoof X-Forwarded-Prefix"
+    ),
+    Misconfiguration(
+        "spoofable-host", without_header("X-Forwarded-Host"), "failed forwarded", "can spoof X-Forwarded-Host"
+    ),
+    Misconfiguration(
+        "static-location",
         {"location /flower/ {": "location ~ \\.(css|js)$ { root /nowhere; } location /flower/ {"},
         "failed static",
-        "/flower/static/js/theme.js is answered with 404 Not Found",
+        "/flower/static/js/theme.js does not load: 404 Not Found",
     ),
-    Breakage(
-        "the-type-is-lost",
+    Misconfiguration(
+        "wrong-content-type",
         for_static_files(f"{PASS} proxy_hide_header Content-Type; add_header Content-Type text/plain;"),
         "failed static",
-        "comes as text/plain",
-        by_hand=True,
+        "its Content-Type is text/plain",
+        manual=True,
     ),
-    Breakage("no-compression", {"gzip on;": "gzip off;"}, "warning compression", "kilobytes of scripts"),
-    Breakage(
-        "no-cache",
+    Misconfiguration("missing-compression", {"gzip on;": "gzip off;"}, "warning compression", "kB of scripts"),
+    Misconfiguration(
+        "missing-cache",
         for_static_files(f"{PASS} proxy_hide_header Cache-Control; add_header Cache-Control no-store;"),
         "warning cache",
         "Cache-Control is no-store",
-        by_hand=True,
+        manual=True,
     ),
-    Breakage("no-post", in_location("limit_except GET { deny all; }"), "failed post", "403 Forbidden", by_hand=True),
-    Breakage(
-        "nginx-decodes",
+    Misconfiguration(
+        "blocked-post", in_location("limit_except GET { deny all; }"), "failed post", "403 Forbidden", manual=True
+    ),
+    Misconfiguration(
+        "decoded-path",
         {PASS: "proxy_pass http://127.0.0.1:5555/flower/;"},
         "warning encoding",
-        "comes to /a/b",
-        by_hand=True,
+        "arrives as /a/b",
+        manual=True,
     ),
-    Breakage("no-origin", in_location('proxy_set_header Origin "";'), "failed origin", "Origin does", by_hand=True),
-    Breakage(
-        "no-fetch-metadata",
+    Misconfiguration(
+        "missing-origin",
+        in_location('proxy_set_header Origin "";'),
+        "failed origin",
+        "because Origin does not reach Flower",
+        manual=True,
+    ),
+    Misconfiguration(
+        "missing-fetch-metadata",
         in_location('proxy_set_header Sec-Fetch-Site "";'),
         "failed origin",
-        "Sec-Fetch-Site does not arrive",
-        by_hand=True,
+        "because Sec-Fetch-Site does not reach Flower",
+        manual=True,
     ),
-    Breakage("small-bodies", in_location("client_max_body_size 8k;"), "failed body", "413 Request Entity Too Large"),
-    Breakage(
-        "the-proxy-has-a-password",
+    Misconfiguration(
+        "small-body-limit", in_location("client_max_body_size 8k;"), "failed body", "413 Request Entity Too Large"
+    ),
+    Misconfiguration(
+        "proxy-adds-credentials",
         in_location('proxy_set_header Authorization "Basic ZGVtbzpzZWNyZXQ=";'),
         "failed authentication",
-        "sends a password by itself",
-        by_hand=True,
+        "the proxy adds credentials",
+        manual=True,
     ),
 ]
 
 
-@pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in BREAKAGES])
-def test_what_is_broken_comes_up_alone_and_the_remedy_cures_it(
-    flower: Flower, certificate: tuple[Path, Path], tmp_path: Path, case: Breakage
+@pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in MISCONFIGURATIONS])
+def test_misconfiguration_is_reported_with_an_effective_remedy(
+    flower: Flower, urls: Mapping[str, str], certificate: tuple[Path, Path], tmp_path: Path, case: Misconfiguration
 ) -> None:
-    certfile, keyfile = certificate
     options = ["--insecure"] if case.tls else []
-    config = substitute(healthy(), case.changes)
-    config = f"ssl_certificate {certfile}; ssl_certificate_key {keyfile}; {config}"
-    with proxied(config, flower, tmp_path / "broken", tls=case.tls) as url:
-        found = ask(url, *options)
+    found = ask(urls[case.id], *options)
     status, name = case.wrong.split()
     assert found.wrong == [case.wrong], found
-    assert case.says in found[name]["message"]
+    assert case.message in found[name]["message"]
     assert found[name]["remedy"]
     assert found.exit_code == (status == "failed")
-    if not case.by_hand:
-        with proxied(apply(config, found[name]["remedy"]), flower, tmp_path / "cured", tls=case.tls) as url:
-            assert ask(url, *options).wrong == [], found
+    if not case.manual:
+        public = Address(free_port(), tls=case.tls)
+        config = listening(apply(substitute(healthy(), case.changes), found[name]["remedy"]), flower, public)
+        with nginx(with_certificate(certificate) + config, tmp_path, ready=public):
+            assert ask(url_of(public), *options).wrong == [], found
 
 
 # Other proxies, and none
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name != "nginx/auth_request.conf"])
-def test_every_example_passes(worker: Broker, files: dict[str, str], tmp_path: Path, name: str) -> None:
-    with standing(name, worker, files, tmp_path) as example:
-        found = ask(f"{example.place.url}/", "--insecure")
-    assert (found.exit_code, found.wrong, found.named("skipped")) == (0, [], []), found
-
-
-def test_one_that_strips_in_silence_is_told_what_to_add(worker: Broker, tmp_path: Path) -> None:
-    """It works, but with links that are relative."""
+def test_stripping_proxy_without_forwarded_prefix_gets_a_warning(worker: Broker, tmp_path: Path) -> None:
     config, _ = read("nginx/stripped.conf")
-    silent = config.replace("proxy_set_header X-Forwarded-Prefix /flower;", "")
+    broken = config.replace("proxy_set_header X-Forwarded-Prefix /flower;", "")
     with launch("ours", worker, tmp_path / "flower") as flower:
-        flower.watch_tasks(worker)
-        with proxied(silent, flower, tmp_path / "silent") as url:
+        wait_until(lambda: knows_workers(flower), what="Flower knows the worker")
+        with proxied(broken, flower, tmp_path / "broken") as url:
             found = ask(url)
         assert (found.exit_code, found.wrong) == (0, ["warning prefix"]), found
-        with proxied(apply(silent, found["prefix"]["remedy"]), flower, tmp_path / "cured") as url:
+        with proxied(apply(broken, found["prefix"]["remedy"]), flower, tmp_path / "cured") as url:
             assert ask(url).wrong == []
 
 
@@ -349,7 +367,7 @@ def apache(flower: Flower, public: Address, remedies: Sequence[str], folder: Pat
         pytest.param(apache, ["failed forwarded", "warning compression", "warning encoding"], id="apache"),
     ],
 )
-def test_a_proxy_that_was_told_nothing_passes_with_the_lines_for_it(
+def test_unconfigured_proxy_passes_with_the_suggested_lines(
     flower: Flower, tmp_path: Path, command: Callable[..., list[str]], wrong: list[str]
 ) -> None:
     remedies: list[str] = []
@@ -362,105 +380,107 @@ def test_a_proxy_that_was_told_nothing_passes_with_the_lines_for_it(
         remedies = [line for finding in found.findings for line in finding["remedy"].splitlines()]
 
 
-def test_without_a_proxy_only_the_compression_is_missing(flower: Flower) -> None:
+def test_direct_connection_lacks_only_compression(flower: Flower) -> None:
     found = ask(f"http://{flower.address}{PREFIX}")
     assert (found.exit_code, found.wrong) == (0, ["warning compression"]), found
-    assert found["trust"]["message"] == "no proxy is in between"
+    assert found["trust"]["message"] == "there is no reverse proxy"
 
 
-# A launcher that was started otherwise
+# Unsuitable options of flower-proxy
 
 
 HEADER = ["--auth_header=X-Forwarded-User"]
 
 
 @pytest.mark.parametrize(
-    ("options", "authenticates", "wrong", "says"),
+    ("options", "wrong", "message"),
     [
-        pytest.param(["--trusted_proxies=192.0.2.1"], True, "trust", "127.0.0.1 sends X-Forwarded-For", id="trust"),
-        pytest.param(["--metrics_open"], True, "metrics", "open to everybody", id="metrics"),
-        pytest.param(["--no_auth"], False, "authentication", "--no_auth", id="no-auth"),
-        pytest.param(HEADER, True, "authentication", "who sends X-Forwarded-User", id="header"),
+        pytest.param(
+            ["--trusted_proxies=192.0.2.1"], "trust", "127.0.0.1 is not trusted, so its headers are ignored", id="trust"
+        ),
+        pytest.param(["--metrics_open"], "metrics", "/metrics is public", id="metrics"),
+        pytest.param(HEADER, "authentication", "accepted with a spoofed X-Forwarded-User", id="header"),
     ],
 )
-def test_an_option_that_does_not_suit_comes_up_alone(
-    worker: Broker, tmp_path: Path, options: list[str], authenticates: bool, wrong: str, says: str
+def test_unsuitable_option_is_reported(
+    worker: Broker, tmp_path: Path, options: list[str], wrong: str, message: str
 ) -> None:
     config = healthy()
-    with launch(
-        "ours", worker, tmp_path / "flower", url_prefix=PREFIX, authenticates=authenticates, options=options
-    ) as flower:
-        wait_until(lambda: knows_workers(flower), what="Flower hears the worker")
+    with launch("ours", worker, tmp_path / "flower", url_prefix=PREFIX, options=options) as flower:
+        wait_until(lambda: knows_workers(flower), what="Flower knows the worker")
         with proxied(config, flower, tmp_path / "nginx") as url:
             found = ask(url)
         assert found.wrong == [f"failed {wrong}"], found
-        assert says in found[wrong]["message"]
-        if wrong == "metrics" or options == HEADER:
+        assert message in found[wrong]["message"]
+        if wrong != "trust":
             with proxied(apply(config, found[wrong]["remedy"]), flower, tmp_path / "cured") as url:
                 assert ask(url).wrong == []
     if wrong == "trust":
-        told = found[wrong]["remedy"].rpartition(" ")[2]
-        with launch("ours", worker, tmp_path / "again", url_prefix=PREFIX, options=[told]) as flower:
-            wait_until(lambda: knows_workers(flower), what="Flower hears the worker")
+        option = found[wrong]["remedy"].rpartition(" ")[2]
+        with launch("ours", worker, tmp_path / "cured", url_prefix=PREFIX, options=[option]) as flower:
+            wait_until(lambda: knows_workers(flower), what="Flower knows the worker")
             with proxied(config, flower, tmp_path / "nginx") as url:
                 assert ask(url).wrong == []
 
 
 def knows_workers(flower: Flower) -> bool:
-    """Whether a worker is heard of, and the broker has answered."""
-    found = ask(f"http://{flower.address}{PREFIX}")
+    """Return whether events of a worker have been received, and the broker has answered."""
+    found = ask(f"http://{flower.address}{flower.path}")
     return not {"workers", "broker"} & {name for status in ("failed", "skipped") for name in found.named(status)}
 
 
-# A cluster that is not well
+@pytest.fixture(scope="module")
+def public_flower(worker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
+    folder, options = tmp_path_factory.mktemp("public"), ["--no_auth"]
+    with launch("ours", worker, folder, url_prefix=PREFIX, authenticates=False, options=options) as flower:
+        wait_until(lambda: knows_workers(flower), what="Flower knows the worker")
+        yield flower
 
 
-@contextlib.contextmanager
-def cluster(folder: Path, *options: str, env: Mapping[str, str] | None = None) -> Iterator[tuple[Broker, str]]:
-    """A broker and a worker of its own, and Flower without a proxy in front of it."""
-    with (
-        redis(folder) as broker,
-        worker_process(broker, folder, env=env),
-        launch("ours", broker, folder / "flower", url_prefix=PREFIX, options=options) as flower,
-    ):
-        wait_until(lambda: knows_workers(flower), what="Flower hears the worker")
-        yield broker, f"http://{flower.address}{PREFIX}"
+def test_disabled_authentication_is_reported(public_flower: Flower, tmp_path: Path) -> None:
+    with proxied(healthy(), public_flower, tmp_path) as url:
+        found = ask(url)
+    assert found.wrong == ["failed authentication"], found
+    assert "--no_auth" in found["authentication"]["message"]
+
+
+def test_rejection_by_flower_is_shown(public_flower: Flower, tmp_path: Path) -> None:
+    changes = {**without_header("X-Forwarded-Host"), "Host               $http_host": "Host flower.example"}
+    with proxied(substitute(healthy(), changes), public_flower, tmp_path) as url:
+        (finding,) = ask(url, user="").findings
+    assert "add --allowed_hosts=flower.example" in finding["message"]
+
+
+# An unhealthy cluster
 
 
 def failed(url: str) -> list[str]:
     return ask(url).named("failed")
 
 
-def test_events_that_are_off_come_up_and_the_remedy_cures_it(tmp_path: Path) -> None:
-    """As "no task is ever shown" mostly is; a worker that has nothing to do cannot be told from one that is silent."""
+def test_missing_task_events_are_reported(tmp_path: Path) -> None:
+    """An idle worker cannot be distinguished from one that sends no task events."""
     off = {"WITHOUT_TASK_EVENTS": "1"}
+    # The check compares heartbeats
+    options = ["--heartbeat-interval=1"]
     with (
         redis(tmp_path) as broker,
         launch("ours", broker, tmp_path / "flower", url_prefix=PREFIX, options=["--enable_events=false"]) as flower,
     ):
         url = f"http://{flower.address}{PREFIX}"
-        with worker_process(broker, tmp_path / "silent", env=off):
-            wait_until(lambda: knows_workers(flower), what="Flower hears the worker")
+        with worker_process(broker, tmp_path / "broken", env=off, options=options):
+            wait_until(lambda: knows_workers(flower), what="Flower knows the worker")
             found = ask(url)
             assert (found["events"]["status"], found.named("failed")) == ("skipped", []), found
-            wait_until(lambda: broker.run_tasks() and failed(url), what="it is seen that tasks run without events")
+            wait_until(lambda: broker.run_tasks() and failed(url), what="the missing task events are noticed")
             found = ask(url)
             assert found.named("failed") == ["events"]
         assert found["events"]["remedy"].startswith("start the worker with -E,")
-        with worker_process(broker, tmp_path / "cured", env=off, options=["-E"]):
-            wait_until(lambda: broker.run_tasks() and "events" in ask(url).named("passed"), what="events come")
+        with worker_process(broker, tmp_path / "cured", env=off, options=["-E", *options]):
+            wait_until(lambda: broker.run_tasks() and "events" in ask(url).named("passed"), what="task events arrive")
 
 
-def test_no_worker_comes_up(tmp_path: Path) -> None:
-    with redis(tmp_path) as broker, launch("ours", broker, tmp_path / "flower", url_prefix=PREFIX) as flower:
-        url = f"http://{flower.address}{PREFIX}"
-        wait_until(lambda: "broker" in ask(url).named("passed"), what="the broker answers")
-        found = ask(url)
-    assert found.named("failed") == ["workers"]
-    assert found["events"]["message"] == "not looked at, because of workers"
-
-
-def test_a_broker_that_is_gone_comes_up(tmp_path: Path) -> None:
+def test_missing_workers_and_broker_are_reported(tmp_path: Path) -> None:
     port = free_port()
     broker = Broker(f"redis://127.0.0.1:{port}/0")
     with contextlib.ExitStack() as stack:
@@ -468,52 +488,68 @@ def test_a_broker_that_is_gone_comes_up(tmp_path: Path) -> None:
         flower = stack.enter_context(launch("ours", broker, tmp_path / "flower", url_prefix=PREFIX))
         url = f"http://{flower.address}{PREFIX}"
         wait_until(lambda: "broker" in ask(url).named("passed"), what="the broker answers")
+        found = ask(url)
+        assert found.named("failed") == ["workers"]
+        assert found["events"]["message"] == "depends on workers, which did not pass"
         stop(server)
         assert wait_until(lambda: failed(url) != ["workers"] and failed(url), what="it is noticed") == ["broker"]
         assert PASSWORD not in str(ask(url))
 
 
-@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/New_York"])
-def test_a_worker_in_another_time_zone_is_no_problem(tmp_path: Path, zone: str) -> None:
-    with cluster(tmp_path, env={"TZ": zone}) as (_, url):
-        assert "clocks" in ask(url).named("passed")
+@pytest.fixture(scope="module")
+def clocked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Clock, str]]:
+    """Run two workers in different time zones, and Flower; yield the clock of the first worker, and Flower's URL."""
+    folder = tmp_path_factory.mktemp("clocked")
+    clock = Clock(folder)
+    tokyo, new_york = ({"TZ": zone} for zone in ("Asia/Tokyo", "America/New_York"))
+    with (
+        redis(folder) as broker,
+        worker_process(broker, folder / "tokyo", env={**clock.environment, **tokyo}),
+        worker_process(broker, folder / "new-york", name="w2@%h", env=new_york),
+        launch("ours", broker, folder / "flower", url_prefix=PREFIX) as flower,
+    ):
+        url = f"http://{flower.address}{PREFIX}"
+        wait_until(lambda: knows_workers(flower) and "2 online" in ask(url)["workers"]["message"], what="both online")
+        yield clock, url
 
 
-@pytest.mark.parametrize(("step", "told"), [(600, "ahead of"), (-600, "behind")])
-def test_a_worker_whose_clock_is_wrong_comes_up(tmp_path: Path, step: int, told: str) -> None:
-    clock = Clock(tmp_path)
+def test_time_zones_of_workers_do_not_matter(clocked: tuple[Clock, str]) -> None:
+    assert "clocks" in ask(clocked[1]).named("passed")
+
+
+@pytest.mark.parametrize(("step", "direction"), [(600, "ahead of"), (-600, "behind")])
+def test_wrong_clock_of_a_worker_is_reported(clocked: tuple[Clock, str], step: int, direction: str) -> None:
+    clock, url = clocked
     clock.step(step)
-    with cluster(tmp_path, env=clock.environment) as (_, url):
+    try:
+        wait_until(lambda: direction in ask(url)["clocks"]["message"], what="Flower receives a heartbeat")
         found = ask(url)
+    finally:
+        clock.step(0)
     assert found.named("failed") == ["clocks"], found
-    assert re.search(rf"the clock of w1@\S+ is (599|600|601) seconds {told} Flower's", found["clocks"]["message"])
+    assert re.search(rf"the clock of w1@\S+ is (599|600|601) seconds {direction} Flower's", found["clocks"]["message"])
+    wait_until(lambda: "clocks" in ask(url).named("passed"), what="the clock is correct again")
 
 
 @pytest.mark.parametrize("seconds", [600, -600])
-def test_a_clock_that_is_wrong_here_comes_up(
-    flower: Flower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: int
-) -> None:
+def test_wrong_local_clock_is_reported(urls: Mapping[str, str], monkeypatch: pytest.MonkeyPatch, seconds: int) -> None:
     monkeypatch.setattr("flower_proxy.check.evidence.time", SimpleNamespace(time=lambda: time.time() + seconds))
-    with proxied(healthy(), flower, tmp_path) as url:
-        found = ask(url)
+    found = ask(urls["http"])
     assert found.wrong == ["failed clocks"], found
-    assert f"seconds {'behind' if seconds > 0 else 'ahead of'} that of this machine" in found["clocks"]["message"]
+    assert f"seconds {'behind' if seconds > 0 else 'ahead of'} this machine's" in found["clocks"]["message"]
 
 
-def test_another_version_than_the_one_that_checks_comes_up(
-    flower: Flower, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_version_of_flower_proxy_is_reported(urls: Mapping[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flower_proxy.check.checks.__version__", "99.0")
-    with proxied(healthy(), flower, tmp_path) as url:
-        found = ask(url)
+    found = ask(urls["http"])
     assert (found.exit_code, found.wrong) == (0, ["warning versions"]), found
-    assert "checked by 99.0" in found["versions"]["message"]
+    assert "checked with flower-proxy 99.0" in found["versions"]["message"]
 
 
-# Somebody else answers, or nobody
+# Other servers, and none
 
 
-ELSEWHERE = """
+OTHER_SERVERS = """
   server { listen 80;
     location = /flower/login-page/-/check { return 302 https://login.example/authorize?state=secret; }
     location = /flower/moved/-/check { return 301 /flower/new/-/check; }
@@ -528,115 +564,112 @@ ELSEWHERE = """
 
 
 @pytest.fixture(scope="module")
-def elsewhere(flower: Flower, worker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Where nginx answers in many ways that are not Flower's."""
-    folder = tmp_path_factory.mktemp("elsewhere")
+def other_servers(flower: Flower, worker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run nginx with responses that are not flower-proxy's, and yield its URL."""
+    folder = tmp_path_factory.mktemp("other")
     (folder / "users").touch()
     with launch("stock", worker, folder / "stock", url_prefix=PREFIX) as stock:
         config = substitute(
-            ELSEWHERE, {"USERS": str(folder / "users"), "CLOSED": str(free_port()), "STOCK": str(stock.address)}
+            OTHER_SERVERS, {"USERS": str(folder / "users"), "CLOSED": str(free_port()), "STOCK": str(stock.address)}
         )
         with proxied(config, flower, folder) as url:
             yield url
 
 
 @pytest.mark.parametrize(
-    ("path", "says", "remedy"),
+    ("path", "message", "remedy"),
     [
-        pytest.param("login-page/", "a page to log in at, https://login.example/authorize,", "", id="login-page"),
-        pytest.param("moved/", "/flower/moved/ leads to http://localhost:", "check that address", id="moved"),
-        pytest.param("private/", "the proxy asks for a password of its own", "one file of users", id="auth-basic"),
+        pytest.param(
+            "login-page/", "the proxy redirects to a login page, https://login.example/authorize", "", id="login-page"
+        ),
+        pytest.param("moved/", "/flower/moved/ redirects to http://localhost:", "check that URL", id="moved"),
+        pytest.param(
+            "private/", "the proxy itself requires authentication (Basic)", "one password file", id="auth-basic"
+        ),
         pytest.param("down/", "nginx answers 502 Bad Gateway: it does not reach flower-proxy", "start", id="502"),
-        pytest.param("text/", "nginx answers 200 OK, which is not Flower", "mistake in the address", id="other"),
-        pytest.param("nothing/", "nginx answers 404 Not Found, which is not Flower", "pass /flower/nothing/", id="404"),
-        pytest.param("closed/", "403 Forbidden", "nginx refuses", id="403"),
-        pytest.param("prefix/", "Flower answers, but finds no page at", "--url_prefix=/flower/prefix", id="prefix"),
-        pytest.param("stock/", "but not flower-proxy", "in place of celery flower", id="stock"),
+        pytest.param("text/", "nginx answers 200 OK, but is not Flower", "check the URL", id="other"),
+        pytest.param("nothing/", "nginx answers 404 Not Found, but is not Flower", "pass /flower/nothing/", id="404"),
+        pytest.param("closed/", "nginx answers 403 Forbidden", "see its log", id="403"),
+        pytest.param("prefix/", "Flower answers, but has no page at", "--url_prefix=/flower/prefix", id="prefix"),
+        pytest.param("stock/", "but without flower-proxy", "instead of 'celery flower'", id="stock"),
     ],
 )
-def test_who_else_answers_is_said_in_one_line(elsewhere: str, path: str, says: str, remedy: str) -> None:
-    found = ask(elsewhere + path)
+def test_response_of_another_server_is_explained(other_servers: str, path: str, message: str, remedy: str) -> None:
+    found = ask(other_servers + path)
     (finding,) = found.findings
     assert (finding["name"], finding["status"], found.exit_code) == ("launcher", "failed", 1)
-    assert says in finding["message"]
+    assert message in finding["message"]
     assert remedy in finding["remedy"]
     assert "\n" not in finding["message"]
     assert "secret" not in str(found)
 
 
 @pytest.mark.parametrize(
-    ("user", "password", "says", "remedy"),
+    ("user", "password", "message", "remedy"),
     [
-        pytest.param("", "", "a password is asked for", "--user NAME", id="nobody"),
-        pytest.param(USER, "wrong", "the password of demo, or the name, is wrong", "made up", id="wrong"),
+        pytest.param("", "", "Flower requires authentication", "--user NAME", id="no-user"),
+        pytest.param(USER, "wrong", "Flower rejects the user demo or the password", "generated password", id="wrong"),
     ],
 )
-def test_a_password_that_does_not_fit_is_said(flower: Flower, user: str, password: str, says: str, remedy: str) -> None:
+def test_rejected_credentials_are_reported(flower: Flower, user: str, password: str, message: str, remedy: str) -> None:
     (finding,) = ask(f"http://{flower.address}{PREFIX}", user=user, password=password).findings
-    assert says in finding["message"]
+    assert message in finding["message"]
     assert remedy in finding["remedy"]
 
 
-def test_a_refusal_of_the_launcher_is_passed_on(worker: Broker, tmp_path: Path) -> None:
-    changes = {**no_header("X-Forwarded-Host"), "Host               $http_host": "Host flower.example"}
-    with (
-        launch("ours", worker, tmp_path, url_prefix=PREFIX, authenticates=False, options=["--no_auth"]) as flower,
-        proxied(substitute(healthy(), changes), flower, tmp_path / "nginx") as url,
-    ):
-        (finding,) = ask(url, user="").findings
-    assert "add --allowed_hosts=flower.example" in finding["message"]
-
-
-def test_what_cannot_be_reached_is_said(flower: Flower, certificate: tuple[Path, Path], tmp_path: Path) -> None:
-    config = "ssl_certificate {}; ssl_certificate_key {}; {}".format(*certificate, healthy())
-    with proxied(config, flower, tmp_path / "tls", tls=True) as https, proxied(config, flower, tmp_path / "no") as http:
-        said = {
-            "nobody listens at": ask(f"http://127.0.0.1:{free_port()}/flower/"),
-            "the name flower.invalid is not known": ask("http://flower.invalid/flower/"),
-            "does not speak TLS": ask(http.replace("http", "https", 1)),
-            "is not good: self-signed certificate": ask(https),
-            "400 Bad Request": ask(https.replace("https", "http")),
-        }
-    for says, found in said.items():
+def test_unreachable_server_is_explained(urls: Mapping[str, str]) -> None:
+    http, https = urls["http"], urls["https"]
+    results = {
+        "refuses the connection": ask(f"http://127.0.0.1:{free_port()}/flower/"),
+        "the hostname flower.invalid does not resolve": ask("http://flower.invalid/flower/"),
+        "the TLS handshake with localhost": ask(http.replace("http", "https", 1)),
+        "is not valid: self-signed certificate": ask(https),
+        "400 Bad Request": ask(https.replace("https", "http")),
+    }
+    for message, found in results.items():
         assert (len(found.findings), found.exit_code) == (1, 1)
-        assert says in found["launcher"]["message"], found
+        assert message in found["launcher"]["message"], found
 
 
-def test_what_is_not_http_is_said(worker: Broker) -> None:
+def test_other_protocol_is_reported(worker: Broker) -> None:
     found = ask(worker.url.replace("redis:", "http:").replace("/0", "/flower/"), user="")
     assert (len(found.findings), found.exit_code) == (1, 1)
-    assert "does not speak HTTP" in found["launcher"]["message"]
+    assert "does not answer in HTTP" in found["launcher"]["message"]
 
 
-def test_an_answer_that_is_cut_off_is_said() -> None:
+def test_incomplete_response_is_reported() -> None:
     with serving(CutOff) as address:
         found = ask(f"http://{address}/flower/")
-    assert (found["launcher"]["message"], found.exit_code) == ("the answer is cut off", 1)
+    assert (found["launcher"]["message"], found.exit_code) == ("the response is incomplete", 1)
 
 
 # The command
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         pytest.param([], "Missing argument 'URL'", id="none"),
-        pytest.param(["ftp://example.com/flower"], "'ftp://example.com/flower' is not an address such as", id="ftp"),
-        pytest.param(["example.com/flower"], "is not an address such as https://", id="no-scheme"),
-        pytest.param(["http://me:hidden@example.com/"], "URL holds a password", id="password"),
-        pytest.param(["http://example.com/flower?x=1"], "leave out what stands behind the path", id="query"),
+        pytest.param(["ftp://example.com/flower"], "'ftp://example.com/flower': expected an address such as", id="ftp"),
+        pytest.param(["example.com/flower"], "expected an address such as https://", id="no-scheme"),
+        pytest.param(["http://me:hidden@example.com/"], "URL contains a password", id="password"),
+        pytest.param(["http://example.com/flower?x=1"], "remove the query and the fragment", id="query"),
         pytest.param(["http://example.com:99999/"], "URL 'http://example.com:99999/': Port out of range", id="port"),
-        pytest.param(["http://me:hidden@example.com:99999/"], "URL holds a password", id="password-and-port"),
+        pytest.param(["http://me:hidden@example.com:99999/"], "URL contains a password", id="password-and-port"),
         pytest.param(["--user=a:b", "http://example.com/"], "--user: a colon", id="user"),
         pytest.param(["http://example.com/a\\b/"], "a path such as /flower", id="path"),
-        pytest.param(["--ca=/dev/null", "https://example.com/"], "--ca: '/dev/null' holds no certificates", id="ca"),
+        pytest.param(["--ca=/dev/null", "https://example.com/"], "--ca: '/dev/null' contains no certificates", id="ca"),
         pytest.param(["--proxy=iis", "https://example.com/"], "'iis' is not one of", id="proxy"),
     ],
 )
-def test_wrong_input_is_one_line(arguments: list[str], says: str) -> None:
-    command = [sys.executable, "-m", "flower_proxy", "check", *arguments]
-    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert says in ended.stderr
-    assert len(ended.stderr.splitlines()) == 1
-    assert "hidden" not in ended.stderr
+def test_invalid_input_is_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with pytest.raises(SystemExit) as ended:
+        main(["check", *arguments])
+    output = capsys.readouterr()
+    assert (ended.value.code, output.out) == (2, "")
+    assert message in output.err
+    assert len(output.err.splitlines()) == 1
+    assert "hidden" not in output.err
