@@ -78,7 +78,7 @@ def _unauthorized(challenge: str, user: str | None) -> tuple[str, str]:
     if user is None:
         return "Flower requires authentication", "add --user NAME"
     return (
-        f"Flower rejects the user {user} or the password",
+        f"wrong username or password (user {user})",
         "try again; flower-proxy prints a generated password at start-up",
     )
 

@@ -608,7 +608,7 @@ def test_response_of_another_server_is_explained(other_servers: str, path: str, 
     ("user", "password", "message", "remedy"),
     [
         pytest.param("", "", "Flower requires authentication", "--user NAME", id="no-user"),
-        pytest.param(USER, "wrong", "Flower rejects the user demo or the password", "generated password", id="wrong"),
+        pytest.param(USER, "wrong", "wrong username or password (user demo)", "generated password", id="wrong"),
     ],
 )
 def test_rejected_credentials_are_reported(flower: Flower, user: str, password: str, message: str, remedy: str) -> None:

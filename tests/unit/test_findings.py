@@ -305,8 +305,8 @@ def test_proxies_are_detected_and_others_get_instructions() -> None:
 def modules_loaded_by(name: str) -> set[str]:
     """Return the names of the modules that importing this one loads."""
     code = f"import sys, {name}; print(*sys.modules)"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    return set(ended.stdout.split())
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    return set(result.stdout.split())
 
 
 def test_check_command_loads_neither_flower_nor_tornado_web() -> None:
