@@ -11,7 +11,6 @@ from tests.support.journey import Journey
 from tests.support.programs import Broker
 from tests.support.setups import SETUPS, Setup, standing
 
-
 # They share no server
 SEPARATE = [pytest.param(setup, id=setup.id, marks=pytest.mark.xdist_group(setup.id)) for setup in SETUPS]
 

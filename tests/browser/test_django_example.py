@@ -357,7 +357,7 @@ def test_it_can_be_ended_while_it_is_set_up(tmp_path: Path) -> None:
 
 
 def test_programs_that_are_starting_are_not_waited_for(tmp_path: Path) -> None:
-    """supervisord loses its SIGTERM to programs that it has just started, and waits a minute for the worker."""
+    """A SIGTERM of supervisord to programs that it has just started is lost; it waits a minute for the worker."""
     folder, log, redis = tmp_path / "temporary", tmp_path / "log", tmp_path / "redis-server"
     folder.mkdir()
     redis.write_text(

@@ -7,15 +7,28 @@ import http.client
 import json
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin
 
 import pytest
 
 from tests.support.browser import Browser
 from tests.support.configurations import documents, printed
-from tests.support.examples import BY_PASSWORD, BY_PROVIDER, BY_WORD, CASES, WITH_TLS, Example, read, served, standing
+from tests.support.doctor import ask
+from tests.support.examples import (
+    BY_PASSWORD,
+    BY_PROVIDER,
+    BY_WORD,
+    CASES,
+    FILES,
+    WITH_TLS,
+    Example,
+    read,
+    served,
+    standing,
+)
 from tests.support.journey import Journey
 from tests.support.processes import basic, program, request
 from tests.support.programs import COLLEAGUE, CREDENTIALS, USER, Broker
@@ -25,11 +38,12 @@ from tests.support.standins import HostApplication, IdentityProvider, Mirror, Na
 NAMES, BUTTONS = ".app-nav-secondary .nav-link.text-break", "#main-content .btn"
 
 
-# The tests of one configuration share its servers
-SEPARATE = [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in CASES]
+def grouped(names: Iterable[str]) -> list[Any]:
+    """Return these as parameters; the tests of one configuration share its servers."""
+    return [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
 
 
-@pytest.fixture(scope="module", params=SEPARATE)
+@pytest.fixture(scope="module", params=grouped(CASES))
 def example(
     request: pytest.FixtureRequest, worker: Broker, files: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Example]:
@@ -39,6 +53,12 @@ def example(
 
 def test_a_person_comes_through(example: Example, browser: Browser, tmp_path: Path) -> None:
     assert not Journey(browser, example.place, screenshots=tmp_path).faults()
+
+
+@pytest.mark.parametrize("example", grouped(name for name in FILES if name != "nginx/auth_request.conf"), indirect=True)
+def test_check_passes_for_every_example(example: Example) -> None:
+    found = ask(f"{example.place.url}/", "--insecure")
+    assert (found.exit_code, found.wrong, found.named("skipped")) == (0, [], []), found
 
 
 def test_the_missing_slash_is_added_wherever_people_came_from(example: Example) -> None:
@@ -79,7 +99,7 @@ def test_names_arrive_as_they_were_sent(example: Example) -> None:
 
 
 @pytest.mark.parametrize("names_headers", [False, True], ids=["", "named-in-connection"])
-@pytest.mark.parametrize("name", SEPARATE)
+@pytest.mark.parametrize("name", grouped(CASES))
 def test_flower_is_told_by_the_proxy_and_not_by_the_client(
     name: str, names_headers: bool, files: dict[str, str], tmp_path: Path
 ) -> None:
@@ -190,26 +210,26 @@ def test_scripts_are_compressed(example: Example) -> None:
     assert answer.headers["Content-Encoding"] == "gzip"
 
 
-@pytest.mark.parametrize("example", WITH_TLS, indirect=True)
+@pytest.mark.parametrize("example", grouped(WITH_TLS), indirect=True)
 def test_plain_http_is_sent_to_tls(example: Example) -> None:
     answer = request(example.plain, "/flower/?a=b")
     assert (answer.status, answer.headers["Location"]) == (308, "https://localhost/flower/?a=b")
 
 
-@pytest.mark.parametrize("example", BY_PROVIDER, indirect=True)
+@pytest.mark.parametrize("example", grouped(BY_PROVIDER), indirect=True)
 def test_people_who_are_not_signed_in_are_sent_to_the_identity_provider(example: Example) -> None:
     answer = request(example.public, "/flower/tasks", headers=basic(CREDENTIALS))
     assert (answer.status, answer.headers["Location"]) == (302, "/oauth2/start?rd=/flower/tasks")
 
 
-@pytest.mark.parametrize("example", BY_PROVIDER, indirect=True)
+@pytest.mark.parametrize("example", grouped(BY_PROVIDER), indirect=True)
 def test_the_page_names_whom_the_provider_knows(example: Example, browser: Browser) -> None:
     browser.open(example.place.url)
     browser.wait(lambda: browser.text(NAMES), what="a name")
     assert browser.text(NAMES).split() == [IdentityProvider.USER]
 
 
-@pytest.mark.parametrize("example", BY_PROVIDER, indirect=True)
+@pytest.mark.parametrize("example", grouped(BY_PROVIDER), indirect=True)
 def test_nobody_is_let_in_under_a_name_of_their_own(example: Example) -> None:
     page = example.ask("/flower/", headers={"X-Forwarded-User": "mallory"}).text
     assert IdentityProvider.USER in page
@@ -230,7 +250,7 @@ def test_a_provider_that_names_nobody_does_not_leave_the_name_to_the_client(
     assert not told.get("x-forwarded-user")
 
 
-@pytest.mark.parametrize("example", BY_PASSWORD, indirect=True)
+@pytest.mark.parametrize("example", grouped(BY_PASSWORD), indirect=True)
 def test_one_login_is_for_nginx_and_flower(example: Example, browser: Browser) -> None:
     Journey(browser, example.place).log_in()
     browser.open(example.place.url)
@@ -239,7 +259,7 @@ def test_one_login_is_for_nginx_and_flower(example: Example, browser: Browser) -
     assert {request.status for request in browser.traffic() if request.type == "Document"} <= {200, 308}
 
 
-@pytest.mark.parametrize("example", BY_PASSWORD, indirect=True)
+@pytest.mark.parametrize("example", grouped(BY_PASSWORD), indirect=True)
 @pytest.mark.parametrize("credentials", ["demo:wrong", "demo:", "nobody:secret", ""])
 def test_nobody_comes_past_nginx_without_a_password(example: Example, credentials: str) -> None:
     answer = request(example.public, "/flower/api/workers", headers=basic(credentials) if credentials else {})
@@ -270,7 +290,7 @@ def test_a_viewer_sees_no_button_and_can_press_none(
         assert "read-only access" in answer.text
 
 
-@pytest.mark.parametrize("example", [*BY_PROVIDER, *BY_PASSWORD, *BY_WORD], indirect=True)
+@pytest.mark.parametrize("example", grouped([*BY_PROVIDER, *BY_PASSWORD, *BY_WORD]), indirect=True)
 def test_others_see_the_buttons(example: Example, browser: Browser) -> None:
     journey = Journey(browser, example.place)
     journey.log_in()
@@ -291,7 +311,7 @@ def test_where_proxy_and_flower_have_other_users_flower_takes_the_word_of_the_pr
         assert "mallory" not in page
 
 
-@pytest.mark.parametrize("example", ["nginx/host-application.conf"], indirect=True)
+@pytest.mark.parametrize("example", grouped(["nginx/host-application.conf"]), indirect=True)
 def test_the_host_application_keeps_its_page_and_its_cookie(example: Example, browser: Browser) -> None:
     browser.open(example.place.origin)
     assert browser.text("body") == HostApplication.PAGE
