@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from typing import Any, TypeVar
@@ -51,14 +50,6 @@ class Site:
     def fetch(self, path: str, **kwargs: Any) -> HTTPResponse:
         """Send a request as `ask` does, and return the response."""
         return self.run(partial(self.ask, path, **kwargs))
-
-    def fetch_all(self, requests: list[tuple[str, dict[str, str]]]) -> list[HTTPResponse]:
-        """Request several paths with headers concurrently."""
-
-        async def fetch() -> list[HTTPResponse]:
-            return await asyncio.gather(*(self.ask(path, headers=headers) for path, headers in requests))
-
-        return self.run(fetch)
 
     async def ask(
         self, path: str, *, method: str = "GET", headers: dict[str, str] | None = None, **kwargs: Any

@@ -129,16 +129,30 @@ def test_concurrent_scrapes_share_a_result(
     site: Site, event: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     event("worker-online")
-    calls: list[None] = []
-    families = site.app.monitor.families
+    monitor, calls, requests = site.app.monitor, list[None](), list[None]()
+    families, scrape = monitor.families, monitor.scrape
+    formats = [("/metrics", DEMO), ("/metrics", {**DEMO, "Accept": OPENMETRICS})] * 5
+    all_arrived = asyncio.Event()
 
-    def counted() -> Any:
+    def counted_families() -> Any:
         calls.append(None)
         return families()
 
-    monkeypatch.setattr(site.app.monitor, "families", counted)
-    formats = [("/metrics", DEMO), ("/metrics", {**DEMO, "Accept": OPENMETRICS})]
-    responses = site.fetch_all(formats * 5)
+    async def counted_scrape(**kwargs: Any) -> Any:
+        requests.append(None)
+        if len(requests) == len(formats):
+            all_arrived.set()
+        return await scrape(**kwargs)
+
+    async def fetch_all() -> list[HTTPResponse]:
+        async with monitor._rendering:
+            responses = [asyncio.ensure_future(site.ask(path, headers=headers)) for path, headers in formats]
+            await all_arrived.wait()
+        return await asyncio.gather(*responses)
+
+    monkeypatch.setattr(monitor, "families", counted_families)
+    monkeypatch.setattr(monitor, "scrape", counted_scrape)
+    responses = site.run(fetch_all)
     plain, openmetrics = responses[::2], responses[1::2]
     assert len(calls) == 2, "one for each format"
     assert len({response.body for response in plain}) == len({response.body for response in openmetrics}) == 1
