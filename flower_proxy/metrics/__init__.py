@@ -1,1 +1,1 @@
-"""From events and the broker's answers to the metrics that Prometheus scrapes."""
+"""Prometheus metrics from Celery's events and the broker."""

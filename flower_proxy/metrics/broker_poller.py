@@ -1,4 +1,4 @@
-"""The thread that polls the broker for its queues, and the workers for what they have (P4)."""
+"""Thread that polls the broker for queue lengths and inspects the workers."""
 
 from __future__ import annotations
 
@@ -38,23 +38,23 @@ MAX_QUEUES = 1000
 
 _MAX_PAUSE = 10.0  # seconds
 _NOT_YET = "the broker has not answered yet"
-_WORKERS_TIMEOUT = 1.0  # seconds
-# Beyond what a question may take where it is given up in time, the workers' seconds included
-_PATIENCE = 2 * ANSWER_TIMEOUT
-# A task moves from left to right, so that whoever asks in this order misses none
-_HOLDS = ("scheduled", "reserved", "active")
+_INSPECT_TIMEOUT = 1.0  # seconds
+# Longer than any transport timeout plus `_INSPECT_TIMEOUT`, since not every kombu transport has timeouts
+_POLL_TIMEOUT = 2 * ANSWER_TIMEOUT  # seconds
+# Tasks move from left to right, so inspecting in this order misses none
+_TASK_COMMANDS = ("scheduled", "reserved", "active")
 
 
 @dataclass(frozen=True)
 class QueueFigures:
-    """What is known about queues.
+    """Snapshot of the queues.
 
-    :ivar lengths: messages that wait, by queue; empty while the broker does not answer.
-    :ivar consumers: how many consume a queue, by queue, as the broker says; where it does not say, the workers that
-        consume it. Empty while the broker does not answer.
-    :ivar workers: how many workers consume a queue, by queue.
-    :ivar processes: how many processes, or threads, these have, by queue.
-    :ivar queues_of: the queues that a worker consumes, by worker.
+    :ivar lengths: ready messages by queue; empty while the broker does not answer.
+    :ivar consumers: consumers by queue, counted by the broker; if the transport does not count them, the workers that
+        consume from the queue. Empty while the broker does not answer.
+    :ivar workers: workers that consume from a queue, by queue.
+    :ivar processes: pool processes or threads of these workers, by queue.
+    :ivar queues_of: queues that a worker consumes from, by worker.
     """
 
     lengths: Mapping[str, int] = field(default_factory=dict)
@@ -71,21 +71,20 @@ class _Worker:
 
 
 class BrokerPoller(threading.Thread):
-    """Polls the lengths and consumers of queues. A broker that hangs blocks only this thread.
+    """Polls queue lengths and consumers; an unresponsive broker blocks only this thread.
 
-    The queues are those given, those configured, those that workers consume, and those of `refresh`.
+    It polls the queues in `queues`, in the configuration, consumed by workers, and passed to `refresh`.
 
     :param capp: the Celery application whose broker is polled.
-    :param queues: names of queues in addition to those that are found.
-    :param workers: called in this thread, returns the names of the workers that are online.
-    :param on_held: called in this thread with a worker, the ids of all the tasks it has been given and not finished,
-        and when it was asked, by `time.monotonic`.
-    :param rejections: counts the replies of workers that are rejected, by the reasons of
-        `flower_proxy.events.replies`.
+    :param queues: names of additional queues.
+    :param workers: called in this thread, returns the names of the online workers.
+    :param on_tasks: called in this thread with a worker, the ids of its scheduled, reserved and active tasks, and the
+        `time.monotonic` time of the inspection.
+    :param rejections: counts rejected replies of workers, by the reasons of `flower_proxy.events.replies`.
     :param interval: seconds between two polls of the broker.
-    :param inspect_every: seconds between two inspections of the workers; a new one is inspected at the next poll.
-    :ivar figures: the latest; replaced as a whole, never changed.
-    :ivar answered_at: when the broker last answered, by `time.monotonic`; None before the first time.
+    :param inspect_interval: seconds between two inspections of the workers; a new worker is inspected at the next poll.
+    :ivar figures: the latest snapshot; replaced, never modified.
+    :ivar answered_at: the `time.monotonic` time of the broker's last answer; None before the first one.
     """
 
     def __init__(
@@ -94,85 +93,86 @@ class BrokerPoller(threading.Thread):
         *,
         queues: Sequence[str] = (),
         workers: Callable[[], Collection[str]],
-        on_held: Callable[[str, set[str], float], None],
+        on_tasks: Callable[[str, set[str], float], None],
         rejections: Rejections,
         interval: float = 5.0,
-        inspect_every: float = 15.0,
+        inspect_interval: float = 15.0,
     ) -> None:
         super().__init__(name="broker-poller", daemon=True)
         self.figures = QueueFigures()
         self.answered_at: float | None = None
         self._capp = capp
-        self._given = tuple(queues)
-        self._alive = workers
-        self._on_held, self._rejections = on_held, rejections
+        self._extra_queues = tuple(queues)
+        self._online_workers = workers
+        self._on_tasks, self._rejections = on_tasks, rejections
         self._interval = interval
-        self._inspect_every = inspect_every
+        self._inspect_interval = inspect_interval
         self._stopping, self._wake = threading.Event(), threading.Event()
         self._counted_at = 0.0
-        self._ended = _pending()
-        self._requested: tuple[str, ...] = ()
+        self._poll_ended = _pending()
+        self._requested_queues: tuple[str, ...] = ()
         self._problem: str | None = _NOT_YET
-        self._asking_since: float | None = None
+        self._polling_since: float | None = None
         self._workers: dict[str, _Worker] = {}
-        self._asked: set[str] = set()
+        self._inspected: set[str] = set()
         self._queues: dict[str, None] = {}
         self._inspect_at = 0.0
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with the broker, as one of a few phrases without any part of its URL; None if it answers."""
-        since = self._asking_since
-        if since is not None and time.monotonic() - since > _PATIENCE:
+        """The reason why the broker does not answer, a fixed phrase without any part of its URL; None if it does."""
+        since = self._polling_since
+        if since is not None and time.monotonic() - since > _POLL_TIMEOUT:
             return NO_ANSWER
         return self._problem
 
     def ask_workers(self) -> None:
-        """Inspect all workers at the next poll, even if `inspect_every` is not over."""
+        """Inspect all workers at the next poll, even before `inspect_interval` has passed."""
         self._inspect_at = 0.0
 
     def stop(self) -> None:
-        """End the thread, at once unless the broker keeps it waiting; does not wait for that."""
+        """Tell the thread to end, without waiting for it; a pending answer of the broker delays the end."""
         self._stopping.set()
         self._wake.set()
 
     async def refresh(self, names: Iterable[str], *, timeout: float = ANSWER_TIMEOUT) -> QueueFigures:
-        """Poll the broker now; requests that wait at the same time share a poll.
+        """Poll the broker now; concurrent requests share a poll.
 
-        :param names: queues to count too, from now on.
-        :param timeout: seconds to wait at most.
-        :returns: figures counted after the call; the latest, if `problem` says why or the broker takes longer.
+        :param names: queues to include in this and later polls.
+        :param timeout: maximum number of seconds to wait.
+        :returns: figures counted after the call, or the latest ones after `timeout` or if the poll fails.
         """
-        self._requested = tuple(names)
-        asked_at = time.monotonic()
+        self._requested_queues = tuple(names)
+        requested_at = time.monotonic()
         self._wake.set()
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._counted_after(asked_at), timeout)
+            await asyncio.wait_for(self._counted_after(requested_at), timeout)
         return self.figures
 
     async def _counted_after(self, moment: float) -> None:
         while True:
-            # Read first, so that a poll which ends during the checks is not waited for
-            ended = self._ended
+            # Read first, so that a poll that ends during the checks is not awaited
+            ended = self._poll_ended
             if self._counted_at >= moment or self.problem not in (None, _NOT_YET) or not self.is_alive():
                 return
             await asyncio.wrap_future(ended)
 
     def _end_poll(self) -> None:
-        ended, self._ended = self._ended, _pending()
+        ended, self._poll_ended = self._poll_ended, _pending()
         ended.set_result(None)
 
     def run(self) -> None:
+        """Poll until `stop`; reconnect with back-off after errors."""
         pauses = back_off(_MAX_PAUSE)
         while not self._stopping.is_set():
-            self._asking_since = time.monotonic()
+            self._polling_since = time.monotonic()
             try:
                 with connected(self._capp) as connection:
                     try:
-                        self._watch(connection)
+                        self._poll(connection)
                     except Exception as error:
                         pauses = back_off(_MAX_PAUSE)
-                        # Now, as to close the connection may take as long again
+                        # Closing the connection may take another timeout, so the failure is published first
                         self._fail(error)
                         raise
             except Exception as error:
@@ -182,28 +182,29 @@ class BrokerPoller(threading.Thread):
     def _fail(self, error: Exception) -> None:
         problem = problem_of(error)
         if problem != self._problem:
-            logger.warning("No queue lengths: %s; trying again and again", problem)
-        logger.debug("No queue lengths", exc_info=True)
-        self._asking_since, self._problem = None, problem
-        # Who was asked last may not have got the question
+            logger.warning("Failed to poll the queues (%s); retrying", problem)
+        logger.debug("Failed to poll the queues", exc_info=error)
+        self._polling_since, self._problem = None, problem
+        # The last inspection may have been lost
         self.ask_workers()
-        self.figures = _sum_up({}, self._known_workers(self._alive()), told=False)
+        self.figures = _summarize({}, self._known_workers(self._online_workers()), counts_consumers=False)
         self._end_poll()
 
-    def _watch(self, connection: Connection) -> None:
-        told = connection.transport.driver_type == "amqp"
+    def _poll(self, connection: Connection) -> None:
+        counts_consumers = connection.transport.driver_type == "amqp"
         while not self._stopping.is_set():
-            self._asking_since = time.monotonic()
-            alive = self._alive()
-            self._inspect(connection, alive)
-            workers = self._known_workers(alive)
+            self._polling_since = time.monotonic()
+            online = self._online_workers()
+            self._inspect(connection, online)
+            workers = self._known_workers(online)
             counted_at = time.monotonic()
-            self.figures = _sum_up(self._count(connection, workers), workers, told=told)
+            counted = self._count(connection, workers)
+            self.figures = _summarize(counted, workers, counts_consumers=counts_consumers)
             self._counted_at = counted_at
             self.answered_at = time.monotonic()
             if self._problem not in (None, _NOT_YET):
-                logger.info("The broker answers again")
-            self._asking_since = self._problem = None
+                logger.info("Resumed polling the queues")
+            self._polling_since = self._problem = None
             self._end_poll()
             self._wake.wait(self._interval)
             self._wake.clear()
@@ -212,44 +213,44 @@ class BrokerPoller(threading.Thread):
 
     def _count(self, connection: Connection, workers: Mapping[str, _Worker]) -> dict[str, Counted]:
         consumed = chain.from_iterable(worker.queues for worker in workers.values())
-        found = chain(self._given, list(self._capp.amqp.queues), consumed, self._requested)
-        # Also those that nobody consumes any more: there it is that messages pile up
+        found = chain(self._extra_queues, list(self._capp.amqp.queues), consumed, self._requested_queues)
+        # Queues that lost their last consumer are kept, since messages pile up there
         self._queues = dict.fromkeys(islice(dict.fromkeys(chain(found, self._queues)), MAX_QUEUES))
         counted = {name: count(connection, name) for name in self._queues}
         return {name: counted for name, counted in counted.items() if counted is not None}
 
     # Workers
 
-    def _known_workers(self, alive: Collection[str]) -> dict[str, _Worker]:
-        # One that is too busy to answer still consumes what it said before
-        self._workers = {name: self._workers[name] for name in alive if name in self._workers}
+    def _known_workers(self, online: Collection[str]) -> dict[str, _Worker]:
+        # A worker that is too busy to reply still consumes from the queues of its last reply
+        self._workers = {name: self._workers[name] for name in online if name in self._workers}
         return self._workers
 
-    def _inspect(self, connection: Connection, alive: Collection[str]) -> None:
+    def _inspect(self, connection: Connection, online: Collection[str]) -> None:
         now = time.monotonic()
-        # One that is back under its name is a new one
-        self._asked &= set(alive)
-        if now < self._inspect_at and self._asked.issuperset(alive):
+        # A worker that was offline may have restarted with other queues
+        self._inspected &= set(online)
+        if now < self._inspect_at and self._inspected.issuperset(online):
             return
-        self._inspect_at, self._asked = now + self._inspect_every, set(alive)
-        question = partial(
-            ask, mailbox_of(self._capp, connection), timeout=_WORKERS_TIMEOUT, rejections=self._rejections
+        self._inspect_at, self._inspected = now + self._inspect_interval, set(online)
+        inspect = partial(
+            ask, mailbox_of(self._capp, connection), timeout=_INSPECT_TIMEOUT, rejections=self._rejections
         )
-        queues = question("active_queues", destination=alive)
-        # Who did not answer the first question is not waited for again
-        stats = question("stats", destination=queues)
-        for name, told in stats.items():
-            self._workers[name] = _Worker(tuple(queue["name"] for queue in queues[name]), _processes(told))
-        asked_at = time.monotonic()
-        held = [question(command, destination=queues) for command in _HOLDS]
+        queues = inspect("active_queues", destination=online)
+        # Workers that did not reply to the first command would cost another timeout
+        replies = inspect("stats", destination=queues)
+        for name, stats in replies.items():
+            self._workers[name] = _Worker(tuple(queue["name"] for queue in queues[name]), _processes(stats))
+        inspected_at = time.monotonic()
+        tasks = [inspect(command, destination=queues) for command in _TASK_COMMANDS]
         for name in queues:
-            if all(name in answers for answers in held):
-                requests = chain.from_iterable(answers[name] for answers in held)
-                self._on_held(name, {request.get("request", request)["id"] for request in requests}, asked_at)
+            if all(name in replies for replies in tasks):
+                requests = chain.from_iterable(replies[name] for replies in tasks)
+                self._on_tasks(name, {request.get("request", request)["id"] for request in requests}, inspected_at)
 
 
 def _pending() -> Future[None]:
-    """Return a future that those who wait for it cannot cancel for the others."""
+    """Return a running future: no waiter can cancel it for the others."""
     future: Future[None] = Future()
     future.set_running_or_notify_cancel()
     return future
@@ -261,18 +262,20 @@ def _processes(stats: Mapping[str, Any]) -> int:
     return len(processes) if isinstance(processes, list) else int(processes or 0)
 
 
-def _sum_up(counted: Mapping[str, Counted], workers: Mapping[str, _Worker], *, told: bool) -> QueueFigures:
-    """Sum up what is known; `told` is whether the broker knows the consumers."""
+def _summarize(
+    counted: Mapping[str, Counted], workers: Mapping[str, _Worker], *, counts_consumers: bool
+) -> QueueFigures:
+    """Combine broker and worker data; `counts_consumers` is whether the broker counts consumers."""
     consuming: Counter[str] = Counter()
     processes: Counter[str] = Counter()
     for worker in workers.values():
         consuming.update(worker.queues)
         processes.update(dict.fromkeys(worker.queues, worker.processes))
-    # Workers may name more queues than are counted
+    # Workers may consume from more queues than are counted
     names = dict.fromkeys(islice(dict.fromkeys(chain(counted, consuming)), MAX_QUEUES))
     return QueueFigures(
         lengths={name: found.messages for name, found in counted.items()},
-        consumers={name: found.consumers if told else consuming[name] for name, found in counted.items()},
+        consumers={name: found.consumers if counts_consumers else consuming[name] for name, found in counted.items()},
         workers={name: consuming[name] for name in names},
         processes={name: processes[name] for name in names},
         queues_of={name: worker.queues for name, worker in workers.items()},

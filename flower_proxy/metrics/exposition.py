@@ -1,8 +1,8 @@
-"""Metrics and their text for Prometheus, made quickly and in slices between which others have their turn.
+"""Metric families and their exposition in slices, so that a large scrape does not block the event loop.
 
-The text is that of prometheus_client, in the text format 0.0.4 and in OpenMetrics 1.0.0, without ``_created`` series.
-For a hundred thousand lines prometheus_client takes more than a second at one go, which is worth a module of our own.
-Nothing here is locked: families belong to the thread that counts and renders.
+The output equals prometheus_client's, in text format 0.0.4 and OpenMetrics 1.0.0, without ``_created`` series.
+prometheus_client itself takes more than a second, uninterrupted, for 100,000 lines.
+Families are not thread-safe: one thread updates and renders them.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from prometheus_client.utils import floatToGoString
 
 SLICE_LINES = 2000
 
-# Stands in a template for the labels of a series, which come in after the numbers: they may hold anything
+# Placeholder for the labels, inserted after the numbers are formatted, since labels may contain %
 _LABELS = "\0"
-# Takes a number and prints nothing
-_NOTHING = "%.0s"
+# Formats a value as an empty string
+_OMIT = "%.0s"
 
-_as_go_writes: Callable[[float], str] = floatToGoString
+_go_float: Callable[[float], str] = floatToGoString
 
 
 def negotiate(accept: str) -> tuple[Callable[[Collector], bytes], str]:
@@ -39,7 +39,7 @@ def negotiate(accept: str) -> tuple[Callable[[Collector], bytes], str]:
     try:
         return choose_encoder(accept)
     except (TypeError, ValueError):
-        # prometheus_client compares whatever a client calls a version with numbers
+        # prometheus_client fails on malformed version parameters
         return choose_encoder("")
 
 
@@ -51,39 +51,41 @@ def document(
     openmetrics: bool,
     names: Collection[str] | None = None,
 ) -> Iterator[bytes]:
-    """Yield a whole document in slices, as `render`.
+    """Yield the exposition of families and of a collector in slices.
 
-    :param rest: its metrics follow the families. prometheus_client writes them, and with them the ``# EOF`` at the end
-        of OpenMetrics, even if there are none.
-    :param encoder: of prometheus_client, as `negotiate` returns it.
+    :param rest: the collector whose metrics follow the families. prometheus_client renders them and the final
+        ``# EOF`` of OpenMetrics, even if there are none.
+    :param encoder: prometheus_client's encoder, from `negotiate`.
+    :param openmetrics: whether `encoder` writes OpenMetrics.
+    :param names: see `render`.
     """
     for text in render(families, openmetrics=openmetrics, names=names):
         yield text.encode()
-    yield encoder(_Wanted(rest, names))
+    yield encoder(_Filter(rest, names))
 
 
-class _Wanted(Collector):
-    """The same metrics without ``_created`` samples, and, if names are given, with those samples alone."""
+class _Filter(Collector):
+    """The metrics of a collector without ``_created`` samples, restricted to the samples in `names` if given."""
 
     def __init__(self, collector: Collector, names: Collection[str] | None) -> None:
         self._collector, self._names = collector, names
 
     def collect(self) -> Iterable[Metric]:
         for metric in self._collector.collect():
-            metric.samples = [sample for sample in metric.samples if self._is_wanted(sample.name)]
+            metric.samples = [sample for sample in metric.samples if self._includes(sample.name)]
             if metric.samples:
                 yield metric
 
-    def _is_wanted(self, name: str) -> bool:
+    def _includes(self, name: str) -> bool:
         return not name.endswith("_created") and (self._names is None or name in self._names)
 
 
 def render(families: Iterable[Family], *, openmetrics: bool, names: Collection[str] | None = None) -> Iterator[str]:
     """Yield the text of families in slices of about `SLICE_LINES` lines.
 
-    Between two slices the families may change; the lines of one series always fit each other.
+    Families may change between two slices; the lines of one series are always consistent.
 
-    :param names: the samples that are wanted, as they are called in the text (``x_total``); None means all.
+    :param names: the sample names to include, with suffixes such as ``_total``; None includes all.
     """
     for family in families:
         samples = [name for name in family.sample_names() if names is None or name in names]
@@ -93,12 +95,12 @@ def render(families: Iterable[Family], *, openmetrics: bool, names: Collection[s
 
 
 class Family(ABC):
-    """All series of one name.
+    """Metric family: all series of one name.
 
-    :param name: without what the samples have at the end (``_total``, ``_bucket``).
+    :param name: the name without the suffix of its samples (``_total``, ``_bucket``).
     :param help: one line without quotes and backslashes.
-    :param labels: the names; wherever values are passed, they come in this order.
-    :param samples: of each number of a series, what its line is called and the label that it has besides, in order.
+    :param labels: the label names; values are passed in this order.
+    :param samples: the sample name and extra label of each number of a series, in order.
     """
 
     type: ClassVar[str]
@@ -111,30 +113,30 @@ class Family(ABC):
         self._labels_template = ",".join(f'{label}="%s"' for label in labels)
 
     def sample_names(self) -> list[str]:
-        """Return the names that stand before the numbers."""
+        """Return the sample names, without duplicates."""
         return list(dict.fromkeys(name for name, _ in self._samples))
 
     def blocks(self, openmetrics: bool) -> Iterator[str]:
-        """Yield all its text: what it is, then its series in slices."""
+        """Yield the text: metadata, then the series in slices."""
         return render([self], openmetrics=openmetrics)
 
     def metadata(self, openmetrics: bool) -> str:
-        """Return what stands above the series."""
+        """Return the ``# HELP`` and ``# TYPE`` lines."""
         name = self.name if openmetrics else self._name_in_text()
         return f"# HELP {name} {self.help}\n# TYPE {name} {self.type}\n"
 
     def slices(self, names: Collection[str]) -> Iterator[str]:
-        """Yield the lines that have one of these names."""
-        lines = [self._line(name, label) if name in names else _NOTHING for name, label in self._samples]
+        """Yield the lines of the samples in `names`, in slices."""
+        lines = [self._line(name, label) if name in names else _OMIT for name, label in self._samples]
         template = "".join(lines)
-        series = iter(self._all())
-        most = max(1, SLICE_LINES // len(lines))
-        while texts := [(template % one.numbers()).replace(_LABELS, one.labels) for one in islice(series, most)]:
+        series = iter(self._snapshot())
+        size = max(1, SLICE_LINES // len(lines))
+        while texts := [(template % one.numbers()).replace(_LABELS, one.labels) for one in islice(series, size)]:
             yield "".join(texts)
 
     @abstractmethod
-    def _all(self) -> Iterable[_Series]:
-        """Return the series that are there now, even if some are removed later."""
+    def _snapshot(self) -> Iterable[_Series]:
+        """Return the current series; later changes do not affect the iteration."""
 
     def _line(self, name: str, label: str) -> str:
         labels = ",".join(filter(None, (_LABELS if self.labels else "", label)))
@@ -180,10 +182,10 @@ class _Distribution:
 
 @dataclass(frozen=True)
 class SeriesLimit:
-    """The number of series beyond which a family aggregates new ones.
+    """Cardinality limit: beyond it a family aggregates new series.
 
-    :ivar number: of series.
-    :ivar labels: the labels whose values become `other` in the series that are aggregated.
+    :ivar number: maximum number of series.
+    :ivar labels: the labels whose values are replaced by `other` in aggregated series.
     """
 
     number: int
@@ -191,12 +193,13 @@ class SeriesLimit:
     other: str
 
 
-Kept = TypeVar("Kept", bound=_Series)
+SeriesT = TypeVar("SeriesT", bound=_Series)
 
 
-class _Lasting(Family, Generic[Kept]):
-    """A family that keeps its series, made by `new` from the text of their labels.
+class _StatefulFamily(Family, Generic[SeriesT]):
+    """Family that keeps its series between scrapes.
 
+    :param new: creates a series from the text of its labels.
     :param limit: None for a family whose labels have few values.
     """
 
@@ -206,34 +209,34 @@ class _Lasting(Family, Generic[Kept]):
         help: str,
         labels: Sequence[str],
         samples: Sequence[tuple[str, str]],
-        new: Callable[[str], Kept],
+        new: Callable[[str], SeriesT],
         limit: SeriesLimit | None,
     ) -> None:
         super().__init__(name, help, labels, samples)
         self._new = new
         self._limit = limit
-        self._series: dict[tuple[str, ...], Kept] = {}
+        self._series: dict[tuple[str, ...], SeriesT] = {}
 
     def __len__(self) -> int:
         """Return the number of series."""
         return len(self._series)
 
     def touch(self, *values: str) -> None:
-        """Let the series be there, with 0 if it is new."""
+        """Create a series with 0, if it does not exist."""
         self._at(values)
 
     def values(self, label: str) -> set[str]:
-        """Return the values that a label has in any series."""
+        """Return the values of a label in all series."""
         index = self.labels.index(label)
         return {key[index] for key in self._series}
 
     def remove(self, label: str, values: Collection[str]) -> None:
-        """Forget the series whose label has one of these values."""
+        """Remove the series in which a label has one of these values."""
         index = self.labels.index(label)
         for key in [key for key in self._series if key[index] in values]:
             del self._series[key]
 
-    def _at(self, values: tuple[str, ...]) -> Kept:
+    def _at(self, values: tuple[str, ...]) -> SeriesT:
         series = self._series.get(values)
         if series is None and self._limit is not None and len(self._series) >= self._limit.number:
             pairs, limit = zip(self.labels, values, strict=True), self._limit
@@ -243,12 +246,12 @@ class _Lasting(Family, Generic[Kept]):
             series = self._series[values] = self._new(self._labels_text(values))
         return series
 
-    def _all(self) -> list[Kept]:
+    def _snapshot(self) -> list[SeriesT]:
         return list(self._series.values())
 
 
-class Counter(_Lasting[_Number]):
-    """Counts what happens. Its name is given without ``_total``; else see `Family`."""
+class Counter(_StatefulFamily[_Number]):
+    """Counter family. `name` has no ``_total`` suffix; see `Family`."""
 
     type = "counter"
 
@@ -256,18 +259,18 @@ class Counter(_Lasting[_Number]):
         super().__init__(name, help, labels, [(f"{name}_total", "")], _Number, limit)
 
     def inc(self, *values: str, by: float = 1) -> None:
-        """Count one more, or `by` more, which is not negative."""
+        """Increase a series by `by`, which must not be negative."""
         self._at(values).value += by
 
     def _name_in_text(self) -> str:
         return f"{self.name}_total"
 
 
-class Histogram(_Lasting[_Distribution]):
-    """Counts measured values by size.
+class Histogram(_StatefulFamily[_Distribution]):
+    """Histogram family; see `Family`.
 
-    :param buckets: upper bounds, ascending; +Inf comes by itself. Else see `Family`.
-    :raises ValueError: if they do not ascend or there is none.
+    :param buckets: upper bounds, ascending; +Inf is added.
+    :raises ValueError: `buckets` is empty or does not ascend.
     """
 
     type = "histogram"
@@ -282,22 +285,22 @@ class Histogram(_Lasting[_Distribution]):
         limit: SeriesLimit | None = None,
     ) -> None:
         if not buckets or any(low >= high for low, high in pairwise(buckets)):
-            raise ValueError(f"the buckets of {name} must ascend")
+            raise ValueError(f"{name}: buckets must ascend, got {list(buckets)}")
         self._bounds = [float(bound) for bound in buckets if bound != inf]
-        samples = [(f"{name}_bucket", f'le="{_as_go_writes(bound)}"') for bound in (*self._bounds, inf)]
+        samples = [(f"{name}_bucket", f'le="{_go_float(bound)}"') for bound in (*self._bounds, inf)]
         samples += [(f"{name}_count", ""), (f"{name}_sum", "")]
         number = len(self._bounds) + 1
         super().__init__(name, help, labels, samples, lambda text: _Distribution(text, number), limit)
 
     def observe(self, value: float, *values: str) -> None:
-        """Count a value that was measured, finite and not negative."""
+        """Count a value, which must be finite and not negative."""
         series = self._at(values)
         series.counts[bisect_left(self._bounds, value)] += 1
         series.sum += value
 
 
 class Gauge(Family):
-    """What there is at this moment: made anew for each scrape, thrown away after it. See `Family`."""
+    """Gauge family, created for one scrape; see `Family`."""
 
     type = "gauge"
 
@@ -306,10 +309,10 @@ class Gauge(Family):
         self._values: dict[tuple[str, ...], float] = {}
 
     def set(self, value: float, *values: str) -> None:
-        """Let the series be of this value."""
+        """Set the value of a series."""
         self._values[values] = value
 
-    def _all(self) -> Iterator[_Series]:
+    def _snapshot(self) -> Iterator[_Series]:
         for values, value in list(self._values.items()):
             yield _Number(self._labels_text(values), value)
 
@@ -320,5 +323,5 @@ def _escaped(value: str) -> str:
 
 
 def _number(value: float) -> str:
-    # Most are integers, which need neither a point nor the time to find that out
-    return str(value) if type(value) is int else _as_go_writes(value)
+    # Most values are integers, and str is faster
+    return str(value) if type(value) is int else _go_float(value)

@@ -1,4 +1,4 @@
-"""The tasks that workers have at this moment, as far as events have told."""
+"""Tasks that workers have received and not finished, according to events."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class InFlightTask:
-    """A task that a worker has; the times are the worker's, except `seen`, which is ours.
+    """Task at a worker; times are in seconds by the worker's clock, except `seen`.
 
-    :ivar seen: when the first event of it was processed, by the recorder's clock.
-    :ivar eta: as Celery writes it.
-    :ivar retries: which run it is, counted from 0.
-    :ivar unstarted: retries and eta of its runs before this one that have been received but whose start has not been
-        told yet. A worker may receive the next run before it learns that this one was started.
-    :ivar unended: when its runs before this one were started whose end has not been told yet. The next run may be
-        received before the end of this one is told; and what takes longer than the broker waits is delivered again.
+    A worker may send the task-received event of the next run before the task-started or task-retried event of this
+    one, and the broker redelivers tasks that exceed its visibility timeout. So earlier runs may still be pending.
+
+    :ivar seen: when its first event was processed, by the recorder's clock.
+    :ivar eta: an ISO 8601 string.
+    :ivar retries: the number of retries before this run.
+    :ivar unstarted: retries and eta of earlier runs that were received, without a task-started event yet.
+    :ivar unended: start times of earlier runs whose end has not been reported yet.
     """
 
     worker: str
@@ -32,24 +33,24 @@ class InFlightTask:
 
     @property
     def waited(self) -> float:
-        """Seconds between received and started, where that tells anything; else 0."""
+        """Seconds between received and started; 0 if unknown, or if the task has an eta."""
         if self.eta or self.received is None or self.started is None:
             return 0
         return max(0, self.started - self.received)
 
     @property
     def to_start(self) -> tuple[tuple[int, str | None], ...]:
-        """Retries and eta of its runs that have been received and not been started, the first one first."""
+        """Retries and eta of the runs that were received and not started, in order."""
         return (*self.unstarted, (self.retries, self.eta)) if self.started is None else self.unstarted
 
     @property
-    def begun(self) -> tuple[float, ...]:
-        """When its runs were started that have not ended, the first one first."""
+    def running_since(self) -> tuple[float, ...]:
+        """Start times of the runs that have not ended, in order."""
         return self.unended if self.started is None else (*self.unended, self.started)
 
 
 class InFlight:
-    """The tasks that workers have, by id. Delivered again, a task is not where it was before.
+    """Tasks at workers by id; a redelivered task belongs to its new worker only.
 
     :param limit: maximum number of tasks; the oldest are dropped first.
     """
@@ -57,14 +58,15 @@ class InFlight:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._tasks: OrderedDict[str, InFlightTask] = OrderedDict()
-        # By worker, since a worker that starts must not cost a scan of all tasks
+        # By worker, so that dropping a worker's tasks does not scan all tasks
         self._uuids: dict[str, set[str]] = {}
 
     def get(self, uuid: str) -> InFlightTask | None:
+        """Return a task, or None."""
         return self._tasks.get(uuid)
 
     def put(self, uuid: str, task: InFlightTask) -> None:
-        """Set a task and make it the newest one."""
+        """Add or replace a task, as the newest one."""
         self.drop([uuid])
         self._tasks[uuid] = task
         self._uuids.setdefault(task.worker, set()).add(uuid)
@@ -86,7 +88,7 @@ class InFlight:
         return {uuid: self._tasks[uuid] for uuid in self._uuids.get(worker, ())}
 
     def waiting(self, workers: Container[str]) -> dict[tuple[str, str], int]:
-        """Return, by worker and name, how many tasks wait at these workers for nothing but their turn."""
+        """Return the number of prefetched tasks without an eta at these workers, by worker and name."""
         numbers: dict[tuple[str, str], int] = defaultdict(int)
         for task in self._tasks.values():
             if task.started is None and not task.eta and task.worker in workers:
@@ -94,6 +96,6 @@ class InFlight:
         return numbers
 
     def last_started(self, workers: Container[str]) -> dict[tuple[str, str], InFlightTask]:
-        """Return, by worker and name, which of the tasks that these workers run was started last."""
+        """Return the running task of these workers that was started last, by worker and name."""
         running = [task for task in self._tasks.values() if task.started is not None and task.worker in workers]
         return {(task.worker, task.name): task for task in sorted(running, key=lambda task: task.started or 0)}

@@ -1,4 +1,4 @@
-"""Metrics of flower-proxy itself: ``flower_proxy_*``, by prometheus_client, since they are few."""
+"""Metrics of flower-proxy itself, ``flower_proxy_*``."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from flower_proxy.events.rejections import Rejections
 from flower_proxy.metrics.recorder import Recorder
 
 _METHODS = RequestHandler.SUPPORTED_METHODS
-_LOOK_AT_LOOP = 0.5  # seconds
-_DELAYS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_LOOP_CHECK_INTERVAL = 0.5  # seconds
+_DELAY_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
 class Connections(Protocol):
-    """The open connections of clients.
+    """Open client connections.
 
-    :ivar replaced: how many connections were closed in favour of new ones.
+    :ivar replaced: how many connections were closed to make room for new ones.
     """
 
     replaced: int
@@ -40,16 +40,16 @@ class Connections(Protocol):
 
 
 class EventDelay:
-    """Observes the delay of events, as `flower_proxy.events.listener.Listener`.
+    """Event delay histogram, fed as a `flower_proxy.events.listener.Listener`.
 
-    :ivar histogram: of seconds from an event's timestamp to its handling, never below 0.
+    :ivar histogram: seconds from an event's timestamp to its processing, at least 0.
     """
 
     def __init__(self) -> None:
         self.histogram = Histogram(
             "flower_proxy_event_delay_seconds",
-            "From the timestamp of an event to its handling here: network, queues, load, and clocks that differ.",
-            buckets=_DELAYS,
+            "Time from the timestamp of an event to its processing, in seconds, including clock skew.",
+            buckets=_DELAY_BUCKETS,
             registry=None,
         )
 
@@ -61,13 +61,13 @@ class EventDelay:
 
 
 class ProcessMetrics(Collector):
-    """The metrics of flower-proxy and its process, and those that the application registers.
+    """Metrics of flower-proxy and its process, and those that the application registers.
 
     :param receiver: receives the events.
-    :param recorder: counts the events of tasks.
-    :param delay: measures the delay of events.
-    :param connections: the open connections of clients.
-    :param replies: counts the replies of workers that are rejected.
+    :param recorder: counts the task events.
+    :param delay: the event delay histogram.
+    :param connections: the open client connections.
+    :param replies: counts rejected replies of workers.
     """
 
     def __init__(
@@ -89,92 +89,93 @@ class ProcessMetrics(Collector):
         build.labels(__version__, flower_version, celery.__version__, platform.python_version()).set(1)
         requests = Counter(
             "flower_proxy_requests",
-            "HTTP requests answered, by the route that they matched.",
+            "HTTP requests by matched route.",
             ["route", "method", "status"],
             registry=own,
         )
-        # prometheus_client looks the labels up under a lock each time; there are only so many
-        self._answered = lru_cache(maxsize=None)(requests.labels)
+        # prometheus_client locks on each label lookup, and the combinations are few
+        self._requests = lru_cache(maxsize=None)(requests.labels)
         own.register(delay.histogram)
         self._loop_delay = Histogram(
             "flower_proxy_event_loop_delay_seconds",
-            "How late the event loop comes to what is due; every page waits as long.",
-            buckets=_DELAYS,
+            "Event loop lag in seconds.",
+            buckets=_DELAY_BUCKETS,
             registry=own,
         )
-        failures = Counter("flower_proxy_login_failures", "Logins that failed, by reason.", ["reason"], registry=own)
-        # All at once, with 0: Prometheus sees no increase in one that appears with 1
+        failures = Counter("flower_proxy_login_failures", "Failed logins by reason.", ["reason"], registry=own)
+        # All reasons start at 0, since increase() ignores the first value of a series
         self._login_failures = {failure: failures.labels(failure.value) for failure in LoginFailure}
         self._own = own
-        self._made_at = time.monotonic()
+        self._created_at = time.monotonic()
         self._due = 0.0
-        self._timer = Timer(self._look_at_loop, _LOOK_AT_LOOP)
+        self._timer = Timer(self._check_loop, _LOOP_CHECK_INTERVAL)
 
     def count_request(self, *, route: str, method: str, status: int) -> None:
-        self._answered(route, method if method in _METHODS else "other", str(status)).inc()
+        """Count an HTTP request; unknown methods are aggregated as ``other``."""
+        self._requests(route, method if method in _METHODS else "other", str(status)).inc()
 
     def count_login_failure(self, failure: LoginFailure) -> None:
+        """Count a failed login."""
         self._login_failures[failure].inc()
 
     def start(self) -> None:
-        """Begin to watch the event loop."""
-        self._due = time.monotonic() + _LOOK_AT_LOOP
+        """Start measuring the event loop lag."""
+        self._due = time.monotonic() + _LOOP_CHECK_INTERVAL
         self._timer.start()
 
     def stop(self) -> None:
+        """Stop measuring the event loop lag."""
         self._timer.stop()
 
-    def _look_at_loop(self) -> None:
+    def _check_loop(self) -> None:
         now = time.monotonic()
         self._loop_delay.observe(max(0.0, now - self._due))
-        self._due = now + _LOOK_AT_LOOP
+        self._due = now + _LOOP_CHECK_INTERVAL
 
     def collect(self) -> Iterator[Metric]:
+        """Yield the metrics, as `prometheus_client.registry.Collector`."""
         yield from self._own.collect()
-        yield from self._of_the_moment()
-        # Of the process, and what the application has registered; Flower's own are there once more, and empty
+        yield from self._current()
+        # Flower registers its families in REGISTRY too, where they stay empty
         yield from (metric for metric in REGISTRY.collect() if metric.name not in STOCK_FAMILIES)
 
-    def _of_the_moment(self) -> Iterator[Metric]:
+    def _current(self) -> Iterator[Metric]:
         receiver, state = self._receiver, self._receiver.state
         last = receiver.last_event
-        silence = time.monotonic() - (self._made_at if last is None else last)
+        silence = time.monotonic() - (self._created_at if last is None else last)
         gauges = {
-            "broker_connected": ("Whether events can arrive.", float(receiver.connected)),
+            "broker_connected": ("1 if connected to the broker for events.", float(receiver.connected)),
             "seconds_since_last_event": (
-                "Since the last event of a worker; before the first, since the start.",
+                "Seconds since the last worker event; since the start if there was none.",
                 silence,
             ),
-            "tasks_in_memory": ("Tasks that are kept.", len(state.tasks)),
-            "connections": ("Open connections of clients.", len(self._connections)),
-            "workers_in_memory": ("Workers that are kept, dead ones too.", len(state.workers)),
+            "tasks_in_memory": ("Tasks in memory.", len(state.tasks)),
+            "connections": ("Open client connections.", len(self._connections)),
+            "workers_in_memory": ("Workers in memory, including offline ones.", len(state.workers)),
         }
         for name, (help_, value) in gauges.items():
             yield GaugeMetricFamily(f"flower_proxy_{name}", help_, value=value)
         counters = {
-            "events_received": ("Events that arrived.", receiver.received),
-            "events_dropped": (
-                "Events that were dropped, since they came faster than they could be handled.",
-                receiver.dropped,
-            ),
+            "events_received": ("Events received.", receiver.received),
+            "events_dropped": ("Events dropped because the queue of events was full.", receiver.dropped),
             "connections_replaced": (
-                "Connections that were closed in favour of new ones.",
+                "Client connections closed to make room for new ones.",
                 self._connections.replaced,
             ),
-            "event_reconnects": ("Times that the connection for events was lost.", receiver.reconnects),
+            "event_reconnects": ("Reconnections to the broker for events.", receiver.reconnects),
             "task_names_overflow": (
-                "Events of tasks whose name was counted as other.",
+                "Task events whose task name was aggregated under other.",
                 self._recorder.task_names_overflow,
             ),
         }
         for name, (help_, count) in counters.items():
             yield CounterMetricFamily(f"flower_proxy_{name}", help_, value=count)
-        yield _rejected("events", "Events that were invalid, or failed to be processed.", receiver.rejections)
-        yield _rejected("replies", "Replies of workers that were rejected, by reason.", self._replies)
+        yield _rejected("events", "Events that were invalid or could not be processed, by reason.", receiver.rejections)
+        yield _rejected("replies", "Rejected replies of workers, by reason.", self._replies)
 
 
-def _rejected(what: str, help_: str, rejections: Rejections) -> Metric:
-    family = CounterMetricFamily(f"flower_proxy_{what}_rejected", help_, labels=["reason"])
+def _rejected(kind: str, help_: str, rejections: Rejections) -> Metric:
+    family = CounterMetricFamily(f"flower_proxy_{kind}_rejected", help_, labels=["reason"])
     for reason, count in rejections.counts.items():
         family.add_metric([reason], count)
     return family

@@ -18,7 +18,7 @@ from tornado.ioloop import IOLoop
 
 from flower_proxy.app import FlowerProxy
 from flower_proxy.events.state import State
-from flower_proxy.metrics.broker_poller import MAX_QUEUES, _sum_up, _Worker
+from flower_proxy.metrics.broker_poller import MAX_QUEUES, _summarize, _Worker
 from flower_proxy.settings.loader import make_options
 from tests.support.churn import Churn, scraped
 from tests.support.processes import PROJECT
@@ -186,7 +186,7 @@ def test_workers_that_send_tasks_leave_room_for_others(app: FlowerProxy) -> None
 
 def test_queues_that_workers_name_are_bounded() -> None:
     workers = {f"w{number}": _Worker(tuple(f"{number}-{queue}" for queue in range(400)), 1) for number in range(3)}
-    figures = _sum_up({}, workers, told=False)
+    figures = _summarize({}, workers, counts_consumers=False)
     assert len(figures.workers) == len(figures.processes) == MAX_QUEUES
 
 

@@ -190,7 +190,7 @@ def test_bounds_are_written_as_prometheus_client_does() -> None:
 
 @pytest.mark.parametrize("buckets", [(), (1, 1), (2, 1), (1, inf, 3)], ids=str)
 def test_buckets_that_do_not_ascend_are_refused(buckets: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="buckets of t must ascend"):
+    with pytest.raises(ValueError, match="t: buckets must ascend"):
         Histogram("t", "T.", buckets=buckets)
 
 

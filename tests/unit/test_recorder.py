@@ -710,7 +710,7 @@ def test_a_sending_that_is_told_after_its_worker_was_purged_brings_nothing_back(
 def test_a_task_whose_end_was_not_heard_is_dropped_when_its_worker_says_so() -> None:
     cluster = Cluster(online(W1), online(W2), *(received(n) for n in "1234"), received("5", W2), started("4"))
     cluster.now += 1
-    cluster.recorder.reconcile(W1, {"1", "unknown"}, asked_at=cluster.now)
+    cluster.recorder.reconcile(W1, {"1", "unknown"}, inspected_at=cluster.now)
     samples = cluster.samples()
     assert (samples[prefetched(W1)], samples[prefetched(W2)], samples[prefetch_time(W1)]) == (1, 1, 0)
 
@@ -719,7 +719,7 @@ def test_a_run_waits_from_its_own_sending_though_its_worker_was_asked_between_tw
     """The worker does not have the task at that moment, and the next run may be sent before a start is told."""
     cluster = Cluster(sent(at=0), received(at=1))
     cluster.now += 1
-    cluster.recorder.reconcile(W1, set(), asked_at=cluster.now)
+    cluster.recorder.reconcile(W1, set(), inspected_at=cluster.now)
     cluster.feed(sent(at=3, by=W1, retries=1), started(at=2), retried(at=3))
     cluster.feed(received(at=4, retries=1), started(at=7), succeeded(at=8))
     samples = cluster.samples()
@@ -749,10 +749,10 @@ def test_a_worker_that_starts_costs_no_scan_of_other_tasks() -> None:
 def test_a_task_that_came_after_the_worker_was_asked_stays() -> None:
     cluster = Cluster(online(), received("1"))
     cluster.now += 10
-    asked_at = cluster.now
+    inspected_at = cluster.now
     cluster.now += 1
     cluster.feed(received("2"))
-    cluster.recorder.reconcile(W1, set(), asked_at)
+    cluster.recorder.reconcile(W1, set(), inspected_at)
     assert cluster.samples()[prefetched()] == 1
 
 
