@@ -1,4 +1,4 @@
-"""Nothing that an event can name makes memory or metrics grow without a bound."""
+"""Bounds on memory and metric cardinality, whatever names events contain."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def settings() -> dict[str, Any]:
 
 @pytest.fixture
 def app(io_loop: IOLoop, settings: dict[str, Any]) -> Iterator[FlowerProxy]:
-    """The application, which receives no events but those of the test."""
+    """The application; it receives only the events of the test."""
     options = make_options(no_auth=True, max_tasks=1000, metrics_max_task_names=LIMIT["task"], **settings)
     capp = Celery(broker="memory://")
     application = FlowerProxy(capp=capp, options=options)
@@ -52,7 +52,7 @@ def app(io_loop: IOLoop, settings: dict[str, Any]) -> Iterator[FlowerProxy]:
 
 
 class Feed:
-    """Hands events to the application, and counts them."""
+    """Passes events to the application and counts them."""
 
     def __init__(self, app: FlowerProxy) -> None:
         self._process = app.events.process
@@ -65,7 +65,7 @@ class Feed:
 
 
 def samples(app: FlowerProxy, name: str) -> list[tuple[dict[str, str], float]]:
-    """Return the samples of a name: their labels and values."""
+    """Return labels and value of each sample of a name."""
     families = text_string_to_metric_families(scraped(app))
     return [(one.labels, one.value) for family in families for one in family.samples if one.name == name]
 
@@ -85,7 +85,7 @@ def workers_in(app: FlowerProxy) -> set[str]:
 # Labels
 
 
-def test_the_readme_has_every_limit() -> None:
+def test_readme_lists_every_limit() -> None:
     readme = (PROJECT / "examples" / "prometheus" / "README.md").read_text()
     _, _, rest = readme.partition("Every label is bounded:")
     rows = [[cell.strip(" `") for cell in row.split("|")] for row in rest.split("\n\n")[1].splitlines()]
@@ -96,8 +96,8 @@ def test_the_readme_has_every_limit() -> None:
         assert (int(limit.replace(",", "")), beyond.split("`")[0]) == (LIMIT[label], OTHER[label])
 
 
-def test_every_label_is_bounded_and_no_event_is_lost(app: FlowerProxy) -> None:
-    """All limits are exceeded at once; what exceeds them is aggregated."""
+def test_label_values_beyond_their_limits_are_aggregated(app: FlowerProxy) -> None:
+    """All limits are exceeded at once."""
     feed, beyond = Feed(app), 7
     for number in range(max(LIMIT.values()) + beyond):
         uuid, worker = str(number), f"w{number % MAX_WORKERS}@host"
@@ -116,9 +116,9 @@ def test_every_label_is_bounded_and_no_event_is_lost(app: FlowerProxy) -> None:
     }
     expected = {"task": 4 * runs, "exception": runs, "queue_name": runs, "producer": runs, "type": 4 * runs}
     assert {label: sum(counts.values()) for label, counts in found.items()} == expected
-    # Series that exist with 0 from the start: of workers that sent nothing, and of no exception
+    # Without the series that are created with 0
     values = {label: {value for value, count in counts.items() if count} for label, counts in found.items()}
-    # A client's event is of type task-sent, which the limit of workers' types does not count
+    # Clients' task-sent events do not count towards the limit of workers' event types
     extra = {"type": 1}
     assert {label: len(found) for label, found in values.items()} == {
         label: limit + 1 + extra.get(label, 0) for label, limit in LIMIT.items()
@@ -127,7 +127,7 @@ def test_every_label_is_bounded_and_no_event_is_lost(app: FlowerProxy) -> None:
     assert workers_in(app) == {f"w{number}@host" for number in range(MAX_WORKERS)}
 
 
-def test_evicted_workers_are_dropped_with_their_counts(app: FlowerProxy) -> None:
+def test_series_of_evicted_workers_are_removed(app: FlowerProxy) -> None:
     feed = Feed(app)
     for number in range(3 * MAX_WORKERS):
         feed("task-received", f"w{number}@host", uuid=str(number), name="add")
@@ -148,10 +148,10 @@ def test_evicted_workers_are_dropped_with_their_counts(app: FlowerProxy) -> None
         ),
     ],
 )
-def test_a_full_label_has_room_again_when_its_workers_are_gone(
+def test_forgotten_workers_make_room_for_new_label_values(
     app: FlowerProxy, fields: dict[str, str], name: str, label: str
 ) -> None:
-    """With short-lived workers every name would be aggregated some day."""
+    """Otherwise short-lived workers would use up the limit."""
 
     def run(worker: str, value: str) -> None:
         event = {key: text.format(value) for key, text in fields.items()}
@@ -168,12 +168,12 @@ def test_a_full_label_has_room_again_when_its_workers_are_gone(
         run("new@host", f"New{number}")
     counts = by_label(app, name, label)
     prefix = "task-" if label == "type" else ""
-    # One place is still taken
+    # steady@host still uses one value
     assert counts[f"{prefix}Old1"] == counts[f"{prefix}New{LIMIT[label] - 2}"] == counts[OTHER[label]] == 1
     assert f"{prefix}Old2" not in counts
 
 
-def test_workers_that_send_tasks_leave_room_for_others(app: FlowerProxy) -> None:
+def test_forgotten_workers_make_room_for_new_producers(app: FlowerProxy) -> None:
     feed = Feed(app)
     for number in range(LIMIT["producer"] + MAX_WORKERS):
         feed("worker-online", f"w{number}@host")
@@ -184,7 +184,7 @@ def test_workers_that_send_tasks_leave_room_for_others(app: FlowerProxy) -> None
     assert by_label(app, "celery_task_sent_total", "hostname")["new@host"] == 1
 
 
-def test_queues_that_workers_name_are_bounded() -> None:
+def test_queues_of_workers_are_limited() -> None:
     workers = {f"w{number}": _Worker(tuple(f"{number}-{queue}" for queue in range(400)), 1) for number in range(3)}
     figures = _summarize({}, workers, counts_consumers=False)
     assert len(figures.workers) == len(figures.processes) == MAX_QUEUES
@@ -193,15 +193,15 @@ def test_queues_that_workers_name_are_bounded() -> None:
 # Workers
 
 
-def test_a_worker_that_still_sends_survives_ten_thousand_others(app: FlowerProxy) -> None:
-    """Celery evicts the worker that was first seen, or whichever was not looked at by a page."""
+def test_active_workers_are_not_evicted_by_ten_thousand_others(app: FlowerProxy) -> None:
+    """Celery evicts by first event or by last read access, not by last event."""
     churn = Churn(app.events.process, steady=10, heartbeat_every=MAX_WORKERS // 2, tasks=0)
     feed = Feed(app)
     for number in range(10):
         for name in churn.steady:
             feed("task-received", name, uuid=f"{name}{number}", name="add")
         churn.run(1000)
-        # Readers do not decide who stays
+        # Reading must not influence the eviction order
         assert workers_in(app) >= set(churn.steady)
         assert all(app.events.state.workers.get(name) for name in list(app.events.state.workers))
         assert {app.task_events.sends_task_events(name) for name in churn.steady} == {True}
@@ -211,7 +211,7 @@ def test_a_worker_that_still_sends_survives_ten_thousand_others(app: FlowerProxy
     assert [received[name] for name in churn.steady] == [10] * 10
 
 
-def test_reading_a_worker_does_not_keep_it(app: FlowerProxy) -> None:
+def test_reading_a_worker_does_not_prevent_its_eviction(app: FlowerProxy) -> None:
     feed, state = Feed(app), app.events.state
     for number in range(MAX_WORKERS):
         feed("worker-heartbeat", f"w{number}@host")
@@ -221,8 +221,8 @@ def test_reading_a_worker_does_not_keep_it(app: FlowerProxy) -> None:
     assert ("w0@host" in state.workers, "w1@host" in state.workers) == (False, True)
 
 
-def test_names_that_never_repeat_take_no_more_memory(app: FlowerProxy) -> None:
-    """Each event names something new; memory is flat once every limit is reached."""
+def test_memory_is_bounded_if_names_never_repeat(app: FlowerProxy) -> None:
+    """Each event has new names; memory must not grow once every limit is reached."""
     feed, numbers, sizes = Feed(app), itertools.count(), []
     tracemalloc.start()
     try:
@@ -249,8 +249,8 @@ def test_names_that_never_repeat_take_no_more_memory(app: FlowerProxy) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"max_workers": 500}])
-def test_a_week_of_new_workers_takes_the_space_of_a_day(app: FlowerProxy) -> None:
-    """A day has 1,000 new names here, so that the test is short; `tests.bench.churn` has 5,000."""
+def test_memory_and_metrics_do_not_grow_over_a_week_of_new_workers(app: FlowerProxy) -> None:
+    """A day has 1,000 new workers here; `tests.bench.churn` has 5,000."""
     churn = Churn(app.events.process, steady=10, tasks=1)
     figures: dict[int, tuple[int, int, int]] = {}
     tracemalloc.start()
@@ -272,17 +272,17 @@ def test_a_week_of_new_workers_takes_the_space_of_a_day(app: FlowerProxy) -> Non
         assert seventh == pytest.approx(second, rel=0.05), figures
 
 
-def test_a_flood_of_workers_does_not_wait_for_a_scrape_to_be_forgotten(app: FlowerProxy) -> None:
+def test_evicted_workers_are_forgotten_without_a_scrape(app: FlowerProxy) -> None:
     Churn(app.events.process, tasks=1).run(20 * MAX_WORKERS)
     assert len(app.monitor.recorder._tasks.runtime) <= 2 * MAX_WORKERS
     assert len(app.events.state.counter) <= 2 * MAX_WORKERS
 
 
-# What the state keeps by name
+# Indexes of the state
 
 
 def test_clients_have_no_event_counts(app: FlowerProxy) -> None:
-    """Flower keeps those of every process that ever sent a task, and shows none of them."""
+    """Stock Flower counts events of each client process and never displays them."""
     feed = Feed(app)
     feed("task-sent", "gen1@web", uuid="1", name="add")
     feed("task-received", "w@host", uuid="1", name="add")
@@ -291,7 +291,7 @@ def test_clients_have_no_event_counts(app: FlowerProxy) -> None:
     assert app.events.state.counter == {"w@host": {"task-received": 1}}
 
 
-def test_event_types_of_a_worker_are_bounded(app: FlowerProxy) -> None:
+def test_event_types_of_a_worker_are_limited(app: FlowerProxy) -> None:
     feed = Feed(app)
     for number in range(300):
         feed(f"worker-{number}", "w@host")
@@ -302,24 +302,24 @@ def test_event_types_of_a_worker_are_bounded(app: FlowerProxy) -> None:
     assert len(counts) <= 101
 
 
-def test_task_names_that_are_no_longer_in_memory_are_forgotten(app: FlowerProxy) -> None:
+def test_names_of_evicted_tasks_are_forgotten(app: FlowerProxy) -> None:
     feed, state = Feed(app), app.events.state
     for number in range(1500):
         feed("task-received", f"w{number}@host", uuid=str(number), name=f"task{number}")
-    # Celery's tasks are cycles, and its index drops them once they are collected
+    # Celery's tasks are reference cycles, and its weak index drops them once they are collected
     gc.collect()
     app.forget_workers()
     names = {task.name for task in state.tasks.values()}
     assert len(names) == 1000
     assert set(state.task_types()) == names == set(state.tasks_by_type)
     assert len(state.tasks_by_worker) == 1000
-    # Celery's dispatcher fills the same containers
+    # Celery adds new tasks to the same containers
     feed("task-received", "w@host", uuid="new", name="new")
     assert "new" in state.task_types()
     assert {task.uuid for task in state.tasks_by_type["new"]} == {"new"}
 
 
-def test_few_task_names_are_kept_without_tasks(app: FlowerProxy) -> None:
+def test_names_of_evicted_tasks_are_kept_below_the_limit(app: FlowerProxy) -> None:
     feed = Feed(app)
     for number in range(1500):
         feed("task-received", "w@host", uuid=str(number), name="first" if number < 100 else "second")
@@ -327,7 +327,7 @@ def test_few_task_names_are_kept_without_tasks(app: FlowerProxy) -> None:
     assert app.events.state.task_types() == ["first", "second"]
 
 
-def test_flower_loads_a_state_that_was_saved_here() -> None:
+def test_stock_flower_loads_a_state_saved_by_flower_proxy() -> None:
     state = State(max_tasks_in_memory=10, max_workers_in_memory=2)
     for number in range(3):
         state.event({"type": "worker-online", "hostname": f"w{number}", "timestamp": 1, "local_received": 1})
@@ -341,10 +341,10 @@ def test_flower_loads_a_state_that_was_saved_here() -> None:
 # Inspections
 
 
-def test_inspection_results_go_with_their_worker_and_are_bounded(app: FlowerProxy) -> None:
+def test_inspection_results_are_limited_and_forgotten_with_their_worker(app: FlowerProxy) -> None:
     feed = Feed(app)
     feed("worker-online", "w@host")
-    # Workers that send no events answer too
+    # Workers without events reply to inspections too
     for number in range(MAX_WORKERS + 5):
         app.workers[f"silent{number}@host"].update(stats={}, timestamp=float(number))
     app.workers["w@host"].update(stats={}, timestamp=100.0)

@@ -1,4 +1,4 @@
-"""What Prometheus reads, held against what prometheus_client writes for the same observations."""
+"""Exposition of metric families, compared with prometheus_client's output for the same observations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 from flower_proxy.metrics.exposition import SLICE_LINES, Counter, Family, Gauge, Histogram, render
 
-# These have no types of their own
+# prometheus_client has no type hints for these
 parse_text: Callable[[str], Iterable[Metric]] = prometheus_client.parser.text_string_to_metric_families
 parse_openmetrics: Callable[[str], Iterable[Metric]] = (
     prometheus_client.openmetrics.parser.text_string_to_metric_families
@@ -30,16 +30,16 @@ BUCKETS = (0.005, 0.1, 1, 2.5, 60.0, 3600)
 
 LABELS = {
     "plain": "worker1@example.com",
-    "nothing": "",
+    "empty": "",
     "quotes": 'say "add"',
     "backslashes": "C:\\new\\",
     "an escaped newline": "\\n",
     "newline": "first\nsecond",
-    "other ends of lines": "a\rb\x0bc\x85d\u2028e",
+    "other line ends": "a\rb\x0bc\x85d\u2028e",
     "unicode": "tâche 任務 \U0001f33c",
-    "what Python formats": "100% %s %(x)d {0} {x}",
+    "format strings": "100% %s %(x)d {0} {x}",
     "zero byte": "a\0b",
-    "what stands in the format": '"} 1',
+    "end of a sample": '"} 1',
     "braces and commas": '{a="b",c="d"}',
 }
 
@@ -47,7 +47,7 @@ Sample = tuple[str, frozenset[tuple[str, str]]]
 
 
 class Both:
-    """The same families here and at prometheus_client."""
+    """The same families of flower-proxy and of prometheus_client."""
 
     def __init__(self) -> None:
         self.registry = theirs.CollectorRegistry()
@@ -94,7 +94,7 @@ class Both:
 
 
 def read(families: Iterable[Metric]) -> dict[tuple[str, str, str], dict[Sample, float]]:
-    """The samples of each family by its name, type and help; without when they were created, which is not written."""
+    """The samples of each family by its name, type and help, without ``_created``."""
     found = {}
     for family in families:
         samples = {(one.name, frozenset(one.labels.items())): one.value for one in family.samples}
@@ -105,7 +105,7 @@ def read(families: Iterable[Metric]) -> dict[tuple[str, str, str], dict[Sample, 
 
 
 @pytest.mark.parametrize("label", LABELS.values(), ids=LABELS)
-def test_a_label_may_hold_anything(label: str) -> None:
+def test_any_label_value_round_trips(label: str) -> None:
     both = Both()
     for labels in ((label, "add"), ("worker1", label), (label, label)):
         both.inc(*labels)
@@ -119,7 +119,7 @@ def test_a_label_may_hold_anything(label: str) -> None:
     [0, 1, 7, 0.0, 1.0, 0.1 + 0.2, 1e-9, 123456.75, 1234567.0, 1e16, 1.5e300, 10**15, True],
     ids=repr,
 )
-def test_numbers_are_read_as_they_were(value: float) -> None:
+def test_numbers_round_trip(value: float) -> None:
     both = Both()
     both.inc("w", "t", by=value)
     both.observe(value, "w", "t")
@@ -128,20 +128,20 @@ def test_numbers_are_read_as_they_were(value: float) -> None:
 
 
 @pytest.mark.parametrize("value", [-1, -2.5, inf, -inf], ids=repr)
-def test_a_gauge_may_be_negative_or_infinite(value: float) -> None:
+def test_gauges_can_be_negative_or_infinite(value: float) -> None:
     both = Both()
     both.set(value, "w", "t")
     both.assert_same()
 
 
-def test_a_gauge_may_be_no_number() -> None:
+def test_gauges_can_be_nan() -> None:
     gauge = Gauge("age", "Age.")
     gauge.set(math.nan)
     assert lines(gauge)[2:] == ["age NaN"]
 
 
 @pytest.mark.parametrize("value", [0, 0.005, 0.0050001, 1, 60, 3600, 3600.5, 1e9], ids=repr)
-def test_a_value_counts_in_its_bucket_and_in_all_above(value: float) -> None:
+def test_observations_count_in_all_buckets_above(value: float) -> None:
     both = Both()
     both.observe(value, "w", "t")
     both.observe(0.5, "w", "t")
@@ -152,14 +152,16 @@ labels = st.tuples(st.text(max_size=5), st.text(max_size=5))
 numbers = st.floats(min_value=0, max_value=1e12) | st.integers(min_value=0, max_value=10**12)
 
 
-# What UTF-8 cannot write cannot be in an event either
+# st.text excludes surrogates, which events cannot contain either
 @given(st.lists(st.tuples(st.sampled_from(["inc", "observe", "set"]), labels, numbers), max_size=20))
-def test_whatever_is_observed(observations: list[tuple[str, tuple[str, str], float]]) -> None:
+def test_arbitrary_observations_equal_prometheus_client(
+    observations: list[tuple[str, tuple[str, str], float]],
+) -> None:
     both = Both()
-    for what, (worker, task), number in observations:
-        if what == "inc":
+    for method, (worker, task), number in observations:
+        if method == "inc":
             both.inc(worker, task, by=number)
-        elif what == "observe":
+        elif method == "observe":
             both.observe(number, worker, task)
         else:
             both.set(number, worker, task)
@@ -175,7 +177,7 @@ def lines(*families: Family, openmetrics: bool = False) -> list[str]:
     return text.removesuffix("\n").split("\n")
 
 
-def test_bounds_are_written_as_prometheus_client_does() -> None:
+def test_bucket_bounds_are_formatted_like_prometheus_client() -> None:
     bounds = (0.005, 1, 2.5, 60.0, 3600, 1000000, 1e21, inf)
     histogram = Histogram("t", "T.", buckets=bounds)
     histogram.touch()
@@ -189,12 +191,12 @@ def test_bounds_are_written_as_prometheus_client_does() -> None:
 
 
 @pytest.mark.parametrize("buckets", [(), (1, 1), (2, 1), (1, inf, 3)], ids=str)
-def test_buckets_that_do_not_ascend_are_refused(buckets: tuple[float, ...]) -> None:
+def test_buckets_must_ascend(buckets: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="t: buckets must ascend"):
         Histogram("t", "T.", buckets=buckets)
 
 
-def test_a_family_without_labels() -> None:
+def test_families_can_have_no_labels() -> None:
     counter, gauge, histogram = Counter("c", "C."), Gauge("g", "G."), Histogram("h", "H.", buckets=(1,))
     counter.inc()
     gauge.set(2)
@@ -204,13 +206,13 @@ def test_a_family_without_labels() -> None:
     assert lines(histogram)[2:] == ['h_bucket{le="1.0"} 0', 'h_bucket{le="+Inf"} 1', "h_count 1", "h_sum 3.0"]
 
 
-def test_a_counter_is_called_total_in_text_and_not_in_openmetrics() -> None:
+def test_counter_metadata_has_the_total_suffix_only_in_text_format() -> None:
     counter = Counter("events", "Events.")
     assert lines(counter) == ["# HELP events_total Events.", "# TYPE events_total counter"]
     assert lines(counter, openmetrics=True) == ["# HELP events Events.", "# TYPE events counter"]
 
 
-def test_a_series_is_there_with_0_once_touched_and_stays_as_it_is() -> None:
+def test_touch_creates_a_series_with_0_and_keeps_an_existing_one() -> None:
     both = Both()
     both.counters[0].touch("w", "t")
     both.counters[1].labels("w", "t")
@@ -222,7 +224,7 @@ def test_a_series_is_there_with_0_once_touched_and_stays_as_it_is() -> None:
     both.assert_same()
 
 
-def test_series_are_removed_by_the_value_of_one_label() -> None:
+def test_series_are_removed_by_label_value() -> None:
     both = Both()
     for worker in ("w1", "w2", "w3"):
         for task in ("w1", "add"):
@@ -249,12 +251,12 @@ def test_series_are_removed_by_the_value_of_one_label() -> None:
         {"runtime_seconds_count", "runtime_seconds_sum"},
         {"runtime_seconds_count", "tasks", "events_total"},
         {"events", "runtime_seconds"},
-        {"nothing_of_ours"},
+        {"unknown"},
         set(),
     ],
     ids=lambda names: ",".join(sorted(names)) or "none",
 )
-def test_only_the_samples_that_were_asked_for_by_name(names: set[str]) -> None:
+def test_only_requested_samples_are_rendered(names: set[str]) -> None:
     both = Both()
     for task in ("add", "mul"):
         both.inc("w", task)
@@ -262,7 +264,7 @@ def test_only_the_samples_that_were_asked_for_by_name(names: set[str]) -> None:
         both.set(3, "w", task)
     both.assert_same_text(names)
     texts = ["".join(render(both.ours, openmetrics=openmetrics, names=names)) for openmetrics in (False, True)]
-    assert sample_lines(texts[0]) == sample_lines(texts[1]), "it is the same in OpenMetrics"
+    assert sample_lines(texts[0]) == sample_lines(texts[1])
 
 
 # Slices
@@ -279,7 +281,7 @@ def many(number: int) -> list[Family]:
     return [counter, gauge, histogram]
 
 
-def test_slices_are_bounded_and_make_up_the_whole() -> None:
+def test_slices_are_bounded_and_complete() -> None:
     number = 3 * SLICE_LINES
     slices = list(render(many(number), openmetrics=False))
     assert max(text.count("\n") for text in slices) <= SLICE_LINES
@@ -288,7 +290,7 @@ def test_slices_are_bounded_and_make_up_the_whole() -> None:
     assert [len(samples) for samples in found.values()] == [number, number, number * (len(BUCKETS) + 3)]
 
 
-def test_a_histogram_with_more_buckets_than_fit_in_a_slice() -> None:
+def test_histograms_can_have_more_buckets_than_a_slice_has_lines() -> None:
     histogram = Histogram("h", "H.", ("n",), buckets=range(2 * SLICE_LINES))
     for label in "abc":
         histogram.observe(1, label)
@@ -322,7 +324,7 @@ def count_up(families: list[Family]) -> None:
 
 
 @pytest.mark.parametrize("change", [remove_all, add_more, count_up])
-def test_between_two_slices_anything_may_change(change: Callable[[list[Family]], None]) -> None:
+def test_families_can_change_between_slices(change: Callable[[list[Family]], None]) -> None:
     families = many(3 * SLICE_LINES)
 
     def changing() -> Iterator[str]:
