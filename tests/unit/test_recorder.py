@@ -1,4 +1,4 @@
-"""What the metrics say after the events of workers, through Flower's own state."""
+"""Metrics recorded from worker and task events."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PRODUCER = "gen4711@web"
 BUCKETS = (0.1, 1.0, 60.0)
 GROUPS = ("flower", "celery")
 
-# When the tasks of these tests run: long ago, so that only heartbeats tell that a worker lives
+# Task events are old, so that only heartbeats make a worker online
 BEGIN = float(int(time.time())) - 100_000
 
 Event = dict[str, Any]
@@ -90,7 +90,7 @@ def of_worker(kind: str, worker: str, ago: float = 0, **fields: Any) -> Event:
 
 
 def dated(event: Event) -> Event:
-    """The event as it comes now; scenarios are written down long before they are run."""
+    """The event with current timestamps if it is a worker event; scenarios are created long before they run."""
     if event["type"].startswith("task-"):
         return dict(event)
     now = time.time()
@@ -110,11 +110,12 @@ def offline(worker: str = W1) -> Event:
 
 
 class Cluster:
-    """The state and a recorder that reads it; keywords are the recorder's.
+    """A state and its recorder.
 
-    :param max_tasks: how many tasks the state keeps.
-    :param max_workers: how many workers the state keeps.
-    :param queues_of: the queues that a worker consumes from.
+    :param max_tasks: maximum number of tasks in the state.
+    :param max_workers: maximum number of workers in the state.
+    :param queues_of: returns the queues that a worker consumes from.
+    :param options: of the recorder.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class Cluster:
             self.recorder.on_events([event])
 
     def forget(self, *workers: str) -> set[str]:
-        """Forget workers, as a purge does."""
+        """Forget workers, like --purge_offline_workers."""
         for worker in workers:
             del self.state.workers[worker]
         return self.recorder.forget_evicted()
@@ -147,7 +148,7 @@ class Cluster:
         return "".join(render(self.recorder.families(queues, groups=groups), openmetrics=False))
 
     def samples(self, queues: QueueFigures | None = None) -> dict[str, float]:
-        """Each number by what stands before it."""
+        """Values by sample name and labels."""
         lines = [line.rpartition(" ") for line in self.text(queues).splitlines() if not line.startswith("#")]
         return {sample: float(number) for sample, _, number in lines}
 
@@ -176,8 +177,8 @@ def executing(worker: str = W1) -> str:
     return sample("flower_worker_number_of_currently_executing_tasks", worker=worker)
 
 
-def runtime(what: str, worker: str = W1, name: str = "add", **more: str) -> str:
-    return sample(f"flower_task_runtime_seconds_{what}", worker=worker, task=name, **more)
+def runtime(suffix: str, worker: str = W1, name: str = "add", **more: str) -> str:
+    return sample(f"flower_task_runtime_seconds_{suffix}", worker=worker, task=name, **more)
 
 
 def celery_up(worker: str) -> str:
@@ -188,8 +189,8 @@ def celery_active(worker: str) -> str:
     return sample("celery_worker_tasks_active", hostname=worker)
 
 
-def celery(what: str, worker: str = W1, queue: str = "celery", name: str = "add", **more: str) -> str:
-    return sample(f"celery_task_{what}", name=name, hostname=worker, queue_name=queue, **more)
+def celery(suffix: str, worker: str = W1, queue: str = "celery", name: str = "add", **more: str) -> str:
+    return sample(f"celery_task_{suffix}", name=name, hostname=worker, queue_name=queue, **more)
 
 
 ABSENT = None
@@ -197,7 +198,7 @@ ABSENT = None
 
 @dataclass(frozen=True)
 class Scenario:
-    """Events, and what the metrics say after them.
+    """Events and the expected samples after them.
 
     :ivar options: of the cluster.
     """
@@ -210,12 +211,12 @@ class Scenario:
 IN_AN_HOUR = datetime.fromtimestamp(BEGIN, timezone.utc) + timedelta(hours=1)
 
 SCENARIOS = {
-    # Who lives (P3)
-    "a worker that is heard of is online": Scenario(
+    # Online workers
+    "a worker with recent heartbeats is online": Scenario(
         [online(), heartbeat(active=3)],
         {is_online(): 1, executing(): 3, celery_up(W1): 1},
     ),
-    "a worker killed without a word is offline, though workers of the same host live (P3)": Scenario(
+    "a killed worker is offline, other workers of its host are not (mher/flower#1128)": Scenario(
         [heartbeat(W1, 2), heartbeat(W2, 5, ago=10), heartbeat(W3, 1)],
         {
             **{is_online(W1): 1, is_online(W2): 0, is_online(W3): 1},
@@ -225,14 +226,16 @@ SCENARIOS = {
         },
     ),
     "a worker that stops is offline": Scenario([online(), offline()], {is_online(): 0, executing(): 0}),
-    "a worker of which only the end was heard": Scenario([offline()], {is_online(): ABSENT}),
-    "a worker that comes back is online": Scenario(
+    "an unknown worker that stops has no series": Scenario([offline()], {is_online(): ABSENT}),
+    "a restarted worker is online": Scenario(
         [heartbeat(active=2, ago=60), online(), heartbeat(active=1)], {is_online(): 1, executing(): 1}
     ),
-    "a heartbeat without a number": Scenario([heartbeat(active=None)], {is_online(): 1, executing(): 0}),
-    "a heartbeat with nonsense": Scenario([heartbeat(active="many")], {is_online(): 1, executing(): 0}),
-    # Who sends (P16)
-    "all processes that send from one host are one": Scenario(
+    "a heartbeat without active tasks": Scenario([heartbeat(active=None)], {is_online(): 1, executing(): 0}),
+    "a heartbeat with a malformed number of tasks": Scenario(
+        [heartbeat(active="many")], {is_online(): 1, executing(): 0}
+    ),
+    # Clients
+    "clients of one host are aggregated (danihodovic/celery-exporter#116)": Scenario(
         [sent("1", "gen17@web"), sent("2", "gen18@web"), sent("3", "gen19@db")],
         {
             events("gen@web", "sent"): 2,
@@ -243,27 +246,27 @@ SCENARIOS = {
             prefetched("gen@web"): ABSENT,
         },
     ),
-    "a worker that is called like a producer keeps its name": Scenario(
+    "a worker named like a client keeps its name": Scenario(
         [online("gen1@host"), received(worker="gen1@host")], {prefetched("gen1@host"): 1, is_online("gen1@host"): 1}
     ),
-    # What waits at a worker (P17)
-    "a task that waits, and one that runs": Scenario(
+    # Prefetched tasks
+    "a prefetched and a running task": Scenario(
         [online(), received("1", at=1), received("2", at=2), started("1", at=3.5)],
         {prefetched(): 1, prefetch_time(): 2.5},
     ),
-    "of two that run, the one started last tells how long it waited": Scenario(
+    "prefetch time is that of the task started last": Scenario(
         [online(), received("1", at=1), received("2", at=2), started("2", at=3), started("1", at=9)],
         {prefetched(): 0, prefetch_time(): 8},
     ),
-    "the one started last has ended, the other still runs": Scenario(
+    "prefetch time is that of the task started last that still runs": Scenario(
         [online(), received("1"), received("2"), started("1", at=3), started("2", at=9), succeeded("2", at=10)],
         {prefetched(): 0, prefetch_time(): 2},
     ),
     **{
-        f"nothing waits and nothing runs after {what} (P17)": Scenario(
+        f"prefetch gauges are 0 after {outcome} (mher/flower#1364)": Scenario(
             [online(), received(), started(), end], {prefetched(): 0, prefetch_time(): 0}
         )
-        for what, end in {
+        for outcome, end in {
             "success": succeeded(),
             "failure": failed(),
             "retry": retried(),
@@ -271,48 +274,46 @@ SCENARIOS = {
             "rejection": rejected(),
         }.items()
     },
-    "a task that is revoked before it was started": Scenario([online(), received(), revoked()], {prefetched(): 0}),
-    "a task that is rejected before it was started": Scenario([online(), received(), rejected()], {prefetched(): 0}),
-    "a task that is run again waits again": Scenario(
+    "a task revoked before its start": Scenario([online(), received(), revoked()], {prefetched(): 0}),
+    "a task rejected before its start": Scenario([online(), received(), rejected()], {prefetched(): 0}),
+    "a retried task is prefetched again": Scenario(
         [online(), received(), started(), retried(), received(at=10)], {prefetched(): 1, prefetch_time(): 0}
     ),
-    "a task that is delivered again waits at one worker only (P17)": Scenario(
+    "a redelivered task is prefetched by one worker only": Scenario(
         [online(W1), online(W2), received(worker=W1), received(worker=W2, at=2)],
         {prefetched(W1): 0, prefetched(W2): 1},
     ),
-    "a task that is delivered again while it runs waits, too, until that ends": Scenario(
+    "a task redelivered while it runs is prefetched and running": Scenario(
         [online(), received(), started(at=3), received(at=9), failed(at=10)],
         {prefetched(): 1, prefetch_time(): 0, runtime("count"): 1, runtime("sum"): 7},
     ),
-    "of a task that was delivered again while it ran both runs have ended": Scenario(
+    "both runs of a task redelivered while it ran have ended": Scenario(
         [online(), received(), started(at=3), received(at=9), started(at=10), failed(at=12), failed(at=14)],
         {prefetched(): 0, prefetch_time(): 0, runtime("count"): 2, runtime("sum"): 9 + 4},
     ),
-    "of a task that was delivered again while it ran the second run goes on": Scenario(
+    "the first run of a task redelivered while it ran has ended": Scenario(
         [online(), received(), started(at=3), received(at=9), started(at=10), succeeded(at=12)],
         {prefetched(): 0, prefetch_time(): 1},
     ),
-    "of a task that is delivered again and again the last runs are known": Scenario(
+    "only the last runs of a task redelivered many times are tracked": Scenario(
         [online(), *[received(), started()] * 15, *[failed()] * 15], {runtime("count"): 11, events(W1, "failed"): 15}
     ),
-    "a task that is delivered again to where it was": Scenario(
-        [online(), received(), received(at=100)], {prefetched(): 1}
-    ),
-    "where it was delivered first it ends, while it waits elsewhere": Scenario(
+    "a task redelivered to the same worker": Scenario([online(), received(), received(at=100)], {prefetched(): 1}),
+    "a redelivered task ends at its first worker": Scenario(
         [online(W1), online(W2), received(worker=W1), received(worker=W2), succeeded(worker=W1)],
         {prefetched(W1): 0, prefetched(W2): 1},
     ),
-    "tasks that the state has forgotten before they start (P17)": Scenario(
+    "tasks evicted from the state before their start": Scenario(
         [online(), *(received(str(n)) for n in range(6)), *(started(str(n)) for n in range(6))],
         {prefetched(): 0, events(W1, "started"): 6, prefetch_time(): 2},
         {"max_tasks": 2},
     ),
-    "more tasks than are followed": Scenario(
+    "more tasks than max_in_flight": Scenario(
         [online(), *(received(str(n)) for n in range(6)), started("0")],
         {prefetched(): 3, events(W1, "received"): 6},
         {"max_in_flight": 4},
     ),
-    "what was delivered again is not the oldest": Scenario(
+    "a redelivered task is not the oldest": Scenario(
         [online(), received("1", name="mul"), received("2"), received("1", name="mul"), received("3")],
         {prefetched(name="mul"): 1, prefetched(): 1},
         {"max_in_flight": 2},
@@ -320,28 +321,28 @@ SCENARIOS = {
     "a task that waits for its eta is not prefetched": Scenario(
         [online(), received(eta=IN_AN_HOUR)], {prefetched(): 0, events(W1, "received"): 1}
     ),
-    "a task that has waited for its eta did not wait at the worker": Scenario(
+    "a task with an eta has no prefetch time": Scenario(
         [online(), received(eta=IN_AN_HOUR), started(at=3601)], {prefetched(): 0, prefetch_time(): 0}
     ),
-    "what a dead worker had is nowhere (P17)": Scenario(
+    "tasks of an offline worker are not prefetched": Scenario(
         [heartbeat(ago=60), received("1"), received("2"), started("1")], {prefetched(): 0, prefetch_time(): 0}
     ),
-    "what a worker had before it was started again is gone": Scenario(
+    "a restarted worker has lost its tasks": Scenario(
         [online(), received("1"), received("2"), started("1"), online(), received("3")],
         {prefetched(): 1, prefetch_time(): 0},
     ),
-    "what a worker had when it stopped is gone, and of no other": Scenario(
+    "a stopped worker has lost its tasks, other workers have not": Scenario(
         [online(W1), online(W2), received("1"), received("2", W2), offline(W1), heartbeat(W1)],
         {prefetched(W1): 0, prefetched(W2): 1},
     ),
-    "a start without anything before": Scenario(
+    "a start without earlier events": Scenario(
         [online(), started()], {prefetched(name=""): 0, prefetch_time(name=""): 0, events(W1, "started", ""): 1}
     ),
-    "an end without anything before": Scenario(
+    "an end without earlier events": Scenario(
         [online(), succeeded()], {prefetched(name=""): 0, runtime("count", name=""): 1}
     ),
-    "clocks that go backwards": Scenario([online(), received(at=5), started(at=3)], {prefetch_time(): 0}),
-    # How long tasks run (P28)
+    "a clock that steps back": Scenario([online(), received(at=5), started(at=3)], {prefetch_time(): 0}),
+    # Run time
     "the run time of a task that succeeded": Scenario(
         [received(), started(), succeeded(runtime=0.5)],
         {
@@ -353,10 +354,10 @@ SCENARIOS = {
             celery("runtime_sum"): 0.5,
         },
     ),
-    "a task that took no time counts (P28)": Scenario(
+    "a run time of 0 is observed": Scenario(
         [received(), started(), succeeded(runtime=0.0)], {runtime("count"): 1, runtime("sum"): 0}
     ),
-    "a task that ran longer than the largest bucket": Scenario(
+    "a run time above the largest bucket": Scenario(
         [received(), started(), succeeded(runtime=7200)],
         {
             runtime("bucket", le="60.0"): 0,
@@ -364,25 +365,25 @@ SCENARIOS = {
             runtime("sum"): 7200,
         },
     ),
-    "the run time of a task that failed (P28)": Scenario(
+    "the run time of a task that failed": Scenario(
         [received(), started(at=3), failed(at=5.5)],
         {runtime("count"): 1, runtime("sum"): 2.5, celery("runtime_count"): ABSENT},
     ),
-    "the run times of a task that was run again (P28)": Scenario(
+    "the run times of a retried task": Scenario(
         [received(), started(at=3), retried(at=4), received(at=9), started(at=10), succeeded(at=20, runtime=7)],
         {runtime("count"): 2, runtime("sum"): 8, celery("runtime_count"): 1},
     ),
-    "a task that failed and of whose start nothing is known": Scenario(
+    "a task that failed without a known start": Scenario(
         [received(), failed()], {runtime("count"): ABSENT, events(W1, "failed"): 1}
     ),
-    "a task that was started elsewhere": Scenario(
+    "a task that was started by another worker": Scenario(
         [received(), started(worker=W2, at=3), failed(worker=W1, at=9)], {runtime("count"): ABSENT}
     ),
-    "a run time that is no number": Scenario(
+    "a malformed run time": Scenario(
         [received(), started(), succeeded(runtime="soon")], {runtime("count"): ABSENT, events(W1, "succeeded"): 1}
     ),
-    # What celery-exporter counts
-    "every counter is there with 0 from the first event on": Scenario(
+    # Counters of celery-exporter
+    "all counters exist after the first event": Scenario(
         [received()],
         {
             celery("received_total"): 1,
@@ -395,7 +396,7 @@ SCENARIOS = {
             celery("retried_total"): 0,
         },
     ),
-    "each event has its counter": Scenario(
+    "each event type has its counter": Scenario(
         [received("1"), started("1"), succeeded("1"), received("2"), rejected("2"), revoked("3"), retried("1")],
         {
             celery("received_total"): 2,
@@ -407,17 +408,17 @@ SCENARIOS = {
             celery("revoked_total", name=""): 1,
         },
     ),
-    "workers of one host are apart": Scenario(
+    "workers of one host have their own series": Scenario(
         [received("1", W1), received("2", W2), received("3", W2)],
         {celery("received_total", W1): 1, celery("received_total", W2): 2},
     ),
-    "failures are told apart by their exception": Scenario(
+    "failures are counted by exception": Scenario(
         [
             *(received(str(n)) for n in range(4)),
             failed("0"),
             failed("1"),
             failed("2", exception="KeyError('x')"),
-            failed("3", exception="no class at all"),
+            failed("3", exception="not an exception"),
         ],
         {
             celery("failed_total", exception=""): 0,
@@ -426,7 +427,7 @@ SCENARIOS = {
             celery("failed_total", exception="UnknownException"): 1,
         },
     ),
-    "no more than a hundred exceptions": Scenario(
+    "at most a hundred exceptions": Scenario(
         [*(failed(str(n), exception=f"Error{n}()") for n in range(105)), failed("again", exception="Error1()")],
         {
             celery("failed_total", name="", exception="Error99"): 1,
@@ -435,7 +436,7 @@ SCENARIOS = {
             celery("failed_total", name="", exception="UnknownException"): 5,
         },
     ),
-    "the queue is known where the sending was heard": Scenario(
+    "the queue is that of the task-sent event": Scenario(
         [sent(queue="fast"), received(), started(), succeeded(), received("2")],
         {
             celery("succeeded_total", queue="fast"): 1,
@@ -444,7 +445,7 @@ SCENARIOS = {
             celery("received_total", queue="celery"): 1,
         },
     ),
-    "else it is the only queue of the worker": Scenario(
+    "without task-sent, the queue is the only one of the worker": Scenario(
         [received("1", W1), received("2", W2), received("3", W3)],
         {
             celery("received_total", W1, "slow"): 1,
@@ -453,15 +454,15 @@ SCENARIOS = {
         },
         {"queues_of": lambda worker: {W1: ("slow",), W2: ("slow", "fast")}.get(worker, ())},
     ),
-    "no more than a thousand queues": Scenario(
+    "at most a thousand queues": Scenario(
         [sent(str(n), queue=f"queue{n}") for n in range(1002)],
         {celery("sent_total", "gen@web", "queue1"): 1, celery("sent_total", "gen@web", "other"): 2},
     ),
-    "no more than a thousand hosts that send": Scenario(
+    "at most a thousand hosts of clients": Scenario(
         [sent(str(n), by=f"gen{n}@pod{n}") for n in range(1003)],
         {events("gen@pod1", "sent"): 1, events("gen@other", "sent"): 3},
     ),
-    "the wait in the queue": Scenario(
+    "queue wait time": Scenario(
         [sent(at=0), received(at=1), started(at=7.5)],
         {
             celery("queue_wait_time_count", queue="fast"): 1,
@@ -470,7 +471,7 @@ SCENARIOS = {
             celery("queue_wait_time_bucket", queue="fast", le="10.0"): 1,
         },
     ),
-    "the wait in the queue of a task whose start was told before its sending": Scenario(
+    "queue wait time if task-started comes before task-sent": Scenario(
         [received(at=1), started(at=7.5), succeeded(), sent(at=0)],
         {
             celery("queue_wait_time_count", queue="fast"): 1,
@@ -478,24 +479,24 @@ SCENARIOS = {
             celery("queue_wait_time_count"): ABSENT,
         },
     ),
-    "the wait from the eta of a task whose start was told before its sending": Scenario(
+    "queue wait time of a task with an eta if task-started comes before task-sent": Scenario(
         [received(eta=IN_AN_HOUR), started(at=3602), sent(at=0)], {celery("queue_wait_time_sum", queue="fast"): 2}
     ),
-    "each run of a task waits from its own sending": Scenario(
+    "queue wait time of each run starts when that run was sent": Scenario(
         [
             *(sent(at=0), received(at=1), started(at=2), retried(at=3)),
             *(sent(at=3, by=W1, retries=1), received(at=4, retries=1), started(at=7), succeeded(at=8)),
         ],
         {celery("queue_wait_time_count", queue="fast"): 2, celery("queue_wait_time_sum", queue="fast"): 2 + 4},
     ),
-    "each run of a task waits from its own sending, though that is told late": Scenario(
+    "queue wait time of each run if the next task-sent comes late": Scenario(
         [
             *(sent(at=0), received(at=1), started(at=2), received(at=4, retries=1), retried(at=4)),
             *(started(at=7), sent(at=3, by=W1, retries=1), succeeded(at=8)),
         ],
         {celery("queue_wait_time_count", queue="fast"): 2, celery("queue_wait_time_sum", queue="fast"): 2 + 4},
     ),
-    "each run of a task waits from its own sending, though its start is told after the next run was received": Scenario(
+    "queue wait time of each run if the next task-received comes before task-started": Scenario(
         [
             *(sent(at=0), received(at=1), received(at=4, retries=1), sent(at=3, by=W1, retries=1), started(at=2)),
             *(retried(at=3), started(at=7), succeeded(at=8)),
@@ -506,33 +507,33 @@ SCENARIOS = {
             runtime("sum"): 1 + 0.5,
         },
     ),
-    "a task that is delivered again has waited in the queue once": Scenario(
+    "queue wait time of a redelivered task is observed once": Scenario(
         [sent(at=0), received(at=1), started(at=2), received(at=9), started(at=10)],
         {celery("queue_wait_time_count", queue="fast"): 1, celery("queue_wait_time_sum", queue="fast"): 2},
     ),
-    "the wait in the queue begins with the eta": Scenario(
+    "queue wait time starts at the eta": Scenario(
         [sent(at=0), received(eta=IN_AN_HOUR), started(at=3602)],
         {celery("queue_wait_time_count", queue="fast"): 1, celery("queue_wait_time_sum", queue="fast"): 2},
     ),
-    "an eta that was over when it was sent": Scenario(
+    "queue wait time of a task sent after its eta": Scenario(
         [sent(at=3700), received(eta=IN_AN_HOUR), started(at=3705)],
         {celery("queue_wait_time_sum", queue="fast"): 5},
     ),
     **{
-        f"an eta that cannot be read: {eta!r}": Scenario(
+        f"a malformed eta is ignored: {eta!r}": Scenario(
             [sent(at=0), {**received(), "eta": eta}, started(at=4)],
             {celery("queue_wait_time_sum", queue="fast"): 4},
         )
         for eta in ("tomorrow", 5, ["2026-01-01"])
     },
-    "a start before it was sent, by another clock": Scenario(
+    "queue wait time is not negative if clocks differ": Scenario(
         [sent(at=5), received(), started(at=3)], {celery("queue_wait_time_sum", queue="fast"): 0}
     ),
-    "no wait is known where the sending was not heard": Scenario(
+    "queue wait time is unknown without task-sent": Scenario(
         [received(), started()], {celery("queue_wait_time_count"): ABSENT}
     ),
-    # What is bounded
-    "task names beyond the limit are one": Scenario(
+    # Cardinality limits
+    "task names beyond the limit are aggregated": Scenario(
         [received(str(n), name=f"task{n}") for n in range(5)],
         {
             events(W1, "received", "task2"): 1,
@@ -542,7 +543,7 @@ SCENARIOS = {
         },
         {"max_task_names": 3},
     ),
-    "combinations of names and queues beyond the limit are one for each worker": Scenario(
+    "series beyond the limit are aggregated by worker": Scenario(
         [
             *itertools.chain(*((sent(n, queue=f"queue{n}"), received(n, name=f"task{n}")) for n in "012345")),
             *(failed("5"), received("0", W2, name="task0")),
@@ -560,11 +561,11 @@ SCENARIOS = {
         },
         {"max_series": 3},
     ),
-    "events that an application has thought of": Scenario(
+    "custom task events": Scenario(
         [received(), task("progress", "1", W1, 3, percent=50)],
         {events(W1, "progress"): 1, celery("received_total"): 1},
     ),
-    "no more than a hundred types of events": Scenario(
+    "at most a hundred event types": Scenario(
         [received(), *(task(f"step{n}", "1", W1, 3) for n in range(100))],
         {
             events(W1, "step98"): 1,
@@ -576,7 +577,7 @@ SCENARIOS = {
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS.values(), ids=SCENARIOS)
-def test_after(scenario: Scenario) -> None:
+def test_samples_after_events(scenario: Scenario) -> None:
     samples = Cluster(*scenario.events, **scenario.options).samples()
     assert {sample: samples.get(sample) for sample in scenario.expected} == scenario.expected
 
@@ -593,7 +594,7 @@ def busy(worker: str, uuid: str) -> list[Event]:
     return [heartbeat(worker, 1), received(uuid, worker), succeeded(uuid, worker), *more, received(f"{uuid}c", worker)]
 
 
-def test_purged_workers_are_nowhere_and_nothing_else_is_hidden() -> None:
+def test_purging_workers_removes_only_their_series() -> None:
     cluster = Cluster(*busy(W1, "1"), *busy(W2, "2"), *busy(W3, "3"), sent("9"))
     before = cluster.samples()
     assert len(series_of(cluster, W1)) > 30
@@ -601,10 +602,10 @@ def test_purged_workers_are_nowhere_and_nothing_else_is_hidden() -> None:
     after = cluster.samples()
     assert after == {sample: number for sample, number in before.items() if W1 not in sample and W2 not in sample}
     assert after[events("gen@web", "sent")] == 4
-    assert cluster.forget() == set(), "they are removed once"
+    assert cluster.forget() == set()
 
 
-def test_a_purged_worker_that_is_heard_of_again_begins_anew() -> None:
+def test_a_purged_worker_that_sends_events_starts_from_0() -> None:
     cluster = Cluster(*busy(W1, "1"))
     cluster.forget(W1)
     cluster.feed(heartbeat())
@@ -616,7 +617,7 @@ def test_a_purged_worker_that_is_heard_of_again_begins_anew() -> None:
     assert samples[celery("failed_total", exception="")] == 0
 
 
-# What is known otherwise than by events
+# Restored state and inspections
 
 
 def restored(cluster: Cluster) -> Cluster:
@@ -646,11 +647,11 @@ def zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         IN_AN_HOUR.astimezone(timezone(timedelta(hours=9))).isoformat(),
         IN_AN_HOUR.astimezone(timezone(timedelta(hours=-4))).isoformat(),
         IN_AN_HOUR.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        # Workers take it for UTC
+        # Workers read it as UTC
         IN_AN_HOUR.replace(tzinfo=None).isoformat(),
     ],
 )
-def test_an_eta_is_the_same_moment_in_every_time_zone(eta: str) -> None:
+def test_an_eta_does_not_depend_on_the_local_time_zone(eta: str) -> None:
     cluster = Cluster(online(), sent(at=0), {**received(), "eta": eta})
     assert cluster.samples()[prefetched()] == 0
     cluster.feed(started(at=3602))
@@ -659,7 +660,7 @@ def test_an_eta_is_the_same_moment_in_every_time_zone(eta: str) -> None:
     assert samples[celery("queue_wait_time_sum", queue="fast")] == 2
 
 
-def test_after_a_restart_with_persistent_what_waits_is_known() -> None:
+def test_prefetch_gauges_are_restored_with_persistent() -> None:
     cluster = restored(
         Cluster(
             heartbeat(),
@@ -678,7 +679,7 @@ def test_after_a_restart_with_persistent_what_waits_is_known() -> None:
     assert is_online(PRODUCER) not in samples
 
 
-def test_after_a_restart_with_persistent_nothing_is_negative() -> None:
+def test_prefetch_gauges_are_not_negative_after_a_restart_with_persistent() -> None:
     cluster = restored(Cluster(heartbeat(), received("1"), received("2")))
     cluster.feed(started("1"), succeeded("1"), started("2"), failed("2", at=8))
     samples = cluster.samples()
@@ -687,27 +688,27 @@ def test_after_a_restart_with_persistent_nothing_is_negative() -> None:
     assert samples[events(W1, "started")] == 2
 
 
-def test_after_a_restart_with_persistent_the_wait_in_the_queue_is_known() -> None:
+def test_queue_wait_time_is_observed_after_a_restart_with_persistent() -> None:
     cluster = restored(Cluster(heartbeat(), sent(at=0)))
     cluster.feed(received(at=1), started(at=5))
     # Celery's state does not keep the queue
     assert cluster.samples()[celery("queue_wait_time_sum")] == 5
 
 
-def test_after_a_restart_with_persistent_evicted_workers_are_not_back() -> None:
+def test_evicted_workers_are_not_restored_with_persistent() -> None:
     cluster = restored(Cluster(received(worker=W1), heartbeat(W2), max_workers=1))
     assert series_of(cluster, W1) == []
     assert cluster.samples()[is_online(W2)] == 1
 
 
-def test_a_sending_that_is_told_after_its_worker_was_purged_brings_nothing_back() -> None:
+def test_a_late_task_sent_event_creates_no_series_of_a_purged_worker() -> None:
     cluster = Cluster(heartbeat(), received(), started())
     cluster.forget(W1)
     cluster.feed(sent())
     assert series_of(cluster, W1) == []
 
 
-def test_a_task_whose_end_was_not_heard_is_dropped_when_its_worker_says_so() -> None:
+def test_inspections_drop_tasks_whose_last_event_was_lost() -> None:
     cluster = Cluster(online(W1), online(W2), *(received(n) for n in "1234"), received("5", W2), started("4"))
     cluster.now += 1
     cluster.recorder.reconcile(W1, {"1", "unknown"}, inspected_at=cluster.now)
@@ -715,8 +716,8 @@ def test_a_task_whose_end_was_not_heard_is_dropped_when_its_worker_says_so() -> 
     assert (samples[prefetched(W1)], samples[prefetched(W2)], samples[prefetch_time(W1)]) == (1, 1, 0)
 
 
-def test_a_run_waits_from_its_own_sending_though_its_worker_was_asked_between_two_runs() -> None:
-    """The worker does not have the task at that moment, and the next run may be sent before a start is told."""
+def test_an_inspection_between_two_runs_does_not_change_their_queue_wait_times() -> None:
+    """The worker does not have the task then, and the next run may be sent before the task-started event."""
     cluster = Cluster(sent(at=0), received(at=1))
     cluster.now += 1
     cluster.recorder.reconcile(W1, set(), inspected_at=cluster.now)
@@ -727,26 +728,26 @@ def test_a_run_waits_from_its_own_sending_though_its_worker_was_asked_between_tw
     assert samples[celery("queue_wait_time_sum", queue="fast")] == 2 + 4
 
 
-def test_a_worker_that_starts_costs_no_scan_of_other_tasks() -> None:
-    """With 100,000 tasks in flight each worker-online event took 55 ms."""
-    looked_at = []
+def test_dropping_the_tasks_of_a_worker_does_not_scan_other_tasks() -> None:
+    """A scan of 100,000 tasks would take 55 ms for each worker-online event."""
+    accessed = []
 
     class Watched(InFlightTask):
         def __getattribute__(self, name: str) -> Any:
-            looked_at.append(name)
+            accessed.append(name)
             return super().__getattribute__(name)
 
     in_flight = InFlight(10)
     for uuid in "123":
         in_flight.put(uuid, Watched(W1, "add", seen=0.0))
     in_flight.put("4", InFlightTask(W2, "add", seen=0.0))
-    looked_at.clear()
+    accessed.clear()
     in_flight.drop(in_flight.of(W2))
-    assert looked_at == []
+    assert accessed == []
     assert [uuid for uuid in "1234" if in_flight.get(uuid)] == ["1", "2", "3"]
 
 
-def test_a_task_that_came_after_the_worker_was_asked_stays() -> None:
+def test_inspections_keep_tasks_received_after_them() -> None:
     cluster = Cluster(online(), received("1"))
     cluster.now += 10
     inspected_at = cluster.now
@@ -759,7 +760,7 @@ def test_a_task_that_came_after_the_worker_was_asked_stays() -> None:
 # Queues, groups, names
 
 
-def test_figures_of_queues() -> None:
+def test_queue_gauges() -> None:
     queues = QueueFigures(
         lengths={"celery": 7, "empty": 0}, consumers={"celery": 2}, workers={"celery": 3}, processes={"celery": 12}
     )
@@ -788,19 +789,19 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("groups", [(), ("flower",), ("celery",), ("self",), ("flower", "celery", "self")], ids=str)
-def test_the_families_of_a_group(groups: tuple[str, ...]) -> None:
+def test_groups_select_families(groups: tuple[str, ...]) -> None:
     text = Cluster(*busy(W1, "1")).text(groups=groups)
-    wanted = " ".join(FAMILIES.get(group, "") for group in groups).split()
-    assert re.findall(r"^# TYPE (\S+)", text, re.MULTILINE) == wanted
+    expected = " ".join(FAMILIES.get(group, "") for group in groups).split()
+    assert re.findall(r"^# TYPE (\S+)", text, re.MULTILINE) == expected
 
 
-def test_events_counted_as_other_are_counted() -> None:
+def test_task_names_overflow_counts_aggregated_events() -> None:
     cluster = Cluster(*(received(str(n), name=f"task{n}") for n in range(5)), started("4"), max_task_names=2)
     assert cluster.recorder.task_names_overflow == 4
     assert cluster.samples()[events(W1, "started", "other")] == 1
 
 
-# Whatever comes
+# Arbitrary events
 
 
 workers = st.sampled_from([W1, W2])
@@ -816,10 +817,10 @@ worker_events = st.one_of(
 )
 
 
-def waiting(said: Sequence[Event]) -> Counter[str]:
-    """How many tasks wait at each worker: the events read one after the other."""
+def waiting(events: Sequence[Event]) -> Counter[str]:
+    """The number of prefetched tasks by worker, from a simple model of the events."""
     at: dict[str, tuple[str, bool]] = {}
-    for event in said:
+    for event in events:
         uuid, worker = event.get("uuid", ""), event["hostname"]
         kind = event["type"].partition("-")[2]
         if kind == "received":
@@ -834,10 +835,10 @@ def waiting(said: Sequence[Event]) -> Counter[str]:
 
 
 @given(st.lists(st.one_of(tasks_events, tasks_events, worker_events), max_size=40), st.data())
-def test_whatever_comes_in_whatever_order_and_twice(said: list[Event], data: st.DataObject) -> None:
-    repeated = data.draw(st.lists(st.sampled_from(said), max_size=5)) if said else []
-    said = data.draw(st.permutations([*said, *repeated])) if data.draw(st.booleans()) else said
-    cluster = Cluster(*said)
+def test_events_in_any_order_and_repeated_are_counted(events: list[Event], data: st.DataObject) -> None:
+    repeated = data.draw(st.lists(st.sampled_from(events), max_size=5)) if events else []
+    events = data.draw(st.permutations([*events, *repeated])) if data.draw(st.booleans()) else events
+    cluster = Cluster(*events)
     samples = cluster.samples()
     assert [sample for sample, number in samples.items() if not number >= 0] == []
     counted: Counter[str] = Counter()
@@ -846,10 +847,10 @@ def test_whatever_comes_in_whatever_order_and_twice(said: list[Event], data: st.
             counted[sample.partition('type="')[2].partition('"')[0]] += int(number)
         elif sample.startswith("celery_task_") and "_total{" in sample:
             counted["celery " + sample.removeprefix("celery_task_").partition("_")[0]] += int(number)
-    fed = Counter(event["type"] for event in said if "uuid" in event)
+    fed = Counter(event["type"] for event in events if "uuid" in event)
     for kind in ("sent", "received", "started", "succeeded", "failed", "retried", "revoked", "rejected"):
         assert counted[f"task-{kind}"] == counted[f"celery {kind}"] == fed[f"task-{kind}"]
-    expected = waiting(said)
+    expected = waiting(events)
     for worker in (W1, W2):
         found = sum(
             number
@@ -859,8 +860,7 @@ def test_whatever_comes_in_whatever_order_and_twice(said: list[Event], data: st.
         assert found == (expected[worker] if samples.get(is_online(worker)) else 0)
 
 
-def test_the_next_run_may_be_received_before_it_is_told_that_the_last_one_is_to_be_tried_again() -> None:
-    """P28."""
+def test_task_received_of_the_next_run_may_come_before_task_retried() -> None:
     again = {**received(at=4), "retries": 1}
     cluster = Cluster(heartbeat(), received(at=1), started(at=2), again, retried(at=5))
     assert cluster.samples()[sample("flower_task_runtime_seconds_sum", worker=W1, task="add")] == 3
@@ -870,10 +870,10 @@ def test_the_next_run_may_be_received_before_it_is_told_that_the_last_one_is_to_
     assert cluster.samples()[prefetched()] == 0
 
 
-# What of Flower and Celery this leans on
+# Contract with Celery
 
 
-def test_what_is_read_of_a_task() -> None:
+def test_attributes_of_celery_tasks() -> None:
     state = Cluster(sent(), received(eta=IN_AN_HOUR)).state
     task = state.tasks["1"]
     assert (task.name, task.queue, task.sent, task.eta) == ("add", "fast", BEGIN, IN_AN_HOUR.isoformat())
@@ -881,34 +881,34 @@ def test_what_is_read_of_a_task() -> None:
     assert not hasattr(state.Task("2"), "queue")
 
 
-def test_what_is_read_of_workers() -> None:
+def test_attributes_of_celery_workers() -> None:
     state = Cluster(heartbeat(active=3), received(worker=W2), offline(W3)).state
     assert set(state.workers) == {W1, W2}
     assert (state.workers.get(W1).active, state.workers.get(W2).active, state.workers.get(W3)) == (3, None, None)
 
 
 @pytest.mark.parametrize(("ago", "alive"), [(0, True), (3, True), (5, False)])
-def test_a_worker_is_alive_for_two_intervals_after_its_heartbeat(ago: float, alive: bool) -> None:
+def test_celery_workers_are_alive_for_two_heartbeat_intervals(ago: float, alive: bool) -> None:
     assert Cluster(heartbeat(ago=ago)).state.workers.get(W1).alive is alive
 
 
-def test_a_worker_sends_a_heartbeat_every_two_seconds() -> None:
+def test_celery_workers_send_a_heartbeat_every_two_seconds() -> None:
     eventer = SimpleNamespace(on_enabled=set(), on_disabled=set(), enabled=False)
     assert Heart(None, eventer).interval == 2.0
 
 
-def test_a_producer_calls_itself_by_its_process() -> None:
+def test_celery_names_clients_by_process() -> None:
     cluster = Cluster(sent(by=anon_nodename("web")))
     assert cluster.samples()[events("gen@web", "sent")] == 1
 
 
-class Wrong(Exception):  # noqa: N818
+class CustomError(Exception):
     pass
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: Wrong(), lambda: Wrong("no"), lambda: Wrong("no", 1), lambda: Wrong("x" * 1000)]
+    "make", [CustomError, lambda: CustomError("no"), lambda: CustomError("no", 1), lambda: CustomError("x" * 1000)]
 )
-def test_an_exception_is_known_by_its_class(make: Callable[[], Exception]) -> None:
+def test_failures_are_counted_by_exception_class(make: Callable[[], Exception]) -> None:
     cluster = Cluster(received(), failed(exception=saferepr(make())))
-    assert cluster.samples()[celery("failed_total", exception="Wrong")] == 1
+    assert cluster.samples()[celery("failed_total", exception="CustomError")] == 1
