@@ -1,4 +1,4 @@
-"""The commands of examples/api/README.md, run by a shell with curl against a real broker and real workers."""
+"""Commands of examples/api/README.md, run in a shell against a real broker and real workers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Call to 'get_connection' functio
 PAGE = (PROJECT / "examples" / "api" / "README.md").read_text()
 PREFIX = "/flower"
 METHODS = ("get", "post", "put", "patch", "delete")
-# Flower's pages and what belongs to them; everything else is the API
+# Routes of Flower's pages; all others belong to the API
 PAGES = {"/", "/workers", "/worker/(.+)", "/task/(.+)", "/tasks", "/tasks/datatable", "/broker"}
 PAGES |= {"/static/(.*)", r"/(favicon\.ico)", r"/(robots\.txt)", "/logout", ".*"}
 
@@ -49,7 +49,7 @@ class Response(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A command of the page, and the response that it shows."""
+    """A command of the page and its documented response."""
 
     command: str
     language: str
@@ -63,7 +63,7 @@ def examples() -> list[Example]:
 
 
 def differences(shown: Any, found: Any, where: str = "") -> Iterator[str]:
-    """Compare a response with the one that is shown: a part of its fields, with numbers of any value."""
+    """Compare a response with the documented one, which may omit fields and have other numbers."""
     if isinstance(shown, dict) and isinstance(found, dict):
         for name, value in shown.items():
             if name in found:
@@ -77,7 +77,7 @@ def differences(shown: Any, found: Any, where: str = "") -> Iterator[str]:
     elif _is_number(shown) and _is_number(found):
         return
     elif shown != found:
-        yield f"{where}: {shown!r} is shown, {found!r} was received"
+        yield f"{where}: {shown!r} is documented, {found!r} was received"
 
 
 def _is_number(value: object) -> bool:
@@ -86,17 +86,17 @@ def _is_number(value: object) -> bool:
 
 @dataclass
 class Api:
-    """flower-proxy, and what it responded to the commands of the page, in their order."""
+    """A flower-proxy and its responses to the commands of the page, in order."""
 
     url: str
     responses: list[Response] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
 
     def run(self, command: str) -> Response:
-        """Run a command in a shell, as a reader would."""
+        """Run a command in a shell."""
         assert command.startswith("curl ")
-        written = r"\n%{http_code} %{method} %{url_effective}"
-        line = f"{program('curl')} --silent --show-error -w {shlex.quote(written)} {command.removeprefix('curl ')}"
+        write_out = r"\n%{http_code} %{method} %{url_effective}"
+        line = f"{program('curl')} --silent --show-error -w {shlex.quote(write_out)} {command.removeprefix('curl ')}"
         environment = {**os.environ, "FLOWER": self.url}
         done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, env=environment, timeout=60)
         assert done.returncode == 0, (line, done.stderr)
@@ -105,13 +105,15 @@ class Api:
         return Response(int(status), method, urlsplit(url).path.removeprefix(PREFIX), body)
 
     def compare(self, example: Example) -> None:
-        """Run a command, and one that only reads until events have arrived, and note what is not as shown."""
+        """Run a command and record the differences; a GET is repeated until events have arrived."""
         response = self.run(example.command)
         found = list(self._compare(example, response))
         if found and response.method == "GET":
             with contextlib.suppress(TimeoutError):
                 wait_until(
-                    lambda: not list(self._compare(example, self.run(example.command))), timeout=20, what="as shown"
+                    lambda: not list(self._compare(example, self.run(example.command))),
+                    timeout=20,
+                    what="the documented response",
                 )
                 found = []
         self.responses.append(response)
@@ -128,7 +130,7 @@ class Api:
         else:
             shown, found = json.loads(example.response), json.loads(response.body)
             if response.path == "/api/tasks" and shown.keys() != found.keys():
-                yield f"{list(shown)} are shown, {list(found)} were received"
+                yield f"{list(shown)} are documented, {list(found)} were received"
             yield from differences(shown, found)
 
 
@@ -148,7 +150,7 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 
 @contextlib.contextmanager
 def _workers(broker: Broker, folder: Path) -> Iterator[None]:
-    """Start the workers of the page, of which only the second scales its pool automatically, and runs no task."""
+    """Start the workers of the page; only the second one, which runs no tasks, has --autoscale."""
     restarts = ["--", "worker.pool_restarts=yes"]
     scales = ["-Q", "batch", "--autoscale=3,1"]
     with (
@@ -158,11 +160,11 @@ def _workers(broker: Broker, folder: Path) -> Iterator[None]:
         yield
 
 
-def test_each_command_gets_the_response_that_is_shown(api: Api) -> None:
+def test_commands_get_the_documented_responses(api: Api) -> None:
     assert api.differences == []
 
 
-def test_each_endpoint_has_a_command(api: Api) -> None:
+def test_each_endpoint_is_documented_with_a_command(api: Api) -> None:
     shown = [(response.method, response.path) for response in api.responses]
     missing = [
         (method, route)
@@ -173,7 +175,7 @@ def test_each_endpoint_has_a_command(api: Api) -> None:
 
 
 async def endpoints() -> list[tuple[str, str]]:
-    """Return route and method of all endpoints that flower-proxy has."""
+    """Return route and method of each API endpoint of flower-proxy."""
     with Celery(broker="memory://") as capp:
         app = FlowerProxy(capp=capp, options=make_options(no_auth=True))
         found = [
@@ -184,29 +186,29 @@ async def endpoints() -> list[tuple[str, str]]:
         ]
         await app.close()
     assert {route for route, _ in found} >= PAGES
-    # The report is the same with any path behind it
+    # The report is served at any path below its route
     check = f"{PATH}(/.+)?"
     return [(check if route.startswith(PATH) else route, method) for route, method in found if route not in PAGES]
 
 
-def test_each_command_of_the_page_has_a_response() -> None:
+def test_each_command_has_a_documented_response() -> None:
     commands = re.findall(r"^curl ", PAGE, re.MULTILINE)
     assert len(examples()) == len(commands)
 
 
 @pytest.mark.parametrize(("status", "example"), [(row[0], row[2]) for row in rows(PAGE, "status") if row[2]])
-def test_errors(api: Api, status: str, example: str) -> None:
+def test_errors_have_the_documented_status(api: Api, status: str, example: str) -> None:
     assert api.run(example.strip("`")).status == int(status)
 
 
 @pytest.mark.parametrize("row", rows(PAGE, "search"), ids=lambda row: row[0])
-def test_a_search_finds_the_tasks_of_its_row(api: Api, row: list[str]) -> None:
+def test_searches_find_the_documented_tasks(api: Api, row: list[str]) -> None:
     query, finds = row[0].strip("`"), row[1]
     tasks = set() if finds.startswith("nothing") else set(finds.split(", "))
     response = api.run(search("/api/tasks", search=query))
     assert response.status == (400 if finds.endswith("400") else 200), response.body
     assert set(json.loads(response.body)) - {"error"} == tasks
-    # What the tasks page asks for its table
+    # The request of the Tasks page
     table = {"draw": "1", "start": "0", "length": "10", "order[0][column]": "0", "columns[0][data]": "name"}
     found = json.loads(api.run(search("/tasks/datatable", **table, **{"search[value]": query})).body)
     assert {task["uuid"] for task in found["data"]} == tasks
@@ -219,7 +221,7 @@ def search(path: str, **parameters: str) -> str:
 
 
 @pytest.mark.parametrize("row", rows(PAGE, "task id"), ids=lambda row: row[0])
-def test_the_tasks_that_are_searched_are_those_of_the_table(api: Api, row: list[str]) -> None:
+def test_searched_tasks_are_those_of_the_table(api: Api, row: list[str]) -> None:
     uuid, *fields = (cell.strip("`") for cell in row)
     task = json.loads(api.run(f'curl --user me:secret "$FLOWER/api/task/info/{uuid}"').body)
     assert [task[name] or "" for name in ("name", "args", "kwargs", "state", "result")] == fields

@@ -171,7 +171,10 @@ def test_a_wrong_authority_is_named(servers: RedisServers, tmp_path: Path) -> No
     broker = programs.Broker(TLS.format(replace(servers, authority=other)))
     with programs.launch("without-app", broker, tmp_path) as flower:
         log = tmp_path / "flower.log"
-        wait_until(lambda: "Failed to poll the queues (the broker's TLS fails)" in log.read_text(), what="the log has the cause")
+        wait_until(
+            lambda: "Failed to poll the queues (the broker's TLS fails)" in log.read_text(),
+            what="the log has the cause",
+        )
         assert "the broker's TLS fails" in request(flower.address, "/ready").text
 
 

@@ -1,4 +1,4 @@
-"""What is known about queues is true, and a broker that fails or hangs is told apart from one without queues."""
+"""Polling of queues and workers, with real brokers that fail, hang and recover."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.support.invalid_replies import INSPECTIONS, Answer, answering_worker
 from tests.support.outage import Interruptible, deaf_port, interruptible, leaves_a_deaf_broker, network_to
 from tests.support.processes import running, wait_until
 
-# The oldest kombu calls redis in a way that its newest release for that kombu no longer likes
+# The oldest supported kombu uses a deprecated function of redis-py
 pytestmark = pytest.mark.filterwarnings("ignore:Call to 'get_connection' function:DeprecationWarning")
 
 HOST = socket.gethostname()
@@ -40,44 +40,44 @@ ON_RABBITMQ = pytest.mark.parametrize("outage", ["rabbitmq"], indirect=True)
 
 
 @contextmanager
-def watching(
+def polling(
     capp: Celery,
     *,
     queues: Sequence[str] = (),
     workers: Callable[[], Sequence[str]] = tuple,
-    on_held: Callable[[str, set[str], float], None] = lambda *_: None,
+    on_tasks: Callable[[str, set[str], float], None] = lambda *_: None,
     rejections: Rejections | None = None,
     interval: float = INTERVAL,
-    inspect_every: float = INTERVAL,
+    inspect_interval: float = INTERVAL,
 ) -> Iterator[BrokerPoller]:
-    watch = BrokerPoller(
+    poller = BrokerPoller(
         capp,
         queues=queues,
         workers=workers,
-        on_held=on_held,
+        on_tasks=on_tasks,
         rejections=rejections or Rejections("a reply", REASONS),
         interval=interval,
-        inspect_every=inspect_every,
+        inspect_interval=inspect_interval,
     )
-    watch.start()
+    poller.start()
     try:
-        yield watch
+        yield poller
     finally:
-        watch.stop()
-        watch.join()
+        poller.stop()
+        poller.join()
 
 
-def look(watch: BrokerPoller) -> QueueFigures:
-    """The figures of a look at the broker that begins now."""
-    for what in ("the look that is under way", "the next one"):
-        asked = time.monotonic()
-        wait_until(lambda asked=asked: (watch.answered_at or 0) > asked, what=what)  # type: ignore[misc]
-    return watch.figures
+def poll(poller: BrokerPoller) -> QueueFigures:
+    """The figures of a poll that starts after the call."""
+    for what in ("the poll in progress ends", "the next poll ends"):
+        called_at = time.monotonic()
+        wait_until(lambda called_at=called_at: (poller.answered_at or 0) > called_at, what=what)  # type: ignore[misc]
+    return poller.figures
 
 
 def send(capp: Celery, queue: str, *, priority: int | None = None) -> None:
     with capp.connection_for_write() as connection:
-        capp.send_task("nobody.runs.this", queue=queue, connection=connection, priority=priority, ignore_result=True)
+        capp.send_task("unknown.task", queue=queue, connection=connection, priority=priority, ignore_result=True)
 
 
 @pytest.fixture(scope="module", params=["redis", "rabbitmq"])
@@ -87,10 +87,10 @@ def outage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def standing(outage: Interruptible) -> Celery:
-    """The application of a broker that is a server."""
+def server(outage: Interruptible) -> Celery:
+    """An application whose broker is a server."""
     capp = Celery(broker=outage.broker.url)
-    # RabbitMQ has a message once it is sent
+    # Messages are in RabbitMQ's queue when send_task returns
     capp.conf.broker_transport_options = {"confirm_publish": True}
     return capp
 
@@ -98,7 +98,7 @@ def standing(outage: Interruptible) -> Celery:
 @pytest.fixture
 def memory() -> Celery:
     capp = Celery(broker="memory://")
-    # The whole process has this broker, and other tests have left messages
+    # The broker is shared by the process, and other tests leave messages
     with capp.connection_for_write() as connection:
         connection.default_channel.queue_purge(capp.conf.task_default_queue)
     return capp
@@ -120,76 +120,74 @@ def filesystem(tmp_path: Path) -> Celery:
 def check_lengths(capp: Celery) -> None:
     for _ in range(3):
         send(capp, "three")
-    with watching(capp, queues=["three", "missing"]) as watch:
-        figures = look(watch)
+    with polling(capp, queues=["three", "missing"]) as poller:
+        figures = poll(poller)
         assert figures.lengths == {"three": 3, "missing": 0, "celery": 0}
         assert figures.workers == figures.consumers == {"three": 0, "missing": 0, "celery": 0}
         send(capp, "three")
-        assert look(watch).lengths["three"] == 4
-        assert watch.problem is None
+        assert poll(poller).lengths["three"] == 4
+        assert poller.problem is None
 
 
-def test_the_length_of_queues(standing: Celery) -> None:
-    """P4."""
-    check_lengths(standing)
+def test_queue_lengths(server: Celery) -> None:
+    check_lengths(server)
 
 
 @pytest.mark.parametrize("application", ["memory", "filesystem"])
-def test_the_length_of_queues_without_a_server(application: str, request: pytest.FixtureRequest) -> None:
-    """P22: whatever the broker."""
+def test_queue_lengths_of_any_kombu_transport(application: str, request: pytest.FixtureRequest) -> None:
     check_lengths(request.getfixturevalue(application))
 
 
 @ON_REDIS
-def test_all_priorities_count(standing: Celery) -> None:
+def test_queue_length_includes_all_priorities(server: Celery) -> None:
     for priority in (0, 3, 6, 9, 9):
-        send(standing, "priorities", priority=priority)
-    with watching(standing, queues=["priorities"]) as watch:
-        assert look(watch).lengths["priorities"] == 5
+        send(server, "priorities", priority=priority)
+    with polling(server, queues=["priorities"]) as poller:
+        assert poll(poller).lengths["priorities"] == 5
 
 
 @ON_RABBITMQ
-def test_consumers_are_those_the_broker_knows(standing: Celery) -> None:
-    """RabbitMQ knows of consumers that are no workers of ours."""
-    with standing.connection_for_read() as connection, watching(standing, queues=["consumed"]) as watch:
+def test_consumers_are_counted_by_the_broker(server: Celery) -> None:
+    """RabbitMQ also counts consumers that are not workers."""
+    with server.connection_for_read() as connection, polling(server, queues=["consumed"]) as poller:
         queue = Queue("consumed")
         with Consumer(connection, [queue]), Consumer(connection, [queue]):
-            assert look(watch).consumers["consumed"] == 2
-            assert watch.figures.workers["consumed"] == 0
-        assert look(watch).consumers["consumed"] == 0
+            assert poll(poller).consumers["consumed"] == 2
+            assert poller.figures.workers["consumed"] == 0
+        assert poll(poller).consumers["consumed"] == 0
 
 
 @ON_RABBITMQ
-def test_a_queue_that_may_not_be_asked_for_is_left_out(standing: Celery) -> None:
-    with standing.connection_for_read() as connection:
-        Queue("ours-alone", exclusive=True, durable=False)(connection.default_channel).declare()
-        with watching(standing, queues=["ours-alone", "other"]) as watch:
-            assert look(watch).lengths == {"other": 0, "celery": 0}
-            assert watch.problem is None
+def test_inaccessible_queues_are_omitted(server: Celery) -> None:
+    with server.connection_for_read() as connection:
+        Queue("exclusive", exclusive=True, durable=False)(connection.default_channel).declare()
+        with polling(server, queues=["exclusive", "other"]) as poller:
+            assert poll(poller).lengths == {"other": 0, "celery": 0}
+            assert poller.problem is None
 
 
-def test_configured_queues_are_known_without_workers(memory: Celery) -> None:
+def test_configured_queues_are_polled_without_workers(memory: Celery) -> None:
     memory.conf.task_queues = [Queue("mail"), Queue("reports")]
-    with watching(memory, queues=["given"]) as watch:
-        assert list(look(watch).lengths) == ["given", "mail", "reports"]
+    with polling(memory, queues=["given"]) as poller:
+        assert list(poll(poller).lengths) == ["given", "mail", "reports"]
 
 
-def test_not_more_queues_than_the_bound_are_asked_for(memory: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_most_max_queues_are_polled(memory: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(broker_poller, "MAX_QUEUES", 2)
-    with watching(memory, queues=["one", "one", "two", "three"]) as watch:
-        assert list(look(watch).lengths) == ["one", "two"]
+    with polling(memory, queues=["one", "one", "two", "three"]) as poller:
+        assert list(poll(poller).lengths) == ["one", "two"]
 
 
-def test_figures_are_counted_anew_on_request(standing: Celery) -> None:
-    with watching(standing, interval=3600) as watch:
+def test_refresh_polls_immediately(server: Celery) -> None:
+    with polling(server, interval=3600) as poller:
         for number in range(3):
-            figures = asyncio.run(watch.refresh(["fresh"]))
-            assert figures is watch.figures
+            figures = asyncio.run(poller.refresh(["fresh"]))
+            assert figures is poller.figures
             assert figures.lengths["fresh"] == number
-            send(standing, "fresh")
+            send(server, "fresh")
 
 
-def test_requests_that_wait_share_a_poll(memory: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_refreshes_share_a_poll(memory: Celery) -> None:
     polled = []
 
     def workers() -> list[str]:
@@ -197,13 +195,13 @@ def test_requests_that_wait_share_a_poll(memory: Celery, monkeypatch: pytest.Mon
         return []
 
     async def refresh() -> list[QueueFigures]:
-        return await asyncio.gather(*(watch.refresh([]) for _ in range(100)))
+        return await asyncio.gather(*(poller.refresh([]) for _ in range(100)))
 
-    with watching(memory, workers=workers, interval=3600) as watch:
-        asyncio.run(watch.refresh([]))
+    with polling(memory, workers=workers, interval=3600) as poller:
+        asyncio.run(poller.refresh([]))
         before = len(polled)
         asyncio.run(refresh())
-        # One that may have begun before the last request, and one after it
+        # One may have started before the last request, the other starts after it
         assert len(polled) - before <= 2
 
 
@@ -220,7 +218,7 @@ def worker(broker: programs.Broker, folder: Path, name: str, *options: str) -> I
 
 @pytest.fixture(scope="module")
 def workers(outage: Interruptible, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """Two that share a queue, by name."""
+    """The names of two workers that share a queue."""
     folder = tmp_path_factory.mktemp("workers")
     with (
         worker(outage.broker, folder, f"a@{HOST}", "-Q", "shared,alone", "-c", "2"),
@@ -229,191 +227,192 @@ def workers(outage: Interruptible, tmp_path_factory: pytest.TempPathFactory) -> 
         yield [f"a@{HOST}", f"b@{HOST}"]
 
 
-def test_workers_and_processes_of_queues(standing: Celery, workers: list[str]) -> None:
+def test_workers_and_processes_of_queues(server: Celery, workers: list[str]) -> None:
     alive: list[str] = []
-    with watching(standing, workers=lambda: list(alive), inspect_every=3600) as watch:
-        assert look(watch).workers == {"celery": 0}
-        # One that is new is asked at once
+    with polling(server, workers=lambda: list(alive), inspect_interval=3600) as poller:
+        assert poll(poller).workers == {"celery": 0}
+        # New workers are inspected at the next poll
         alive.extend(workers)
-        wait_until(lambda: len(watch.figures.queues_of) == 2, what="the workers tell")
-        figures = look(watch)
+        wait_until(lambda: len(poller.figures.queues_of) == 2, what="both workers reply")
+        figures = poll(poller)
         assert figures.queues_of == {workers[0]: ("shared", "alone"), workers[1]: ("shared",)}
         assert figures.workers == {"celery": 0, "shared": 2, "alone": 1}
         assert figures.processes == {"celery": 0, "shared": 5, "alone": 2}
         assert figures.consumers == {"celery": 0, "shared": 2, "alone": 1}
         assert figures.lengths == {"celery": 0, "shared": 0, "alone": 0}
-        # One that has died is no longer counted
+        # Offline workers are not counted
         alive.remove(workers[1])
-        figures = look(watch)
+        figures = poll(poller)
         assert (figures.workers["shared"], figures.processes["shared"]) == (1, 2)
         assert list(figures.queues_of) == [workers[0]]
-    # The application's own connections, which others wait for, were left alone
-    assert standing._pool is None
+    # The poller does not use the application's connection pool
+    assert server._pool is None
 
 
-def test_what_a_worker_holds(standing: Celery, workers: list[str]) -> None:
-    """Tasks that run, that were fetched before, and that wait for their time."""
-    held: dict[str, tuple[set[str], float]] = {}
-    began = time.monotonic()
-    with standing.connection_for_write() as connection:
+def test_tasks_of_workers_are_reported(server: Celery, workers: list[str]) -> None:
+    """Active, reserved and scheduled tasks."""
+    found: dict[str, tuple[set[str], float]] = {}
+    started_at = time.monotonic()
+    with server.connection_for_write() as connection:
         options: dict[str, Any] = {"queue": "alone", "connection": connection, "ignore_result": True}
-        ids = {standing.send_task("server.slow", (3600,), **options).id for _ in range(4)}
-        ids.add(standing.send_task("server.add", (1, 1), countdown=3600, **options).id)
+        ids = {server.send_task("server.slow", (3600,), **options).id for _ in range(4)}
+        ids.add(server.send_task("server.add", (1, 1), countdown=3600, **options).id)
     try:
-        with watching(
-            standing, workers=lambda: [workers[0], "gone@test"], on_held=lambda name, *told: held.update({name: told})
+        with polling(
+            server,
+            workers=lambda: [workers[0], "gone@test"],
+            on_tasks=lambda name, *tasks: found.update({name: tasks}),
         ):
-            wait_until(lambda: workers[0] in held and held[workers[0]][0] == ids, what="all are held")
-        assert list(held) == [workers[0]]
-        assert began < held[workers[0]][1] < time.monotonic()
+            wait_until(lambda: workers[0] in found and found[workers[0]][0] == ids, what="all tasks are reported")
+        assert list(found) == [workers[0]]
+        assert started_at < found[workers[0]][1] < time.monotonic()
     finally:
-        with standing.connection_for_write() as connection:
-            standing.control.revoke(list(ids), terminate=True, signal="SIGKILL", connection=connection)
+        with server.connection_for_write() as connection:
+            server.control.revoke(list(ids), terminate=True, signal="SIGKILL", connection=connection)
 
 
-def test_a_malformed_reply_costs_no_other(standing: Celery) -> None:
+def test_malformed_replies_do_not_affect_other_workers(server: Celery) -> None:
     rejections = Rejections("a reply", REASONS)
-    usual = INSPECTIONS["stats"]
 
     def answers(command: str) -> list[Answer]:
-        replies = {"stats": {**usual, "pool": "x"}, "reserved": [{}]}
+        replies = {"stats": {**INSPECTIONS["stats"], "pool": "x"}, "reserved": [{}]}
         return [Answer(None), Answer({"bad@test": replies.get(command, INSPECTIONS[command])})]
 
-    held: dict[str, set[str]] = {}
+    found: dict[str, set[str]] = {}
     with (
-        answering_worker(standing.conf.broker_url, "bad@test", answers),
+        answering_worker(server.conf.broker_url, "bad@test", answers),
         answering_worker(
-            standing.conf.broker_url, "good@test", lambda command: [Answer({"good@test": INSPECTIONS[command]})]
+            server.conf.broker_url, "good@test", lambda command: [Answer({"good@test": INSPECTIONS[command]})]
         ),
-        watching(
-            standing,
+        polling(
+            server,
             workers=lambda: ["bad@test", "good@test"],
-            on_held=lambda name, ids, _: held.update({name: ids}),
+            on_tasks=lambda name, ids, _: found.update({name: ids}),
             rejections=rejections,
-        ) as watch,
+        ) as poller,
     ):
-        wait_until(lambda: rejections.counts["invalid"] > 2 and look(watch).queues_of, what="both are asked")
-        figures = look(watch)
-        assert watch.problem is None
+        wait_until(lambda: rejections.counts["invalid"] > 2 and poll(poller).queues_of, what="both workers reply")
+        figures = poll(poller)
+        assert poller.problem is None
     assert figures.queues_of == {"good@test": ("celery",)}
     assert figures.processes == {"celery": 2}
-    assert held == {"good@test": {"1", "2", "3"}}
+    assert found == {"good@test": {"1", "2", "3"}}
 
 
-def test_workers_are_asked_anew_when_events_may_have_been_missed(standing: Celery, workers: list[str]) -> None:
-    told: list[str] = []
-    with watching(
-        standing, workers=lambda: workers, on_held=lambda name, *_: told.append(name), inspect_every=3600
-    ) as watch:
-        wait_until(lambda: sorted(told) == workers, what="they are asked")
-        watch.ask_workers()
-        wait_until(lambda: sorted(told) == sorted(workers * 2), what="they are asked again")
+def test_ask_workers_inspects_at_the_next_poll(server: Celery, workers: list[str]) -> None:
+    inspected: list[str] = []
+    with polling(
+        server, workers=lambda: workers, on_tasks=lambda name, *_: inspected.append(name), inspect_interval=3600
+    ) as poller:
+        wait_until(lambda: sorted(inspected) == workers, what="both workers reply")
+        poller.ask_workers()
+        wait_until(lambda: sorted(inspected) == sorted(workers * 2), what="both workers reply again")
 
 
 # Outages
 
 
-def test_an_outage_is_told_and_is_over_when_the_broker_is_back(
-    standing: Celery, outage: Interruptible, caplog: pytest.LogCaptureFixture
+def test_a_broker_outage_is_reported_until_it_recovers(
+    server: Celery, outage: Interruptible, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with watching(standing, queues=["mail"]) as watch:
-        assert look(watch).lengths == {"mail": 0, "celery": 0}
+    with polling(server, queues=["mail"]) as poller:
+        assert poll(poller).lengths == {"mail": 0, "celery": 0}
         outage.stop()
-        assert wait_until(lambda: watch.problem, what="the outage is noticed") == "the broker cannot be reached"
-        # Nothing that is no longer true is told
-        assert (watch.figures.lengths, watch.figures.consumers) == ({}, {})
+        assert wait_until(lambda: poller.problem, what="the outage is detected") == "the broker cannot be reached"
+        # Outdated figures are discarded
+        assert (poller.figures.lengths, poller.figures.consumers) == ({}, {})
         outage.start()
-        wait_until(lambda: watch.problem is None, what="the broker answers again")
-        assert look(watch).lengths == {"mail": 0, "celery": 0}
-    told = [record.message for record in caplog.records if record.name == "flower_proxy.metrics.broker_poller"]
-    assert told == ["No queue lengths: the broker cannot be reached; trying again and again"]
+        wait_until(lambda: poller.problem is None, what="the broker answers again")
+        assert poll(poller).lengths == {"mail": 0, "celery": 0}
+    logged = [record.message for record in caplog.records if record.name == "flower_proxy.metrics.broker_poller"]
+    assert logged == ["Failed to poll the queues (the broker cannot be reached); retrying"]
 
 
-def test_after_an_outage_the_workers_are_asked_at_once(broker: programs.Broker, tmp_path: Path) -> None:
-    """P30: they may have told something meanwhile."""
+def test_workers_are_inspected_after_an_outage(broker: programs.Broker, tmp_path: Path) -> None:
+    """Events may have been lost meanwhile."""
     network = network_to(broker, tmp_path)
-    told: list[str] = []
+    inspected: list[str] = []
     with contextlib.ExitStack() as stack:
         stack.callback(network.stop)
         network.start()
         stack.enter_context(programs.worker_process(broker, tmp_path, name="w7@h", options=["-Q", "q7"]))
         capp = Celery(broker=network.broker.url)
-        watch = stack.enter_context(
-            watching(capp, workers=lambda: ["w7@h"], on_held=lambda name, *_: told.append(name), inspect_every=3600)
+        poller = stack.enter_context(
+            polling(
+                capp, workers=lambda: ["w7@h"], on_tasks=lambda name, *_: inspected.append(name), inspect_interval=3600
+            )
         )
-        wait_until(lambda: told == ["w7@h"], what="it is asked")
+        wait_until(lambda: inspected == ["w7@h"], what="the worker replies")
         network.stop()
-        wait_until(lambda: watch.problem, what="the outage is noticed")
+        wait_until(lambda: poller.problem, what="the outage is detected")
         network.start()
-        wait_until(lambda: told == ["w7@h"] * 2, what="it is asked again")
+        wait_until(lambda: inspected == ["w7@h"] * 2, what="the worker replies again")
 
 
-def test_a_broker_that_hangs_is_given_up(
-    standing: Celery, outage: Interruptible, monkeypatch: pytest.MonkeyPatch
+def test_connections_to_an_unresponsive_broker_time_out(
+    server: Celery, outage: Interruptible, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that a connection whose other end is gone without a word is replaced."""
-    monkeypatch.setattr(broker_poller, "_PATIENCE", 3600)
-    with watching(standing) as watch:
-        look(watch)
+    monkeypatch.setattr(broker_poller, "_POLL_TIMEOUT", 3600)
+    with polling(server) as poller:
+        poll(poller)
         with outage.frozen():
-            assert wait_until(lambda: watch.problem, what="it is noticed") == "the broker does not answer"
-        wait_until(lambda: watch.problem is None, what="the broker answers again")
+            assert wait_until(lambda: poller.problem, what="the timeout") == "the broker does not answer"
+        wait_until(lambda: poller.problem is None, what="the broker answers again")
 
 
-def test_a_transport_that_waits_for_ever_is_told(memory: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not every transport of kombu's gives up in time."""
+def test_a_transport_without_timeouts_is_reported(memory: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
     released = threading.Event()
 
     def hang() -> list[str]:
         released.wait(60)
         return []
 
-    monkeypatch.setattr(broker_poller, "_PATIENCE", 0.0)
-    with watching(memory, workers=hang) as watch:
-        wait_until(lambda: watch.problem == "the broker does not answer", what="it is noticed")
+    monkeypatch.setattr(broker_poller, "_POLL_TIMEOUT", 0.0)
+    with polling(memory, workers=hang) as poller:
+        wait_until(lambda: poller.problem == "the broker does not answer", what="the problem is reported")
         released.set()
-        wait_until(lambda: watch.answered_at, what="it has answered")
+        wait_until(lambda: poller.answered_at, what="the broker answers")
 
 
-def test_a_request_during_an_outage_is_answered_at_once(standing: Celery, outage: Interruptible) -> None:
-    with watching(standing, interval=3600) as watch:
-        asyncio.run(watch.refresh([]))
+def test_refresh_returns_immediately_during_an_outage(server: Celery, outage: Interruptible) -> None:
+    with polling(server, interval=3600) as poller:
+        asyncio.run(poller.refresh([]))
         outage.stop()
-        # The connection is found broken by the poll that is asked for
-        assert asyncio.run(watch.refresh([], timeout=60)).lengths == {}
-        assert watch.problem == "the broker cannot be reached"
-        assert asyncio.run(watch.refresh([], timeout=60)).lengths == {}
+        # The requested poll detects the broken connection
+        assert asyncio.run(poller.refresh([], timeout=60)).lengths == {}
+        assert poller.problem == "the broker cannot be reached"
+        assert asyncio.run(poller.refresh([], timeout=60)).lengths == {}
         with pytest.raises(HTTPError, match="the broker cannot be reached") as raised:
-            asyncio.run(BrokerQueues(standing, watch, broker_api=None).queues([]))
+            asyncio.run(BrokerQueues(server, poller, broker_api=None).queues([]))
         assert raised.value.status_code == 503
         outage.start()
 
 
-def test_a_request_does_not_wait_for_a_broker_that_hangs(standing: Celery, outage: Interruptible) -> None:
-    with watching(standing, queues=["known"], interval=3600) as watch:
-        before = asyncio.run(watch.refresh([]))
+def test_refresh_does_not_wait_for_an_unresponsive_broker(server: Celery, outage: Interruptible) -> None:
+    with polling(server, queues=["known"], interval=3600) as poller:
+        before = asyncio.run(poller.refresh([]))
         with outage.frozen():
-            # Had it waited for longer, the problem would have been noticed, and there were no figures
-            assert asyncio.run(watch.refresh([], timeout=0.01)) == before
+            # After a longer wait the problem would be detected and the figures discarded
+            assert asyncio.run(poller.refresh([], timeout=0.01)) == before
 
 
-def test_a_request_to_a_poller_that_has_ended_is_answered(memory: Celery) -> None:
-    with watching(memory) as watch:
-        figures = look(watch)
-    assert asyncio.run(watch.refresh([], timeout=60)) is figures
+def test_refresh_returns_after_the_poller_has_ended(memory: Celery) -> None:
+    with polling(memory) as poller:
+        figures = poll(poller)
+    assert asyncio.run(poller.refresh([], timeout=60)) is figures
 
 
-def test_before_the_first_answer_there_is_a_problem() -> None:
+def test_a_problem_is_reported_before_the_first_answer() -> None:
     with deaf_port() as (port, _):
-        watch = BrokerPoller(
+        poller = BrokerPoller(
             Celery(broker=f"redis://127.0.0.1:{port}"),
             workers=tuple,
-            on_held=lambda *_: None,
+            on_tasks=lambda *_: None,
             rejections=Rejections("a reply", REASONS),
         )
-        assert watch.problem == "the broker has not answered yet"
-        assert watch.answered_at is None
-        assert watch.figures == QueueFigures()
+        assert poller.problem == "the broker has not answered yet"
+        assert poller.answered_at is None
+        assert poller.figures == QueueFigures()
 
 
 SCRIPT = """
@@ -424,40 +423,40 @@ from flower_proxy.events.replies import REASONS
 from flower_proxy.metrics.broker_poller import BrokerPoller
 
 rejections = Rejections("a reply", REASONS)
-watch = BrokerPoller(Celery(broker=sys.argv[1]), workers=tuple, on_held=print, rejections=rejections)
-watch.start()
+poller = BrokerPoller(Celery(broker=sys.argv[1]), workers=tuple, on_tasks=print, rejections=rejections)
+poller.start()
 sys.stdin.readline()
-watch.stop()
-print("left")
+poller.stop()
+print("stopped")
 """
 
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
-def test_a_broker_that_hangs_does_not_keep_the_process(scheme: str) -> None:
-    """P10: SIGTERM, then nothing for minutes."""
-    assert leaves_a_deaf_broker(SCRIPT, scheme) == ("left\n", 0)
+def test_an_unresponsive_broker_does_not_delay_the_exit(scheme: str) -> None:
+    """See mher/flower#771."""
+    assert leaves_a_deaf_broker(SCRIPT, scheme) == ("stopped\n", 0)
 
 
-def test_a_worker_that_is_back_is_asked_at_the_next_look(broker: programs.Broker, tmp_path: Path) -> None:
+def test_a_worker_that_was_offline_is_inspected_at_the_next_poll(broker: programs.Broker, tmp_path: Path) -> None:
     alive = {"w9@h"}
     with (
         programs.worker_process(broker, tmp_path, name="w9@h", options=["-Q", "q9"]),
-        watching(Celery(broker=broker.url), workers=lambda: tuple(alive), inspect_every=600) as watch,
+        polling(Celery(broker=broker.url), workers=lambda: tuple(alive), inspect_interval=600) as poller,
     ):
-        wait_until(lambda: "w9@h" in watch.figures.queues_of, what="it is asked")
+        wait_until(lambda: "w9@h" in poller.figures.queues_of, what="the worker replies")
         alive.clear()
-        assert "w9@h" not in look(watch).queues_of
+        assert "w9@h" not in poll(poller).queues_of
         alive.add("w9@h")
-        wait_until(lambda: "w9@h" in watch.figures.queues_of, what="it is asked again")
+        wait_until(lambda: "w9@h" in poller.figures.queues_of, what="the worker replies again")
 
 
-def test_a_queue_whose_last_worker_is_gone_is_still_counted(broker: programs.Broker, tmp_path: Path) -> None:
+def test_queues_that_lost_their_last_worker_are_polled(broker: programs.Broker, tmp_path: Path) -> None:
     alive: set[str] = set()
-    with watching(Celery(broker=broker.url), workers=lambda: tuple(alive)) as watch:
+    with polling(Celery(broker=broker.url), workers=lambda: tuple(alive)) as poller:
         with programs.worker_process(broker, tmp_path, name="w8@h", options=["-Q", "q8"]):
             alive.add("w8@h")
-            wait_until(lambda: "q8" in watch.figures.lengths, what="it is asked")
+            wait_until(lambda: "q8" in poller.figures.lengths, what="the worker replies")
         alive.clear()
-        # Not with the watch's application, which would know the queue from then on
+        # Another application, since sending adds the queue to the application's queues
         send(Celery(broker=broker.url), "q8")
-        assert look(watch).lengths["q8"] == 1
+        assert poll(poller).lengths["q8"] == 1

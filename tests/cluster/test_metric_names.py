@@ -1,4 +1,4 @@
-"""``promtool check metrics`` on a scrape."""
+"""Metric names, checked by ``promtool check metrics``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ celery_active_worker_count non-histogram and non-summary metrics should not have
 """
 
 
-def test_promtool_warns_only_about_the_names_kept_for_compatibility() -> None:
+def test_promtool_warns_only_about_names_kept_for_compatibility() -> None:
     cluster = Cluster(*busy(W1, "1"), *busy('a "quoted\\" name@host', "2"), sent("9"))
     text = cluster.text(QueueFigures({"q": 1}, {"q": 1}, {"q": 1}, {"q": 1}))
     command = [program("promtool"), "check", "metrics"]

@@ -1,4 +1,4 @@
-"""Prometheus takes the files in ``examples/prometheus`` and ``examples/grafana``, and they speak of what there is."""
+"""Validity of ``examples/prometheus`` and ``examples/grafana``, and of the metrics and labels that they use."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ RULES: list[dict[str, Any]] = [
 ]
 ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 
-# What a target adds to all that it measures
+# Labels that Prometheus adds to each series of a target
 TARGET = {"job", "instance"}
 _TASK = {"name", "hostname", "queue_name"}
-# What flower-proxy measures, with its labels; of a histogram the name without _bucket, _sum and _count
+# Metrics of flower-proxy and their labels; histograms without _bucket, _sum and _count
 FAMILIES = {
     "flower_events_total": {"worker", "type", "task"},
     "flower_task_prefetch_time_seconds": {"worker", "task"},
@@ -78,17 +78,17 @@ SAMPLES = FAMILIES | {
 }
 COUNTERS = {name for name in SAMPLES if name not in FAMILIES or name.endswith("_total")}
 
-# Any time will do; the samples of a test end there
+# The time of the last sample
 NOW = 1_700_000_000
 
 
 def panels() -> list[dict[str, Any]]:
-    """The dashboard's panels, those in rows that are folded too."""
+    """The panels of the dashboard, including those in collapsed rows."""
     return [inner for panel in DASHBOARD["panels"] for inner in (panel, *panel.get("panels", []))]
 
 
 class Query(NamedTuple):
-    """A query of the dashboard, as Grafana sends it where everything is chosen."""
+    """A query of the dashboard, as Grafana sends it with all variables set to All."""
 
     panel: str
     letter: str
@@ -113,8 +113,8 @@ def queries() -> list[Query]:
 each_query = pytest.mark.parametrize("query", queries(), ids=lambda query: f"{query.panel} {query.letter}")
 
 
-def _spoken_of() -> Iterator[list[tuple[str, set[str]]]]:
-    """For each rule, query and variable what it names; labels in its texts are those of the first metric."""
+def _references() -> Iterator[list[tuple[str, set[str]]]]:
+    """Metrics and labels in each rule, query and variable; labels in its texts belong to the first metric."""
     for rule in RULES:
         metrics = named(rule["expr"])
         texts = " ".join(rule.get("annotations", {}).values())
@@ -133,9 +133,9 @@ def _spoken_of() -> Iterator[list[tuple[str, set[str]]]]:
 
 
 def used_metrics() -> dict[str, set[str]]:
-    """Each metric that the rules and the dashboard take from a scrape, with the labels that they expect of it."""
+    """The scraped metrics that the rules and the dashboard use, and the labels that they use."""
     used: dict[str, set[str]] = {}
-    for metrics in _spoken_of():
+    for metrics in _references():
         for name, labels in metrics:
             used.setdefault(name, set()).update(labels - TARGET)
     recorded = {rule.get("record") for rule in RULES}
@@ -154,7 +154,7 @@ def used_metrics() -> dict[str, set[str]]:
         pytest.param("sum by (job) (a) > 1 and absent(b)", [("a", {"job"}), ("b", set())], id="words"),
     ],
 )
-def test_metrics_and_labels_are_read_from_an_expression(expression: str, expected: list[tuple[str, set[str]]]) -> None:
+def test_metrics_and_labels_of_an_expression(expression: str, expected: list[tuple[str, set[str]]]) -> None:
     assert named(expression) == expected
 
 
@@ -168,44 +168,44 @@ def test_metrics_and_labels_are_read_from_an_expression(expression: str, expecte
         ("test rules", "rules_test.yml"),
     ],
 )
-def test_promtool_finds_no_fault(command: str, file: str) -> None:
-    said = promtool(*command.split(), str(PROMETHEUS / file))
-    assert "SUCCESS" in said
-    assert "FAILED" not in said
+def test_promtool_accepts_the_examples(command: str, file: str) -> None:
+    output = promtool(*command.split(), str(PROMETHEUS / file))
+    assert "SUCCESS" in output
+    assert "FAILED" not in output
 
 
-def test_prometheus_can_read_each_query_of_the_dashboard(tmp_path: Path) -> None:
+def test_prometheus_can_parse_each_query_of_the_dashboard(tmp_path: Path) -> None:
     rules = [{"record": f"query:{index}", "expr": query.expression} for index, query in enumerate(queries())]
     (tmp_path / "rules.yml").write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
     assert f"{len(rules)} rules found" in promtool("check", "rules", str(tmp_path / "rules.yml"))
 
 
-@pytest.mark.parametrize("fires", [True, False], ids=["fires", "does not fire"])
+@pytest.mark.parametrize("fires", [True, False], ids=["firing", "not-firing"])
 @pytest.mark.parametrize("alert", ALERTS)
-def test_each_alert_has_a_case_in_which_it(alert: str, fires: bool) -> None:
+def test_each_alert_has_both_test_cases(alert: str, fires: bool) -> None:
     cases = yaml.safe_load((PROMETHEUS / "rules_test.yml").read_text())["tests"]
     tests = [test for case in cases for test in case.get("alert_rule_test", []) if test["alertname"] == alert]
     assert fires in {bool(test["exp_alerts"]) for test in tests}
 
 
 @pytest.mark.parametrize("alert", ALERTS)
-def test_each_alert_tells_how_bad_it_is_and_where_to_look(alert: str) -> None:
+def test_each_alert_has_severity_and_annotations(alert: str) -> None:
     rule = ALERTS[alert]
     assert rule["labels"]["severity"] in ("warning", "critical")
     assert set(rule["annotations"]) == {"summary", "description"}
     assert "{{ $labels." in rule["annotations"]["summary"] or "absent(" in rule["expr"]
 
 
-def test_rules_and_panels_name_only_what_is_measured() -> None:
+def test_rules_and_panels_use_only_existing_metrics_and_labels() -> None:
     used = used_metrics()
     assert used.keys() - SAMPLES.keys() == set()
     assert {name: labels - SAMPLES[name] for name, labels in used.items() if labels - SAMPLES[name]} == {}
 
 
-def test_rules_name_only_what_is_recorded_before() -> None:
-    """Within a group rules are evaluated in order."""
+def test_rules_use_only_previously_recorded_metrics() -> None:
+    """Rules of a group are evaluated in order."""
     recorded: dict[str, set[str]] = {}
-    for rule, metrics in zip(RULES, _spoken_of(), strict=False):
+    for rule, metrics in zip(RULES, _references(), strict=False):
         for name, labels in metrics:
             if ":" in name:
                 assert labels <= recorded[name], name
@@ -215,7 +215,7 @@ def test_rules_name_only_what_is_recorded_before() -> None:
             assert rule["record"].startswith("_".join(sorted(recorded[rule["record"]], key=rule["record"].find)) + ":")
 
 
-def test_the_dashboard_has_panels_that_do_not_overlap() -> None:
+def test_panels_do_not_overlap() -> None:
     taken: dict[tuple[int, int], str] = {}
     for panel in DASHBOARD["panels"]:
         at = panel["gridPos"]
@@ -224,19 +224,19 @@ def test_the_dashboard_has_panels_that_do_not_overlap() -> None:
             assert taken.setdefault(cell, panel["title"]) is panel["title"], f"{panel['title']} on {taken[cell]}"
 
 
-def test_the_dashboard_begins_with_the_overview() -> None:
-    """On a phone the panels stand below each other, row by row."""
+def test_the_overview_comes_first() -> None:
+    """On a phone Grafana shows the panels in this order."""
     places = [(panel["gridPos"]["y"], panel["gridPos"]["x"]) for panel in DASHBOARD["panels"]]
     assert places == sorted(places)
     first = [panel["title"] for panel in DASHBOARD["panels"] if panel["gridPos"]["y"] == 0]
     assert first == ["Workers online", "Failing", "Waiting in queues", "Longest wait", "Last event", "Broker"]
 
 
-def test_the_dashboard_is_one_that_grafana_can_load() -> None:
+def test_the_dashboard_follows_grafanas_schema() -> None:
     ids = [panel["id"] for panel in panels()]
     assert len(ids) == len(set(ids))
     assert DASHBOARD["uid"] == "flower-proxy"
-    # that of Grafana 10.0; newer ones convert it
+    # The schema of Grafana 10.0, which newer versions convert
     assert DASHBOARD["schemaVersion"] >= 38
     for panel in panels():
         if panel["type"] != "row":
@@ -247,34 +247,34 @@ def test_the_dashboard_is_one_that_grafana_can_load() -> None:
             assert len(letters) == len(panel["targets"]) > 0, panel["title"]
 
 
-def test_the_dashboard_asks_whichever_prometheus_is_chosen() -> None:
-    asking = [variable for variable in DASHBOARD["templating"]["list"] if variable["type"] == "query"]
-    asking += [panel for panel in panels() if panel["type"] != "row"]
-    asking += [target for panel in panels() for target in panel.get("targets", [])]
-    for one in asking:
-        assert one["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+def test_the_dashboard_uses_the_selected_data_source() -> None:
+    users = [variable for variable in DASHBOARD["templating"]["list"] if variable["type"] == "query"]
+    users += [panel for panel in panels() if panel["type"] != "row"]
+    users += [target for panel in panels() for target in panel.get("targets", [])]
+    for user in users:
+        assert user["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
 
 
-def test_the_dashboard_uses_the_variables_that_it_has() -> None:
-    have = {variable["name"] for variable in DASHBOARD["templating"]["list"]}
+def test_the_dashboard_uses_its_variables() -> None:
+    defined = {variable["name"] for variable in DASHBOARD["templating"]["list"]}
     built_in = {"__rate_interval", "__range"}
     used = set(re.findall(r"\$\{?(\w+)", json.dumps([DASHBOARD["panels"], DASHBOARD["templating"]])))
-    assert used - {"__all"} - built_in == have == {"datasource", "job", "instance"}
+    assert used - {"__all"} - built_in == defined == {"datasource", "job", "instance"}
     for query in queries():
         for name, labels in named(query.expression):
-            assert labels >= TARGET, f"{query}: {name} is not of the chosen job and instance"
+            assert labels >= TARGET, f"{query}: {name} is not filtered by the selected job and instance"
 
 
-def test_grafana_asks_for_no_rate_over_less_than_there_are_samples_for() -> None:
+def test_grafanas_time_interval_is_the_scrape_interval() -> None:
     (source,) = yaml.safe_load((GRAFANA / "datasource.yml").read_text())["datasources"]
     scraped = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())["global"]["scrape_interval"]
     assert source["jsonData"]["timeInterval"] == scraped
 
 
 def history(value: Callable[[str, int], float], names: Collection[str] = SAMPLES) -> str:
-    """An hour of these samples, one each minute, one series each (a histogram's buckets apart), as OpenMetrics text.
+    """OpenMetrics text with one sample per minute for an hour, one series per name and histogram bucket.
 
-    :param value: of a sample's name and the minutes that have gone by.
+    :param value: returns the value for a name at a minute.
     """
     lines = []
     for name in names:
@@ -286,42 +286,42 @@ def history(value: Callable[[str, int], float], names: Collection[str] = SAMPLES
     return "\n".join([*lines, "# EOF", ""])
 
 
-def nothing_happens(name: str, minute: int) -> float:
+def idle_value(name: str, minute: int) -> float:
     return float(name == "flower_proxy_broker_connected")
 
 
-def never_heard_of_any(name: str, minute: int) -> float:
-    return math.nan if name == "flower_proxy_seconds_since_last_event" else nothing_happens(name, minute)
+def fresh_value(name: str, minute: int) -> float:
+    return math.nan if name == "flower_proxy_seconds_since_last_event" else idle_value(name, minute)
 
 
-def everything_counts(name: str, minute: int) -> float:
+def busy_value(name: str, minute: int) -> float:
     return 60 * minute if name in COUNTERS else 1
 
 
 @pytest.fixture(scope="module")
 def busy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """Everything has been measured for an hour, and everything counts."""
-    with remembering(history(everything_counts), tmp_path_factory.mktemp("prometheus") / "busy") as prometheus:
+    """A Prometheus with an hour of samples in which all counters increase."""
+    with remembering(history(busy_value), tmp_path_factory.mktemp("prometheus") / "busy") as prometheus:
         yield prometheus
 
 
 @pytest.fixture(scope="module")
 def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """Everything has been measured for an hour, and nothing has happened."""
-    with remembering(history(nothing_happens), tmp_path_factory.mktemp("prometheus") / "idle") as prometheus:
+    """A Prometheus with an hour of constant samples."""
+    with remembering(history(idle_value), tmp_path_factory.mktemp("prometheus") / "idle") as prometheus:
         yield prometheus
 
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
-    """Flower-proxy runs, and has never heard of any worker, task or queue."""
+    """A Prometheus with samples of a flower-proxy that has received no events."""
     ours = [name for name in SAMPLES if name.startswith("flower_proxy_")]
-    with remembering(history(never_heard_of_any, ours), tmp_path_factory.mktemp("prometheus") / "fresh") as prometheus:
+    with remembering(history(fresh_value, ours), tmp_path_factory.mktemp("prometheus") / "fresh") as prometheus:
         yield prometheus
 
 
 @each_query
-def test_a_panel_shows_something_where_tasks_run(busy: Prometheus, query: Query) -> None:
+def test_panels_have_values_if_tasks_run(busy: Prometheus, query: Query) -> None:
     found = busy.query(query.expression, at=NOW)
     assert found
     assert all(math.isfinite(value) for _, value in found)
@@ -329,7 +329,7 @@ def test_a_panel_shows_something_where_tasks_run(busy: Prometheus, query: Query)
 
 @pytest.mark.parametrize("state", ["idle", "fresh"])
 @each_query
-def test_a_panel_divides_nothing_by_nothing(request: pytest.FixtureRequest, state: str, query: Query) -> None:
+def test_panels_do_not_divide_by_zero(request: pytest.FixtureRequest, state: str, query: Query) -> None:
     prometheus: Prometheus = request.getfixturevalue(state)
     assert all(math.isfinite(value) for _, value in prometheus.query(query.expression, at=NOW))
 
@@ -340,13 +340,11 @@ OVERVIEW = {"Workers online": 0, "Failing": 0, "Waiting in queues": 0, "Broker":
 @pytest.mark.parametrize(
     ("state", "expected"),
     [
-        pytest.param("idle", OVERVIEW | {"Longest wait": 0, "Last event": 0}, id="nothing has happened"),
-        pytest.param("fresh", OVERVIEW, id="no event has come, so nothing is said of waiting"),
+        pytest.param("idle", OVERVIEW | {"Longest wait": 0, "Last event": 0}, id="idle"),
+        pytest.param("fresh", OVERVIEW, id="no-events-yet"),
     ],
 )
-def test_the_overview_where_nothing_runs(
-    request: pytest.FixtureRequest, state: str, expected: dict[str, float]
-) -> None:
+def test_the_overview_without_tasks(request: pytest.FixtureRequest, state: str, expected: dict[str, float]) -> None:
     prometheus: Prometheus = request.getfixturevalue(state)
     found = {query.panel: prometheus.query(query.expression, at=NOW) for query in queries()[:6]}
     assert {panel: series[0][1] for panel, series in found.items() if series} == expected

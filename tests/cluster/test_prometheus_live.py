@@ -1,4 +1,4 @@
-"""Prometheus scrapes as ``examples/prometheus`` says, directly and over nginx, while a real worker runs tasks."""
+"""Prometheus with the configurations in ``examples/prometheus``, scraping flower-proxy directly and through nginx."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ class Scraped:
     prometheus: Prometheus
 
     def run_tasks(self) -> None:
-        """Run tasks whose sending is told too, and wait until Prometheus has seen them end."""
+        """Run tasks with task-sent events, and wait until Prometheus has scraped their end."""
         before = self.ended()
         with Celery(broker=self.broker.url, backend=self.broker.url) as app:
             app.conf.task_send_sent_event = True
             results = [app.send_task("server.add", (1, 1)), app.send_task("server.fail")]
             try:
                 for result in results:
-                    wait_until(result.ready, what="a worker runs the tasks")
+                    wait_until(result.ready, what="the task has ended")
             finally:
                 app.backend.result_consumer.stop()
                 app.backend.client.close()
-        wait_until(lambda: self.ended() >= before + 2, what="Prometheus has seen the tasks end")
+        wait_until(lambda: self.ended() >= before + 2, what="Prometheus has scraped the end of the tasks")
 
     def ended(self) -> float:
         query = "sum(celery_task_succeeded_total) + sum(celery_task_failed_total)"
@@ -53,16 +53,16 @@ class Scraped:
 
 
 def config(file: str, target: Address, folder: Path) -> Path:
-    """The example, each second, and with the paths and addresses of here."""
+    """Write the example with an interval of one second and the paths and addresses of the test."""
     text: dict[str, Any] = yaml.safe_load((PROMETHEUS / file).read_text())
-    (mine,) = text["scrape_configs"]
-    mine["static_configs"] = [{"targets": [f"localhost:{target.port}"]}]
-    if "basic_auth" in mine:
+    (job,) = text["scrape_configs"]
+    job["static_configs"] = [{"targets": [f"localhost:{target.port}"]}]
+    if "basic_auth" in job:
         (folder / "password").write_text(SCRAPER.partition(":")[2])
-        mine["basic_auth"]["password_file"] = str(folder / "password")
+        job["basic_auth"]["password_file"] = str(folder / "password")
     if target.tls:
-        # it signs itself
-        mine["tls_config"] = {"insecure_skip_verify": True}
+        # The certificate is self-signed
+        job["tls_config"] = {"insecure_skip_verify": True}
     text["rule_files"] = [str(PROMETHEUS / "rules.yml")]
     text["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     (folder / "prometheus.yml").write_text(yaml.safe_dump(text))
@@ -79,16 +79,16 @@ def scraped(
     file, folder = request.param, tmp_path_factory.mktemp("prometheus")
     text = (PROMETHEUS / file).read_text()
     (command,) = re.findall(r"#   (flower-proxy .*)", text)
-    said = dict(word.lstrip("-").partition("=")[::2] for word in shlex.split(command)[3:])
-    del said["address"]
+    given = dict(word.lstrip("-").partition("=")[::2] for word in shlex.split(command)[3:])
+    del given["address"]
     if "FLOWER_METRICS_AUTH" in text:
-        said["metrics_auth"] = SCRAPER
+        given["metrics_auth"] = SCRAPER
     with contextlib.ExitStack() as stack:
         target = Address(free_port())
-        if "metrics_port" in said:
-            said["metrics_port"] = str(target.port)
-        url_prefix = said.pop("url_prefix")
-        options = [f"--{name}={value}" if value else f"--{name}" for name, value in said.items()]
+        if "metrics_port" in given:
+            given["metrics_port"] = str(target.port)
+        url_prefix = given.pop("url_prefix")
+        options = [f"--{name}={value}" if value else f"--{name}" for name, value in given.items()]
         flower = stack.enter_context(launch("ours", worker, folder / "flower", url_prefix=url_prefix, options=options))
         if file == "prometheus.yml":
             target = flower.address
@@ -102,11 +102,11 @@ def scraped(
 
 
 def test_the_target_is_up(scraped: Scraped) -> None:
-    def asked() -> list[dict[str, Any]]:
-        targets: list[dict[str, Any]] = scraped.prometheus.get("targets")["activeTargets"]
-        return [target for target in targets if target["health"] != "unknown"]
+    def targets() -> list[dict[str, Any]]:
+        active: list[dict[str, Any]] = scraped.prometheus.get("targets")["activeTargets"]
+        return [target for target in active if target["health"] != "unknown"]
 
-    (target,) = wait_until(asked, what="Prometheus scrapes")
+    (target,) = wait_until(targets, what="Prometheus has scraped the target")
     assert (target["health"], target["lastError"]) == ("up", "")
 
 
@@ -114,12 +114,12 @@ def test_each_rule_is_evaluated(scraped: Scraped) -> None:
     def rules() -> list[dict[str, Any]]:
         return [rule for group in scraped.prometheus.get("rules")["groups"] for rule in group["rules"]]
 
-    wait_until(lambda: all(rule["health"] != "unknown" for rule in rules()), what="Prometheus evaluates the rules")
+    wait_until(lambda: all(rule["health"] != "unknown" for rule in rules()), what="Prometheus has evaluated the rules")
     assert len(rules()) == len(RULES)
     assert {rule["name"]: rule.get("lastError") for rule in rules() if rule["health"] != "ok"} == {}
 
 
-def test_a_scrape_has_what_rules_and_panels_name(scraped: Scraped) -> None:
+def test_a_scrape_has_all_metrics_of_rules_and_panels(scraped: Scraped) -> None:
     scraped.run_tasks()
     found: dict[str, set[str]] = {}
     for family in scraped.flower.metrics():
@@ -131,9 +131,9 @@ def test_a_scrape_has_what_rules_and_panels_name(scraped: Scraped) -> None:
 
 
 @each_query
-def test_a_panel_shows_something(scraped: Scraped, query: Query) -> None:
-    # a rate needs tasks that end between two scrapes
+def test_panels_have_values(scraped: Scraped, query: Query) -> None:
+    # A rate requires tasks that end between two scrapes
     if not scraped.prometheus.query(query.expression):
         scraped.run_tasks()
-    found = wait_until(lambda: scraped.prometheus.query(query.expression), what=f"{query.panel} shows something")
+    found = wait_until(lambda: scraped.prometheus.query(query.expression), what=f"{query.panel} has values")
     assert all(math.isfinite(value) for _, value in found)

@@ -1,4 +1,4 @@
-"""The Broker page, /api/queues/length and /metrics show the same numbers, whatever the broker's URL."""
+"""Equal queue lengths on the Broker page, in /api/queues/length and in /metrics, for various broker URLs."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from urllib.parse import quote
 import pytest
 from celery import Celery
 from kombu import Queue
+from kombu.mixins import ConsumerMixin
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 
 from flower_proxy.app import FlowerProxy
@@ -25,7 +26,7 @@ from tests.support.outage import deaf_port
 from tests.support.processes import basic, free_port
 from tests.support.redis_servers import MASTER, RedisServers, redis_servers
 
-# The oldest kombu calls redis in a way that its newest release for that kombu no longer likes
+# The oldest supported kombu uses a deprecated function of redis-py
 pytestmark = pytest.mark.filterwarnings("ignore:Call to 'get_connection' function:DeprecationWarning")
 
 CREDENTIALS = basic("me:secret")
@@ -38,7 +39,7 @@ Ask = Callable[..., Awaitable[HTTPResponse]]
 
 
 def visit(capp: Celery, visitor: Callable[[Ask], Awaitable[None]], **options: Any) -> None:
-    """Run a visitor of a flower-proxy that watches the application; its argument fetches a path."""
+    """Serve a flower-proxy for the application while `visitor` runs; its argument fetches a path."""
 
     async def serve() -> None:
         given = make_options(address="127.0.0.1", port=0, basic_auth="me:secret", **options)
@@ -69,21 +70,21 @@ async def metrics(ask: Ask) -> dict[str, int]:
     return {name: int(value) for name, value in found}
 
 
-async def see_messages(capp: Celery, ask: Ask) -> None:
-    """Send messages, and see them everywhere at once."""
+async def check_lengths(capp: Celery, ask: Ask) -> None:
+    """Send messages and check the lengths on the page, in the API and in the metrics."""
     assert (await api(ask))["mail"]["messages"] == 0
     with capp.connection_for_write() as connection:
         for _ in range(3):
-            capp.send_task("nobody.runs.this", queue="mail", connection=connection, ignore_result=True)
-    shown, told, scraped = await page(ask), await api(ask), await metrics(ask)
-    assert {name: int(row["messages"]) for name, row in shown.items()} == {"mail": 3, "celery": 0}
-    assert {name: row["messages"] for name, row in told.items()} == scraped == {"mail": 3, "celery": 0}
-    assert shown["mail"]["ready"] == "3"
-    assert shown["mail"]["consumers"] == "0"
+            capp.send_task("unknown.task", queue="mail", connection=connection, ignore_result=True)
+    on_page, in_api, scraped = await page(ask), await api(ask), await metrics(ask)
+    assert {name: int(row["messages"]) for name, row in on_page.items()} == {"mail": 3, "celery": 0}
+    assert {name: row["messages"] for name, row in in_api.items()} == scraped == {"mail": 3, "celery": 0}
+    assert on_page["mail"]["ready"] == "3"
+    assert on_page["mail"]["consumers"] == "0"
 
 
 def on_rabbitmq(url: str) -> Celery:
-    """An application whose messages have arrived once they are sent, and whose queue is empty."""
+    """An application with an empty queue; its messages are in the queue when send_task returns."""
     capp = Celery(broker=url)
     capp.conf.task_queues = [Queue("mail")]
     capp.conf.broker_transport_options = {"confirm_publish": True}
@@ -93,18 +94,24 @@ def on_rabbitmq(url: str) -> Celery:
     return capp
 
 
+@pytest.fixture(autouse=True)
+def quick_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let event consumers check more often than once per second whether to stop."""
+    monkeypatch.setattr(ConsumerMixin.consume, "__defaults__", (None, None, 0.05))
+
+
 @pytest.fixture
-def names_asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The host names that are looked up."""
-    asked = []
-    look_up = socket.getaddrinfo
+def resolved_hosts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The resolved host names."""
+    hosts = []
+    resolve = socket.getaddrinfo
 
     def getaddrinfo(host: Any, *args: Any, **kwargs: Any) -> Any:
-        asked.append(host.decode() if isinstance(host, bytes) else str(host))
-        return look_up(host, *args, **kwargs)
+        hosts.append(host.decode() if isinstance(host, bytes) else str(host))
+        return resolve(host, *args, **kwargs)
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    return asked
+    return hosts
 
 
 # RabbitMQ
@@ -122,14 +129,14 @@ SPECIAL = f"amqp://{ENCODED}@127.0.0.1:{{amqp}}/{quote(VHOST, safe='')}"
 
 
 async def row_with(ask: Ask, *, unacknowledged: str) -> dict[str, str]:
-    """The row of the queue once RabbitMQ has collected these statistics."""
+    """The row of the queue, when RabbitMQ has collected this statistic."""
 
-    async def look() -> dict[str, str]:
+    async def wait() -> dict[str, str]:
         while (row := (await page(ask))["mail"])["unacknowledged"] != unacknowledged:
             pass
         return row
 
-    return await asyncio.wait_for(look(), 30)
+    return await asyncio.wait_for(wait(), 30)
 
 
 @pytest.mark.parametrize(
@@ -137,23 +144,23 @@ async def row_with(ask: Ask, *, unacknowledged: str) -> dict[str, str]:
     [
         pytest.param(PLAIN, None, False, id="no-api"),
         pytest.param(PLAIN, "http://guest:guest@127.0.0.1:{api}/api/", True, id="api"),
-        pytest.param(PLAIN, "http://guest:guest@127.0.0.1:{api}/api", True, id="api-without-last-slash"),
+        pytest.param(PLAIN, "http://guest:guest@127.0.0.1:{api}/api", True, id="api-without-trailing-slash"),
         pytest.param(PLAIN, "http://guest:guest@127.0.0.1:{api}", True, id="api-without-path"),
         pytest.param(PLAIN, "http://guest:guest@127.0.0.1:{api}/api/%2F", True, id="api-with-virtual-host"),
         pytest.param(SPECIAL, None, False, id="special-characters"),
         pytest.param(SPECIAL, f"http://{ENCODED}@127.0.0.1:{{api}}/api/", True, id="special-characters-in-api"),
-        pytest.param(SPECIAL, "http://127.0.0.1:{api}/api/", True, id="user-of-broker-in-api"),
-        pytest.param(SPECIAL, "http://guest:wrong@127.0.0.1:{api}/api/", False, id="api-refuses"),
+        pytest.param(SPECIAL, "http://127.0.0.1:{api}/api/", True, id="api-without-credentials"),
+        pytest.param(SPECIAL, "http://guest:wrong@127.0.0.1:{api}/api/", False, id="api-with-wrong-password"),
     ],
 )
-def test_numbers_of_rabbitmq_agree(
-    url: str, broker_api: str | None, detailed: bool, managed: rabbitmq.Managed, names_asked: list[str]
+def test_lengths_of_rabbitmq_queues(
+    url: str, broker_api: str | None, detailed: bool, managed: rabbitmq.Managed, resolved_hosts: list[str]
 ) -> None:
     ports = {"amqp": managed.port, "api": managed.management.port}
     capp = on_rabbitmq(url.format(**ports))
 
     async def visitor(ask: Ask) -> None:
-        await see_messages(capp, ask)
+        await check_lengths(capp, ask)
         if detailed:
             await row_with(ask, unacknowledged="0")
             assert (await api(ask))["mail"]["messages_unacknowledged"] == 0
@@ -161,17 +168,17 @@ def test_numbers_of_rabbitmq_agree(
             assert (await page(ask))["mail"]["unacknowledged"] == MISSING
 
     visit(capp, visitor, broker_api=broker_api.format(**ports) if broker_api else None)
-    assert set(names_asked) <= {"127.0.0.1", "localhost", ""}, names_asked
+    assert set(resolved_hosts) <= {"127.0.0.1", "localhost", ""}, resolved_hosts
 
 
-def test_unacknowledged_messages_are_shown_apart(managed: rabbitmq.Managed) -> None:
+def test_unacknowledged_messages_are_shown_separately(managed: rabbitmq.Managed) -> None:
     capp = on_rabbitmq(PLAIN.format(amqp=managed.port))
 
     async def visitor(ask: Ask) -> None:
         with capp.connection_for_write() as connection:
             channel = connection.default_channel
             for _ in range(3):
-                capp.send_task("nobody.runs.this", queue="mail", connection=connection, ignore_result=True)
+                capp.send_task("unknown.task", queue="mail", connection=connection, ignore_result=True)
             assert channel.basic_get("mail")
             row = await row_with(ask, unacknowledged="1")
             assert (row["messages"], row["ready"]) == ("2", "2")
@@ -185,19 +192,20 @@ def test_unacknowledged_messages_are_shown_apart(managed: rabbitmq.Managed) -> N
     [
         pytest.param("http://guest:PLANTED@127.0.0.1:{api}/api/", "status 401", id="wrong-password"),
         pytest.param("http://guest:guest@127.0.0.1:{api}/PLANTED/", "status 400", id="wrong-path"),
-        pytest.param("http://guest:PLANTED@127.0.0.1:{deaf}/api/", "no response", id="hangs"),
-        pytest.param("http://guest:PLANTED@127.0.0.1:{free}/api/", "connection failed", id="nobody-listens"),
-        pytest.param("https://guest:PLANTED@127.0.0.1:{api}/api/", "TLS error", id="no-tls-there"),
+        pytest.param("http://guest:PLANTED@127.0.0.1:{deaf}/api/", "no response", id="timeout"),
+        pytest.param("http://guest:PLANTED@127.0.0.1:{free}/api/", "connection failed", id="connection-refused"),
+        pytest.param("https://guest:PLANTED@127.0.0.1:{api}/api/", "TLS error", id="plain-http-port"),
     ],
 )
-def test_a_failing_management_api_is_logged_once(
+def test_management_api_failures_are_logged_once(
     broker_api: str,
     cause: str,
     managed: rabbitmq.Managed,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(management_api, "_REQUEST_TIMEOUT", 0.2)
+    if cause == "no response":
+        monkeypatch.setattr(management_api, "_REQUEST_TIMEOUT", 0.2)
     capp = Celery(broker=PLAIN.format(amqp=managed.port))
     with deaf_port() as (deaf, _):
         ports = {"api": managed.management.port, "deaf": deaf, "free": free_port()}
@@ -233,14 +241,14 @@ def servers(tmp_path_factory: pytest.TempPathFactory, certificate: tuple[Path, P
         ),
     ],
 )
-def test_numbers_of_redis_agree(url: str, database: int, servers: RedisServers) -> None:
+def test_lengths_of_redis_queues(url: str, database: int, servers: RedisServers) -> None:
     capp = Celery(broker=url.format(servers))
     capp.conf.task_queues = [Queue("mail")]
     capp.conf.broker_transport_options = {
         "master_name": MASTER,
         "sentinel_kwargs": {"password": servers.sentinel_password},
     }
-    visit(capp, partial(see_messages, capp))
+    visit(capp, partial(check_lengths, capp))
     assert messages_in(servers, database) == 3
 
 
