@@ -1,4 +1,4 @@
-"""The metrics are what really happened: real workers on real brokers, killed, restarted and cut off."""
+"""Metrics compared with a ledger of real workers on real brokers, which are killed, restarted and disconnected."""
 
 from __future__ import annotations
 
@@ -26,37 +26,37 @@ from tests.support.outage import Interruptible, network_to
 from tests.support.processes import free_port, request, wait_until
 from tests.support.programs import Broker, Flower, launch, redis_server, worker_process
 
-# On one host, and each with a queue of its own
+# Both on one host, with a queue each
 FIRST, SECOND = "w1@h", "w2@h"
 QUEUES = {FIRST: "celery", SECOND: "second"}
-# Redis delivers again what a worker has had for so many seconds, as soon as another one comes, and at times without
-# that, so there may be more deliveries than are owed; the other wait is for the result of a process that is gone
+# worker_lost_wait is the time to wait for the result of a killed pool process. Redis redelivers unacknowledged tasks
+# after the visibility timeout, so there may be more deliveries than expected
 OPTIONS = {
     "redis": ["worker_lost_wait=1", 'broker_transport_options=(json){"visibility_timeout": 1}'],
     "rabbitmq": ["worker_lost_wait=1"],
 }
 
 PREFETCHED, EXECUTING = "flower_worker_prefetched_tasks", "flower_worker_number_of_currently_executing_tasks"
-# What is 0 where no task is with a worker
+# Gauges that are 0 if no worker has a task
 BUSY = {PREFETCHED, EXECUTING, "flower_task_prefetch_time_seconds", "celery_worker_tasks_active"}
 
-# How often an event happened: by its type, the worker or the producers, and the task's name
+# Numbers of events by type, worker or producer host, and task name
 Events = Counter[tuple[str, str, str]]
 
 
 def eventually(read: Callable[[], object], expected: object) -> None:
-    """Check that something comes to be as expected, and show what it came to if it does not."""
+    """Wait for the expected value, and show the actual one if it does not come."""
     with contextlib.suppress(TimeoutError):
-        wait_until(lambda: read() == expected, what="as expected")
+        wait_until(lambda: read() == expected, what="the expected value")
     assert read() == expected
 
 
 class Watcher(threading.Thread):
-    """Looks at a Flower again and again, and notes what must never be."""
+    """Polls a Flower and records failed requests and negative gauges."""
 
     def __init__(self, flower: Flower) -> None:
         super().__init__(name="watcher")
-        self.looks = 0
+        self.polls = 0
         self.faults: list[str] = []
         self._flower = flower
         self._stopping = threading.Event()
@@ -64,19 +64,19 @@ class Watcher(threading.Thread):
     def run(self) -> None:
         while not self._stopping.wait(0.1):
             try:
-                self._look()
+                self._poll()
             except (OSError, ValueError, http.client.HTTPException) as error:
-                # No answer within ten seconds is one, too
+                # Including timeouts of ten seconds
                 self.faults.append(repr(error))
 
-    def _look(self) -> None:
-        for path, right in {"/healthcheck": {200}, "/ready": {200, 503}}.items():
+    def _poll(self) -> None:
+        for path, expected in {"/healthcheck": {200}, "/ready": {200, 503}}.items():
             status = request(self._flower.address, path).status
-            if status not in right:
+            if status not in expected:
                 self.faults.append(f"{path} answers {status}")
         gauges = [family for family in self._flower.metrics() if family.type == "gauge"]
         self.faults += [str(sample) for family in gauges for sample in family.samples if sample.value < 0]
-        self.looks += 1
+        self.polls += 1
 
     def stop(self) -> None:
         self._stopping.set()
@@ -84,16 +84,16 @@ class Watcher(threading.Thread):
 
 
 class Stage:
-    """A broker, a worker that has nothing to do, a Flower that has heard it from the beginning, and a watcher."""
+    """A broker, an idle worker, a Flower that has received all its events, and a watcher."""
 
     def __init__(self, kind: str, outage: Interruptible, network: Interruptible, flower: Flower, folder: Path) -> None:
         self.outage = outage
-        # between Flower and the broker
+        # Between Flower and the broker
         self.network = network
         self.flower = flower
         self.watcher = Watcher(flower)
         self.ledger = Ledger(folder / "ledger")
-        # What happened while Flower could not hear it
+        # Events that happened while Flower was disconnected
         self.missed = Events()
         self._kind = kind
         self._folder = folder
@@ -101,7 +101,7 @@ class Stage:
 
     @contextlib.contextmanager
     def worker(self, name: str) -> Iterator[subprocess.Popen[bytes]]:
-        """Run a worker, which Flower has heard when the block begins."""
+        """Run a worker, which is online in Flower when the block begins."""
         options = ["--without-mingle", "-Q", QUEUES[name], "--", *OPTIONS[self._kind]]
         folder, env = self._folder / f"worker{next(self._numbers)}", {"LEDGER": str(self.ledger.path)}
         with worker_process(self.outage.broker, folder, name=name, options=options, env=env) as process:
@@ -109,7 +109,7 @@ class Stage:
             yield process
 
     def file(self) -> Path:
-        """A file that is not there yet, for tasks to wait for."""
+        """A path of a file that tasks wait for, which does not exist yet."""
         return self._folder / f"file{next(self._numbers)}"
 
     def send(self, name: str, *args: object, times: int = 1, **options: Any) -> list[str]:
@@ -119,15 +119,15 @@ class Stage:
             return [app.send_task(f"server.{name}", args, **options).id for _ in range(times)]
 
     def revoke(self, uuid: str, *, terminate: bool = False) -> None:
-        """Tell the first worker to revoke a task; it has understood when this returns."""
+        """Revoke a task at the first worker, and wait for its reply."""
         with Celery(broker=self.outage.broker.url) as app:
             app.control.revoke(uuid, terminate=terminate, reply=True, destination=[FIRST])
 
     def wait_for(self, event: str, *ids: str) -> None:
-        """Wait until this has happened to each of these tasks."""
+        """Wait until this event has happened to each of these tasks."""
         wait_until(lambda: {line.uuid for line in self.ledger.of(*ids, event=event)} == set(ids), what=f"{event} {ids}")
 
-    # What Flower says
+    # Reported by Flower
 
     def is_ready(self) -> bool:
         status = request(self.flower.address, "/ready").status
@@ -141,17 +141,17 @@ class Stage:
         return sum(value for its, value in self.samples(name) if labels.items() <= its.items())
 
     def online(self, worker: str) -> float | None:
-        """Whether a worker is online; None if it is not known, or if two families contradict each other."""
-        told = {its["worker"]: value for its, value in self.samples("flower_worker_online")}
-        same = {its["hostname"]: value for its, value in self.samples("celery_worker_up")}
-        return told.get(worker) if told == same else None
+        """Whether a worker is online; None if it is unknown, or if the two families differ."""
+        flower = {its["worker"]: value for its, value in self.samples("flower_worker_online")}
+        celery = {its["hostname"]: value for its, value in self.samples("celery_worker_up")}
+        return flower.get(worker) if flower == celery else None
 
     def busy(self) -> dict[str, float]:
-        """What seems to be left to do."""
+        """The samples of `BUSY` that are not 0."""
         return {f"{name}{labels}": value for name in BUSY for labels, value in self.samples(name) if value}
 
     def counted(self) -> tuple[Events, Events]:
-        """What ``flower_events_total`` and ``celery_task_*_total`` have counted."""
+        """The events counted by ``flower_events_total`` and by ``celery_task_*_total``."""
         flower, celery = Events(), Events()
         for name, labels, value, *_ in (sample for family in self.flower.metrics() for sample in family.samples):
             if name == "flower_events_total":
@@ -161,7 +161,7 @@ class Stage:
         return flower, +celery
 
     def runs(self) -> tuple[Counter[tuple[str, str]], Counter[tuple[str, str]]]:
-        """How many runs are in the histograms: those of Flower, and those of celery-exporter, where they ended well."""
+        """Numbers of runs in the histograms of Flower and of celery-exporter; the latter has only successful runs."""
         flower = self.samples("flower_task_runtime_seconds_count")
         celery = self.samples("celery_task_runtime_count")
         return (
@@ -169,42 +169,42 @@ class Stage:
             Counter({(labels["hostname"], labels["name"]): int(value) for labels, value in celery}),
         )
 
-    # What must be
+    # Expected
 
     def happened(self) -> Events:
-        """What workers and producers have written down."""
+        """The events that workers and producers have written to the ledger."""
         return Events((line.event, line.who, line.name) for line in self.ledger.lines())
 
     def check(self) -> None:
-        """Check that Flower has counted what happened, no more and no less, and that no task seems to be left over."""
-        heard = self.happened() - self.missed
-        eventually(self.counted, (heard, heard))
+        """Check that Flower has counted each event once, and that it reports no tasks at workers."""
+        received = self.happened() - self.missed
+        eventually(self.counted, (received, received))
         eventually(self.busy, {})
 
     def check_runs(self) -> None:
-        """Check that each run which Flower has heard end is in the histograms, once."""
-        ran, ended_well = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+        """Check that each run whose end Flower has received is in the histograms once."""
+        ran, succeeded = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
         for (event, worker, name), number in (self.happened() - self.missed).items():
             if event in ("task-succeeded", "task-failed", "task-retried"):
                 ran[worker, name] += number
             if event == "task-succeeded":
-                ended_well[worker, name] += number
-        eventually(self.runs, (ran, ended_well))
+                succeeded[worker, name] += number
+        eventually(self.runs, (ran, succeeded))
 
 
 @pytest.fixture(scope="module", params=["redis", "rabbitmq"])
 def stage(request: pytest.FixtureRequest, broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     kind, port = request.param, free_port()
     folder = tmp_path_factory.mktemp(kind)
-    # A Redis that stands still keeps the results
+    # Outages do not affect the result backend
     results = broker.url.removesuffix("/0") + "/1"
     if kind == "redis":
-        told = Broker(f"redis://127.0.0.1:{port}/0", results)
-        outage = Interruptible(told, lambda: redis_server(folder, port, keeps=True))
+        target = Broker(f"redis://127.0.0.1:{port}/0", results)
+        outage = Interruptible(target, lambda: redis_server(folder, port, keeps=True))
     else:
-        told = Broker(f"amqp://guest:guest@127.0.0.1:{port}//", results)
-        outage = Interruptible(told, lambda: rabbitmq.server(folder, port))
-    network = network_to(told, folder)
+        target = Broker(f"amqp://guest:guest@127.0.0.1:{port}//", results)
+        outage = Interruptible(target, lambda: rabbitmq.server(folder, port))
+    network = network_to(target, folder)
     with contextlib.ExitStack() as stack:
         for interruptible in (outage, network):
             stack.callback(interruptible.stop)
@@ -219,39 +219,39 @@ def stage(request: pytest.FixtureRequest, broker: Broker, tmp_path_factory: pyte
         yield stage
 
 
-def test_what_is_run_is_counted(stage: Stage) -> None:
-    well = [*stage.send("add", 1, 1, times=20), *stage.send("total_of_sums", 3)]
-    badly = [*stage.send("fail", times=5), *stage.send("fail_otherwise", times=3), *stage.send("retry", times=3)]
-    stage.wait_for("task-succeeded", *well)
-    stage.wait_for("task-failed", *badly)
+def test_task_events_are_counted(stage: Stage) -> None:
+    successful = [*stage.send("add", 1, 1, times=20), *stage.send("total_of_sums", 3)]
+    failing = [*stage.send("fail", times=5), *stage.send("fail_otherwise", times=3), *stage.send("retry", times=3)]
+    stage.wait_for("task-succeeded", *successful)
+    stage.wait_for("task-failed", *failing)
     wait_until(lambda: stage.happened()["task-succeeded", FIRST, "server.total"], what="the chord has ended")
     stage.check()
     happened = stage.happened()
     assert happened["task-succeeded", FIRST, "server.add"] == 20 + 3
     assert happened["task-retried", FIRST, "server.retry"] == 3 * 2
 
-    # Each run has waited from its own sending, whichever of the two was told first
+    # Each run has one queue wait time, whichever of task-sent and task-started came first
     started = {name: number for (event, _, name), number in happened.items() if event == "task-started"}
     eventually(lambda: {its["name"]: n for its, n in stage.samples("celery_task_queue_wait_time_count")}, started)
 
-    # The result backend says the same
+    # The result backend has the same outcomes
     ended = Counter[tuple[str, str]]()
     with contextlib.closing(Redis.from_url(stage.outage.broker.results, decode_responses=True)) as client:
         for uuid, name in {line.uuid: line.name for line in stage.ledger.lines()}.items():
             result = json.loads(str(client.get(f"celery-task-meta-{uuid}") or "{}"))
             ended[name, "" if result["status"] == "SUCCESS" else result["result"]["exc_type"]] += 1
-    told = {(its["name"], its["exception"]): n for its, n in stage.samples("celery_task_failed_total") if n}
-    told |= {(its["name"], ""): n for its, n in stage.samples("celery_task_succeeded_total") if n}
-    assert told == ended
+    counted = {(its["name"], its["exception"]): n for its, n in stage.samples("celery_task_failed_total") if n}
+    counted |= {(its["name"], ""): n for its, n in stage.samples("celery_task_succeeded_total") if n}
+    assert counted == ended
 
 
-def test_each_run_of_a_task_that_is_tried_again_is_measured(stage: Stage) -> None:
-    """P28: its next run may be received before the end of this one is told."""
+def test_run_times_of_retried_tasks_are_observed(stage: Stage) -> None:
+    """The next task-received event may come before the task-retried event."""
     stage.wait_for("task-failed", *stage.send("retry", times=5))
     stage.check_runs()
 
 
-def test_a_task_runs_longer_than_the_largest_bucket(stage: Stage) -> None:
+def test_run_times_above_the_largest_bucket_are_observed(stage: Stage) -> None:
     stage.wait_for("task-succeeded", *stage.send("slow", 0.3))
     stage.check()
     for name, worker, task in (
@@ -264,7 +264,7 @@ def test_a_task_runs_longer_than_the_largest_bucket(stage: Stage) -> None:
         assert 0.3 <= stage.total(f"{name}_sum", **of_it) < 10
 
 
-def test_tasks_that_wait_for_their_eta_and_tasks_that_are_revoked(stage: Stage) -> None:
+def test_tasks_with_eta_and_revoked_tasks(stage: Stage) -> None:
     file = stage.file()
     later = stage.send("add", 1, 1, times=3, countdown=2)
     stage.wait_for("task-received", *later)
@@ -281,13 +281,13 @@ def test_tasks_that_wait_for_their_eta_and_tasks_that_are_revoked(stage: Stage) 
     stage.check()
 
 
-def test_a_task_whose_process_is_killed_is_delivered_again(stage: Stage) -> None:
+def test_a_task_whose_process_is_killed_is_redelivered(stage: Stage) -> None:
     file = stage.file()
     (uuid,) = stage.send("wait_late", str(file))
     stage.wait_for("task-started", uuid)
     (line,) = stage.ledger.of(uuid, event="task-started")
     os.kill(line.pid, signal.SIGKILL)
-    # No signal of Celery's tells a worker that it gives a task back
+    # Celery has no signal for rejected tasks
     stage.ledger.write("task-rejected", FIRST, line.name, line.queue, uuid)
     file.touch()
     stage.wait_for("task-succeeded", uuid)
@@ -295,15 +295,15 @@ def test_a_task_whose_process_is_killed_is_delivered_again(stage: Stage) -> None
     assert len(stage.ledger.of(uuid, event="task-received")) >= 2
 
 
-def test_a_worker_that_is_killed_is_down_and_its_tasks_are_run_when_it_is_back(stage: Stage) -> None:
-    """P3, P17."""
+def test_a_killed_worker_is_offline_and_its_tasks_are_redelivered(stage: Stage) -> None:
+    """See mher/flower#1128 and mher/flower#1364."""
     file = stage.file()
     with stage.worker(SECOND) as process:
         ids = stage.send("wait_late", str(file), times=5, queue=QUEUES[SECOND])
-        # It takes four at a time
+        # The worker prefetches four tasks
         eventually(lambda: (stage.total(EXECUTING, worker=SECOND), stage.total(PREFETCHED, worker=SECOND)), (1, 3))
         os.killpg(process.pid, signal.SIGKILL)
-        wait_until(lambda: stage.online(SECOND) == 0, timeout=10, what="it is down")
+        wait_until(lambda: stage.online(SECOND) == 0, timeout=10, what="the worker is offline")
         assert stage.online(FIRST) == 1
         assert (stage.total(EXECUTING, worker=SECOND), stage.total(PREFETCHED, worker=SECOND)) == (0, 0)
         assert stage.total("celery_worker_tasks_active", hostname=SECOND) == 0
@@ -312,7 +312,7 @@ def test_a_worker_that_is_killed_is_down_and_its_tasks_are_run_when_it_is_back(s
         stage.wait_for("task-succeeded", *ids)
         stage.check()
         assert len(stage.ledger.of(*ids, event="task-received")) >= 4 + 5
-    # A worker may be faster than the word that a task was sent; then, and only then, its queue may be unknown
+    # The queue is unknown only if the worker's event comes before task-sent
     counters = [f"celery_task_{kind}_total" for kind in ("received", "started", "succeeded")]
     queues = {
         name: {its["queue_name"] for its, n in stage.samples(name) if its["hostname"] == SECOND and n}
@@ -323,7 +323,7 @@ def test_a_worker_that_is_killed_is_down_and_its_tasks_are_run_when_it_is_back(s
     assert queues == {"celery_task_succeeded_total": {"second"}}
 
 
-def test_a_warm_shutdown_leaves_the_rest_to_the_next(stage: Stage) -> None:
+def test_prefetched_tasks_are_redelivered_after_a_warm_shutdown(stage: Stage) -> None:
     file = stage.file()
     with stage.worker(SECOND) as process:
         ids = stage.send("wait_late", str(file), times=3, queue=QUEUES[SECOND])
@@ -340,14 +340,14 @@ def test_a_warm_shutdown_leaves_the_rest_to_the_next(stage: Stage) -> None:
         assert len(stage.ledger.of(*ids, event="task-received")) >= 3 + 2
 
 
-def test_an_outage_of_the_broker(stage: Stage) -> None:
-    """P9, P20, P30: what is told before Flower can hear again is not counted, and everything else is."""
-    before_it_is_back, after = stage.file(), stage.file()
+def test_events_after_a_broker_outage_are_counted(stage: Stage) -> None:
+    """Only events that are sent before Flower has reconnected are lost (mher/flower#321, mher/flower#869)."""
+    during_the_outage, after = stage.file(), stage.file()
     with stage.worker(SECOND):
-        # Each gets more than it takes: with kombu 5.7 and Redis, one that waits for more ends with an error
+        # More tasks than each worker prefetches: with kombu 5.7 and Redis, a worker that waits for messages fails
         running, waiting = [], []
         for queue in QUEUES.values():
-            running += stage.send("wait", str(before_it_is_back), queue=queue)
+            running += stage.send("wait", str(during_the_outage), queue=queue)
             waiting += stage.send("wait", str(after), times=3, queue=queue)
             waiting += stage.send("wait_late", str(after), times=3, queue=queue)
         eventually(lambda: [stage.total(PREFETCHED, worker=name) for name in QUEUES], [4, 4])
@@ -355,19 +355,19 @@ def test_an_outage_of_the_broker(stage: Stage) -> None:
         stage.outage.stop()
         eventually(stage.is_ready, False)
         before = stage.happened()
-        before_it_is_back.touch()
+        during_the_outage.touch()
         stage.wait_for("task-succeeded", *running)
         eventually(lambda: [stage.online(name) for name in QUEUES], [0, 0])
         assert not stage.is_ready()
         stage.outage.start()
         eventually(stage.is_ready, True)
-        unheard = stage.happened() - before
+        uncertain = stage.happened() - before
         after.touch()
         stage.wait_for("task-succeeded", *waiting)
         happened = stage.happened()
-        # Not more than happened, and all that happened since
+        # At most the events that happened, and all since the reconnection
         wait_until(
-            lambda: all(happened - unheard <= counted <= happened for counted in stage.counted()), what="counted"
+            lambda: all(happened - uncertain <= counted <= happened for counted in stage.counted()), what="counted"
         )
         stage.missed += happened - stage.counted()[0]
         stage.wait_for("task-succeeded", *stage.send("add", 1, 1, times=5))
@@ -375,8 +375,8 @@ def test_an_outage_of_the_broker(stage: Stage) -> None:
         eventually(lambda: [stage.online(name) for name in QUEUES], [1, 1])
 
 
-def test_tasks_that_end_unheard_are_not_left_over(stage: Stage) -> None:
-    """P30: Flower asks the workers what they have."""
+def test_tasks_that_end_while_flower_is_disconnected_are_dropped(stage: Stage) -> None:
+    """Flower inspects the workers after it has reconnected."""
     file = stage.file()
     ids = stage.send("wait", str(file), times=4)
     eventually(lambda: stage.total(PREFETCHED, worker=FIRST), 3)
@@ -392,16 +392,16 @@ def test_tasks_that_end_unheard_are_not_left_over(stage: Stage) -> None:
     stage.check()
 
 
-def test_in_the_end_each_run_is_measured(stage: Stage) -> None:
+def test_finally_each_run_time_has_been_observed(stage: Stage) -> None:
     stage.wait_for("task-succeeded", *stage.send("add", 1, 1))
     stage.check_runs()
 
 
-def test_in_the_end_no_queue_seems_to_hold_anything(stage: Stage) -> None:
+def test_finally_all_queues_are_empty(stage: Stage) -> None:
     eventually(lambda: [n for its, n in stage.samples("celery_queue_length") if its["queue_name"] == "celery"], [0])
     assert stage.total("celery_queue_length") == 0
 
 
-def test_all_the_while_it_answered_and_no_gauge_was_negative(stage: Stage) -> None:
-    eventually(lambda: stage.watcher.looks > 1, True)
+def test_finally_no_request_has_failed_and_no_gauge_was_negative(stage: Stage) -> None:
+    eventually(lambda: stage.watcher.polls > 1, True)
     assert stage.watcher.faults == []
