@@ -21,6 +21,7 @@ from celery import Celery
 from redis import Redis
 
 from tests.support import rabbitmq
+from tests.support.concurrently import each, entering
 from tests.support.ledger import Ledger
 from tests.support.outage import Interruptible, network_to
 from tests.support.processes import free_port, request, wait_until
@@ -86,6 +87,8 @@ class Watcher(threading.Thread):
 class Stage:
     """A broker, an idle worker, a Flower that has received all its events, and a watcher."""
 
+    _sending = threading.Lock()
+
     def __init__(self, kind: str, outage: Interruptible, network: Interruptible, flower: Flower, folder: Path) -> None:
         self.outage = outage
         # Between Flower and the broker
@@ -114,7 +117,8 @@ class Stage:
 
     def send(self, name: str, *args: object, times: int = 1, **options: Any) -> list[str]:
         """Send tasks, and return their ids."""
-        with Celery(broker=self.outage.broker.url) as app, self.ledger.of_producer():
+        # The ledger records all tasks sent by this process
+        with self._sending, Celery(broker=self.outage.broker.url) as app, self.ledger.of_producer():
             app.conf.task_send_sent_event = True
             return [app.send_task(f"server.{name}", args, **options).id for _ in range(times)]
 
@@ -192,10 +196,9 @@ class Stage:
         eventually(self.runs, (ran, succeeded))
 
 
-@pytest.fixture(scope="module", params=["redis", "rabbitmq"])
-def stage(request: pytest.FixtureRequest, broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    kind, port = request.param, free_port()
-    folder = tmp_path_factory.mktemp(kind)
+@contextlib.contextmanager
+def stage_with(kind: str, broker: Broker, folder: Path) -> Iterator[Stage]:
+    port = free_port()
     # Outages do not affect the result backend
     results = broker.url.removesuffix("/0") + "/1"
     if kind == "redis":
@@ -219,6 +222,22 @@ def stage(request: pytest.FixtureRequest, broker: Broker, tmp_path_factory: pyte
         yield stage
 
 
+@pytest.fixture(scope="module")
+def stages(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Stage]]:
+    with entering({kind: stage_with(kind, broker, tmp_path_factory.mktemp(kind)) for kind in OPTIONS}) as stages:
+        yield {kind: stage.result() for kind, stage in stages.items()}
+
+
+def on_each_broker(check: Callable[[Stage], None]) -> Callable[[dict[str, Stage]], None]:
+    """Make a test that runs on all brokers concurrently, since it mostly waits."""
+
+    def test(stages: dict[str, Stage]) -> None:
+        each(check, stages)
+
+    return test
+
+
+@on_each_broker
 def test_task_events_are_counted(stage: Stage) -> None:
     successful = [*stage.send("add", 1, 1, times=20), *stage.send("total_of_sums", 3)]
     failing = [*stage.send("fail", times=5), *stage.send("fail_otherwise", times=3), *stage.send("retry", times=3)]
@@ -245,12 +264,14 @@ def test_task_events_are_counted(stage: Stage) -> None:
     assert counted == ended
 
 
+@on_each_broker
 def test_run_times_of_retried_tasks_are_observed(stage: Stage) -> None:
     """The next task-received event may come before the task-retried event."""
     stage.wait_for("task-failed", *stage.send("retry", times=5))
     stage.check_runs()
 
 
+@on_each_broker
 def test_run_times_above_the_largest_bucket_are_observed(stage: Stage) -> None:
     stage.wait_for("task-succeeded", *stage.send("slow", 0.3))
     stage.check()
@@ -264,6 +285,7 @@ def test_run_times_above_the_largest_bucket_are_observed(stage: Stage) -> None:
         assert 0.3 <= stage.total(f"{name}_sum", **of_it) < 10
 
 
+@on_each_broker
 def test_tasks_with_eta_and_revoked_tasks(stage: Stage) -> None:
     file = stage.file()
     later = stage.send("add", 1, 1, times=3, countdown=2)
@@ -281,13 +303,14 @@ def test_tasks_with_eta_and_revoked_tasks(stage: Stage) -> None:
     stage.check()
 
 
+@on_each_broker
 def test_a_task_whose_process_is_killed_is_redelivered(stage: Stage) -> None:
     file = stage.file()
     (uuid,) = stage.send("wait_late", str(file))
     stage.wait_for("task-started", uuid)
     (line,) = stage.ledger.of(uuid, event="task-started")
     os.kill(line.pid, signal.SIGKILL)
-    # Celery has no signal for rejected tasks
+    # Celery sends no signal when a worker requeues a task
     stage.ledger.write("task-rejected", FIRST, line.name, line.queue, uuid)
     file.touch()
     stage.wait_for("task-succeeded", uuid)
@@ -295,6 +318,7 @@ def test_a_task_whose_process_is_killed_is_redelivered(stage: Stage) -> None:
     assert len(stage.ledger.of(uuid, event="task-received")) >= 2
 
 
+@on_each_broker
 def test_a_killed_worker_is_offline_and_its_tasks_are_redelivered(stage: Stage) -> None:
     """See mher/flower#1128 and mher/flower#1364."""
     file = stage.file()
@@ -323,6 +347,7 @@ def test_a_killed_worker_is_offline_and_its_tasks_are_redelivered(stage: Stage) 
     assert queues == {"celery_task_succeeded_total": {"second"}}
 
 
+@on_each_broker
 def test_prefetched_tasks_are_redelivered_after_a_warm_shutdown(stage: Stage) -> None:
     file = stage.file()
     with stage.worker(SECOND) as process:
@@ -340,6 +365,7 @@ def test_prefetched_tasks_are_redelivered_after_a_warm_shutdown(stage: Stage) ->
         assert len(stage.ledger.of(*ids, event="task-received")) >= 3 + 2
 
 
+@on_each_broker
 def test_events_after_a_broker_outage_are_counted(stage: Stage) -> None:
     """Only events that are sent before Flower has reconnected are lost (mher/flower#321, mher/flower#869)."""
     during_the_outage, after = stage.file(), stage.file()
@@ -375,6 +401,7 @@ def test_events_after_a_broker_outage_are_counted(stage: Stage) -> None:
         eventually(lambda: [stage.online(name) for name in QUEUES], [1, 1])
 
 
+@on_each_broker
 def test_tasks_that_end_while_flower_is_disconnected_are_dropped(stage: Stage) -> None:
     """Flower inspects the workers after it has reconnected."""
     file = stage.file()
@@ -392,16 +419,19 @@ def test_tasks_that_end_while_flower_is_disconnected_are_dropped(stage: Stage) -
     stage.check()
 
 
+@on_each_broker
 def test_finally_each_run_time_has_been_observed(stage: Stage) -> None:
     stage.wait_for("task-succeeded", *stage.send("add", 1, 1))
     stage.check_runs()
 
 
+@on_each_broker
 def test_finally_all_queues_are_empty(stage: Stage) -> None:
     eventually(lambda: [n for its, n in stage.samples("celery_queue_length") if its["queue_name"] == "celery"], [0])
     assert stage.total("celery_queue_length") == 0
 
 
+@on_each_broker
 def test_finally_no_request_has_failed_and_no_gauge_was_negative(stage: Stage) -> None:
     eventually(lambda: stage.watcher.polls > 1, True)
     assert stage.watcher.faults == []
