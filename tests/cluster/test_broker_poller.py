@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from celery import Celery
@@ -25,6 +24,7 @@ from flower_proxy.metrics import broker_poller
 from flower_proxy.metrics.broker_poller import BrokerPoller, QueueFigures
 from flower_proxy.web.queues import BrokerQueues
 from tests.support import programs
+from tests.support.concurrently import each, entering
 from tests.support.invalid_replies import INSPECTIONS, Answer, answering_worker
 from tests.support.outage import Interruptible, deaf_port, interruptible, leaves_a_deaf_broker, network_to
 from tests.support.processes import running, wait_until
@@ -35,8 +35,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Call to 'get_connection' functio
 HOST = socket.gethostname()
 INTERVAL = 0.2  # seconds
 
-ON_REDIS = pytest.mark.parametrize("outage", ["redis"], indirect=True)
-ON_RABBITMQ = pytest.mark.parametrize("outage", ["rabbitmq"], indirect=True)
+ON_REDIS = pytest.mark.parametrize("site", ["redis"], indirect=True)
+ON_RABBITMQ = pytest.mark.parametrize("site", ["rabbitmq"], indirect=True)
 
 
 @contextmanager
@@ -80,15 +80,60 @@ def send(capp: Celery, queue: str, *, priority: int | None = None) -> None:
         capp.send_task("unknown.task", queue=queue, connection=connection, priority=priority, ignore_result=True)
 
 
+@contextmanager
+def worker(broker: programs.Broker, folder: Path, name: str, *options: str) -> Iterator[str]:
+    command = [sys.executable, "-m", "celery", "-A", programs.APPLICATION, "worker", "-n", name, "-l", "info", *options]
+    log = folder / f"{name}.log"
+    with running(command, log=log, ready=lambda: " ready." in log.read_text(), env=broker.environment):
+        yield name
+
+
+class Site(NamedTuple):
+    """A broker and two workers that share a queue, by name."""
+
+    outage: Interruptible
+    workers: list[str]
+
+
+@contextmanager
+def site_with(kind: str, folder: Path) -> Iterator[Site]:
+    with interruptible(kind, folder) as outage:
+        starting = {
+            "a": worker(outage.broker, folder, f"a@{HOST}", "-Q", "shared,alone", "-c", "2"),
+            "b": worker(outage.broker, folder, f"b@{HOST}", "-Q", "shared", "-c", "3", "-P", "threads"),
+        }
+        with entering(starting) as workers:
+            yield Site(outage, [worker.result() for worker in workers.values()])
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, Future[Site]]]:
+    with entering({kind: site_with(kind, tmp_path_factory.mktemp(kind)) for kind in ("redis", "rabbitmq")}) as sites:
+        yield sites
+
+
 @pytest.fixture(scope="module", params=["redis", "rabbitmq"])
-def outage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interruptible]:
-    with interruptible(request.param, tmp_path_factory.mktemp(request.param)) as outage:
-        yield outage
+def site(request: pytest.FixtureRequest, sites: Mapping[str, Future[Site]]) -> Site:
+    return sites[request.param].result()
+
+
+@pytest.fixture(scope="module")
+def outage(site: Site) -> Interruptible:
+    return site.outage
+
+
+@pytest.fixture(scope="module")
+def workers(site: Site) -> list[str]:
+    return site.workers
 
 
 @pytest.fixture
 def server(outage: Interruptible) -> Celery:
     """An application whose broker is a server."""
+    return application(outage)
+
+
+def application(outage: Interruptible) -> Celery:
     capp = Celery(broker=outage.broker.url)
     # Messages are in RabbitMQ's queue when send_task returns
     capp.conf.broker_transport_options = {"confirm_publish": True}
@@ -208,25 +253,6 @@ def test_concurrent_refreshes_share_a_poll(memory: Celery) -> None:
 # Workers
 
 
-@contextmanager
-def worker(broker: programs.Broker, folder: Path, name: str, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    command = [sys.executable, "-m", "celery", "-A", programs.APPLICATION, "worker", "-n", name, "-l", "info", *options]
-    log = folder / f"{name}.log"
-    with running(command, log=log, ready=lambda: " ready." in log.read_text(), env=broker.environment) as process:
-        yield process
-
-
-@pytest.fixture(scope="module")
-def workers(outage: Interruptible, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """The names of two workers that share a queue."""
-    folder = tmp_path_factory.mktemp("workers")
-    with (
-        worker(outage.broker, folder, f"a@{HOST}", "-Q", "shared,alone", "-c", "2"),
-        worker(outage.broker, folder, f"b@{HOST}", "-Q", "shared", "-c", "3", "-P", "threads"),
-    ):
-        yield [f"a@{HOST}", f"b@{HOST}"]
-
-
 def test_workers_and_processes_of_queues(server: Celery, workers: list[str]) -> None:
     alive: list[str] = []
     with polling(server, workers=lambda: list(alive), inspect_interval=3600) as poller:
@@ -271,7 +297,8 @@ def test_tasks_of_workers_are_reported(server: Celery, workers: list[str]) -> No
             server.control.revoke(list(ids), terminate=True, signal="SIGKILL", connection=connection)
 
 
-def test_malformed_replies_do_not_affect_other_workers(server: Celery) -> None:
+def test_malformed_replies_do_not_affect_other_workers(server: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(broker_poller, "_INSPECT_TIMEOUT", 0.3)
     rejections = Rejections("a reply", REASONS)
 
     def answers(command: str) -> list[Answer]:
@@ -309,7 +336,68 @@ def test_ask_workers_inspects_at_the_next_poll(server: Celery, workers: list[str
         wait_until(lambda: sorted(inspected) == sorted(workers * 2), what="both workers reply again")
 
 
+def test_a_worker_that_was_offline_is_inspected_at_the_next_poll(server: Celery, workers: list[str]) -> None:
+    online = {workers[0]}
+    with polling(server, workers=lambda: tuple(online), inspect_interval=600) as poller:
+        wait_until(lambda: workers[0] in poller.figures.queues_of, what="the worker replies")
+        online.clear()
+        assert workers[0] not in poll(poller).queues_of
+        online.add(workers[0])
+        wait_until(lambda: workers[0] in poller.figures.queues_of, what="the worker replies again")
+
+
+@ON_RABBITMQ
+def test_queues_that_lost_their_last_worker_are_polled(server: Celery, workers: list[str]) -> None:
+    online = {workers[1]}
+
+    def control(command: str) -> None:
+        with server.connection_for_write() as connection:
+            options = {"destination": [workers[1]], "reply": True, "connection": connection}
+            assert getattr(server.control, command)("left", **options)
+
+    with polling(server, workers=lambda: tuple(online)) as poller:
+        control("add_consumer")
+        wait_until(lambda: poller.figures.workers.get("left") == 1, what="the worker consumes from the queue")
+        control("cancel_consumer")
+        wait_until(lambda: poller.figures.consumers["left"] == 0, what="the queue has no consumer")
+        online.clear()
+        # Another application, since sending adds the queue to the application's queues
+        send(Celery(broker=server.conf.broker_url), "left")
+        wait_until(lambda: poll(poller).lengths["left"] == 1, what="the message is counted")
+
+
 # Outages
+
+
+@contextmanager
+def network(outage: Interruptible, folder: Path) -> Iterator[Interruptible]:
+    """The network between a poller and the broker."""
+    relay = network_to(outage.broker, folder)
+    relay.start()
+    try:
+        yield relay
+    finally:
+        relay.stop()
+
+
+@ON_REDIS
+def test_workers_are_inspected_after_an_outage(outage: Interruptible, workers: list[str], tmp_path: Path) -> None:
+    """Events may have been lost meanwhile."""
+    inspected: list[str] = []
+    with (
+        network(outage, tmp_path) as relay,
+        polling(
+            application(relay),
+            workers=lambda: workers,
+            on_tasks=lambda name, *_: inspected.append(name),
+            inspect_interval=3600,
+        ) as poller,
+    ):
+        wait_until(lambda: sorted(inspected) == workers, what="both workers reply")
+        relay.stop()
+        wait_until(lambda: poller.problem, what="the outage is detected")
+        relay.start()
+        wait_until(lambda: sorted(inspected) == sorted(workers * 2), what="both workers reply again")
 
 
 def test_a_broker_outage_is_reported_until_it_recovers(
@@ -328,36 +416,19 @@ def test_a_broker_outage_is_reported_until_it_recovers(
     assert logged == ["Failed to poll the queues (the broker cannot be reached); retrying"]
 
 
-def test_workers_are_inspected_after_an_outage(broker: programs.Broker, tmp_path: Path) -> None:
-    """Events may have been lost meanwhile."""
-    network = network_to(broker, tmp_path)
-    inspected: list[str] = []
-    with contextlib.ExitStack() as stack:
-        stack.callback(network.stop)
-        network.start()
-        stack.enter_context(programs.worker_process(broker, tmp_path, name="w7@h", options=["-Q", "q7"]))
-        capp = Celery(broker=network.broker.url)
-        poller = stack.enter_context(
-            polling(
-                capp, workers=lambda: ["w7@h"], on_tasks=lambda name, *_: inspected.append(name), inspect_interval=3600
-            )
-        )
-        wait_until(lambda: inspected == ["w7@h"], what="the worker replies")
-        network.stop()
-        wait_until(lambda: poller.problem, what="the outage is detected")
-        network.start()
-        wait_until(lambda: inspected == ["w7@h"] * 2, what="the worker replies again")
-
-
 def test_connections_to_an_unresponsive_broker_time_out(
-    server: Celery, outage: Interruptible, monkeypatch: pytest.MonkeyPatch
+    sites: Mapping[str, Future[Site]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def check(site: Future[Site]) -> None:
+        outage = site.result().outage
+        with polling(application(outage)) as poller:
+            poll(poller)
+            with outage.frozen():
+                assert wait_until(lambda: poller.problem, what="the timeout") == "the broker does not answer"
+            wait_until(lambda: poller.problem is None, what="the broker answers again")
+
     monkeypatch.setattr(broker_poller, "_POLL_TIMEOUT", 3600)
-    with polling(server) as poller:
-        poll(poller)
-        with outage.frozen():
-            assert wait_until(lambda: poller.problem, what="the timeout") == "the broker does not answer"
-        wait_until(lambda: poller.problem is None, what="the broker answers again")
+    each(check, sites)
 
 
 def test_a_transport_without_timeouts_is_reported(memory: Celery, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,18 +445,19 @@ def test_a_transport_without_timeouts_is_reported(memory: Celery, monkeypatch: p
         wait_until(lambda: poller.answered_at, what="the broker answers")
 
 
-def test_refresh_returns_immediately_during_an_outage(server: Celery, outage: Interruptible) -> None:
-    with polling(server, interval=3600) as poller:
-        asyncio.run(poller.refresh([]))
-        outage.stop()
-        # The requested poll detects the broken connection
-        assert asyncio.run(poller.refresh([], timeout=60)).lengths == {}
-        assert poller.problem == "the broker cannot be reached"
-        assert asyncio.run(poller.refresh([], timeout=60)).lengths == {}
-        with pytest.raises(HTTPError, match="the broker cannot be reached") as raised:
-            asyncio.run(BrokerQueues(server, poller, broker_api=None).queues([]))
-        assert raised.value.status_code == 503
-        outage.start()
+def test_refresh_returns_immediately_during_an_outage(outage: Interruptible, tmp_path: Path) -> None:
+    with network(outage, tmp_path) as relay:
+        capp = application(relay)
+        with polling(capp, interval=3600) as poller:
+            asyncio.run(poller.refresh([]))
+            relay.stop()
+            # The requested poll detects the broken connection
+            assert asyncio.run(poller.refresh([], timeout=60)).lengths == {}
+            assert poller.problem == "the broker cannot be reached"
+            assert asyncio.run(poller.refresh([], timeout=60)).lengths == {}
+            with pytest.raises(HTTPError, match="the broker cannot be reached") as raised:
+                asyncio.run(BrokerQueues(capp, poller, broker_api=None).queues([]))
+            assert raised.value.status_code == 503
 
 
 def test_refresh_does_not_wait_for_an_unresponsive_broker(server: Celery, outage: Interruptible) -> None:
@@ -435,28 +507,3 @@ print("stopped")
 def test_an_unresponsive_broker_does_not_delay_the_exit(scheme: str) -> None:
     """See mher/flower#771."""
     assert leaves_a_deaf_broker(SCRIPT, scheme) == ("stopped\n", 0)
-
-
-def test_a_worker_that_was_offline_is_inspected_at_the_next_poll(broker: programs.Broker, tmp_path: Path) -> None:
-    alive = {"w9@h"}
-    with (
-        programs.worker_process(broker, tmp_path, name="w9@h", options=["-Q", "q9"]),
-        polling(Celery(broker=broker.url), workers=lambda: tuple(alive), inspect_interval=600) as poller,
-    ):
-        wait_until(lambda: "w9@h" in poller.figures.queues_of, what="the worker replies")
-        alive.clear()
-        assert "w9@h" not in poll(poller).queues_of
-        alive.add("w9@h")
-        wait_until(lambda: "w9@h" in poller.figures.queues_of, what="the worker replies again")
-
-
-def test_queues_that_lost_their_last_worker_are_polled(broker: programs.Broker, tmp_path: Path) -> None:
-    alive: set[str] = set()
-    with polling(Celery(broker=broker.url), workers=lambda: tuple(alive)) as poller:
-        with programs.worker_process(broker, tmp_path, name="w8@h", options=["-Q", "q8"]):
-            alive.add("w8@h")
-            wait_until(lambda: "q8" in poller.figures.lengths, what="the worker replies")
-        alive.clear()
-        # Another application, since sending adds the queue to the application's queues
-        send(Celery(broker=broker.url), "q8")
-        assert poll(poller).lengths["q8"] == 1
