@@ -1,1 +1,1 @@
-"""The options: declared once, set by the environment, a file and the command line."""
+"""Option declarations, validation and loading."""

@@ -1,4 +1,4 @@
-"""Settings from environment, configuration file, command line, and from a program that embeds flower-proxy."""
+"""Loading of settings from the environment, the configuration file, the command line, and embedding programs."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 from tornado.log import define_logging_options
 from tornado.options import OptionParser
 
-from flower_proxy.settings.options import ENV_PREFIX, OPTIONS, WHO, Option
+from flower_proxy.settings.options import AUTHENTICATION, ENV_PREFIX, OPTIONS, Option
 
 UNAUTHENTICATED_API = "FLOWER_UNAUTHENTICATED_API"
-"""The environment variable by which stock Flower opens its API to everybody, and to every web site (P8)."""
+"""The environment variable that disables authentication of stock Flower's API (mher/flower#1231)."""
 
 FLOWER_VARIABLES = {
     UNAUTHENTICATED_API,
@@ -26,23 +26,22 @@ FLOWER_VARIABLES = {
     "FLOWER_GITLAB_OAUTH_DOMAIN",
     "FLOWER_OAUTH2_OKTA_BASE_URL",
 }
-"""The environment variables that Flower reads beside those of its options."""
+"""The environment variables that Flower reads in addition to those of its options."""
 
-# Kubernetes and Docker's links set these in every container for a service that is called "flower" or "flower-..." (P5)
+# Kubernetes and Docker links inject these for a service named "flower" or "flower-..." (mher/flower#738)
 _INJECTED_NAME = re.compile(r"(\w+_)?(SERVICE_(HOST|PORT)(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)")
 _INJECTED_VALUE = re.compile(r"(tcp|udp|sctp)://")
 
 
 class OptionError(ValueError):
-    """A value that cannot be used; the message is one line that names where it stands, and what to do."""
+    """An invalid setting; the message is one line that names its source and what to do."""
 
 
 def installed_options() -> dict[str, Option]:
-    """Return the table of options, and behind it those that only the installed Flower declares.
+    """Return the option table, followed by options that only the installed Flower declares.
 
-    A later release may have options that the table lacks. They work on the command line, in the configuration file and
-    in the environment, though ``--help`` and ``config`` do not list them. This imports Flower, so it is for what starts
-    Flower or has met an option that the table lacks.
+    A later release of Flower may have options that the table lacks. They work on the command line, in the configuration
+    file and in the environment, but ``--help`` and ``config`` do not list them. The call imports Flower.
     """
     from flower_proxy._flower import default_options, definitions
 
@@ -55,12 +54,12 @@ def installed_options() -> dict[str, Option]:
 
 
 def make_parser(options: Mapping[str, Option], values: Mapping[str, Any]) -> OptionParser:
-    """Return a new parser, from which Flower and Tornado take the settings; Tornado's global one is left alone.
+    """Return a new parser with the settings for Flower and Tornado; Tornado's global parser stays unchanged.
 
-    Logging is set up by its parse callback, for which the caller calls `run_parse_callbacks`.
+    The caller sets up logging with the parser's `run_parse_callbacks`.
 
-    :param options: all there are, by name.
-    :param values: those that are set, by name.
+    :param options: all options, by name.
+    :param values: the values that are set, by name.
     """
     parser = OptionParser()
     define_logging_options(parser)
@@ -77,11 +76,11 @@ def read(
 ) -> tuple[dict[str, Any], list[str]]:
     """Read the settings; precedence: command line, configuration file, environment.
 
-    :param options: all there are, by name.
+    :param options: all options, by name.
     :param environ: the environment.
-    :param given: the command line's values, by option name; several texts if an option was repeated.
-    :returns: the values that are set, by name, and notes for the log, a line each.
-    :raises OptionError: a value cannot be used, or an option was mistyped.
+    :param given: the values of the command line, by option name; several texts if an option was repeated.
+    :returns: the values that are set, by name, and warnings for the log, one line each.
+    :raises OptionError: a value is invalid, or an option is misspelt.
     """
     values, notes = _read_environment(options, environ)
     from_command_line = {name: _named(f"--{name}", options[name].parse, texts) for name, texts in given.items()}
@@ -95,18 +94,18 @@ def read(
 def make_options(**settings: Any) -> OptionParser:
     """Return the options for an embedded `FlowerProxy`; environment and configuration file are not read.
 
-    :param settings: the options that are not to have their default, by name with underscores.
-    :raises ValueError: one does not exist or cannot be used; the message is one line, as on the command line.
+    :param settings: values by option name, with underscores; other options have their defaults.
+    :raises ValueError: an option does not exist or its value is invalid; the message is one line.
     """
     options = installed_options()
     values = {}
     for name, value in settings.items():
         if _is_of_command_line(name):
-            raise OptionError(f"--{name}: it is for the command line; here the program sees to that itself")
+            raise OptionError(f"--{name}: available only on the command line; configure it in your program")
         if name not in options:
             meant = nearest(name, (known for known in options if not _is_of_command_line(known)), likeness=0.6)
-            hint = f"did you mean {meant}?" if meant else "flower-proxy --help has them all"
-            raise OptionError(f"--{name}: there is no such option; {hint}")
+            hint = f"did you mean {meant}?" if meant else "run flower-proxy --help for a list"
+            raise OptionError(f"--{name}: unknown option; {hint}")
         if (accepted := _accept(options[name], value, f"--{name}")) is not None:
             values[name] = accepted
     _refuse_half_of_tls(settings)
@@ -118,10 +117,10 @@ def _is_of_command_line(name: str) -> bool:
 
 
 def _accept(option: Option, value: Any, where: str) -> Any:
-    """Return the value that is meant; None if it is to stay the default."""
+    """Return the checked value; None keeps the default."""
     if value is None:
-        if option.group == WHO:
-            raise OptionError(f"{where}: it is None, which would let everybody in: leave it out, or set it")
+        if option.group == AUTHENTICATION:
+            raise OptionError(f"{where}: None is not a value; set it, or leave it out to keep the default")
         return None
     if option.is_path and isinstance(value, os.PathLike):
         value = os.fspath(value)
@@ -129,7 +128,7 @@ def _accept(option: Option, value: Any, where: str) -> Any:
 
 
 def _named(where: str, take: Callable[[Any], Any], value: Any) -> Any:
-    """Have an option take a value; an error names where that stands."""
+    """Call `take` with a value; an error names the source of the value."""
     try:
         return take(value)
     except ValueError as error:
@@ -138,15 +137,16 @@ def _named(where: str, take: Callable[[Any], Any], value: Any) -> Any:
 
 def _refuse_half_of_tls(values: Mapping[str, Any]) -> None:
     if bool(values.get("certfile")) != bool(values.get("keyfile")):
-        raise OptionError("--certfile and --keyfile: one without the other; TLS needs both")
+        raise OptionError("--certfile and --keyfile: TLS needs both; add the other one")
     if values.get("ca_certs") and not values.get("certfile"):
-        raise OptionError("--ca_certs: without --certfile and --keyfile there is no TLS")
+        raise OptionError("--ca_certs: TLS is not configured; add --certfile and --keyfile, or leave it out")
 
 
 def nearest(name: str, names: Iterable[str], *, likeness: float = 0.85) -> str | None:
-    """Return the name that was probably meant.
+    """Return the most similar name.
 
-    :param likeness: how near it has to be, from 0 to 1. By default so near that it can hardly be another program's.
+    :param likeness: the minimum similarity, from 0 to 1; the default rarely matches another program's variable.
+    :returns: None if no name is similar enough.
     """
     return next(iter(difflib.get_close_matches(name, list(names), n=1, cutoff=likeness)), None)
 
@@ -162,10 +162,10 @@ def _read_environment(options: Mapping[str, Option], environ: Mapping[str, str])
         elif name in options:
             values[name] = _named(variable, options[name].parse, [text])
         elif meant := nearest(name, options):
-            raise OptionError(f"{variable}: there is no such option; did you mean {options[meant].variable}?")
-    notes = [f"Ignored, since Kubernetes or Docker set them: {', '.join(sorted(injected))}"] if injected else []
+            raise OptionError(f"{variable}: unknown option; did you mean {options[meant].variable}?")
+    notes = [f"Ignoring variables that Kubernetes or Docker set: {', '.join(sorted(injected))}"] if injected else []
     if environ.get(UNAUTHENTICATED_API):
-        notes.append(f"{UNAUTHENTICATED_API} has no effect: --no_auth says that somebody in front asks who is asking")
+        notes.append(f"{UNAUTHENTICATED_API} has no effect; use --no_auth if the reverse proxy authenticates users")
     return values, notes
 
 
@@ -177,13 +177,13 @@ def _read_file(options: Mapping[str, Option], conf: str | None, where: str) -> d
     except FileNotFoundError:
         if not conf or conf == default:
             return {}
-        raise OptionError(f"{where}: there is no file {conf!r}") from None
+        raise OptionError(f"{where}: file {conf!r} does not exist") from None
     except (OSError, UnicodeError) as error:
         raise OptionError(f"{where}: {conf or path.name!r} cannot be read: {error}") from None
     namespace: dict[str, Any] = {"__file__": str(path)}
     try:
         code = compile(source, str(path), "exec")
-        exec(code, namespace)  # noqa: S102  a configuration file is Python, as Flower's is
+        exec(code, namespace)  # noqa: S102  the configuration file is Python, as in Flower
     except (Exception, SystemExit) as error:
         reason = error.msg if isinstance(error, SyntaxError) else error
         raise OptionError(f"{path}, line {_line_of(error, path)}: {type(error).__name__}: {reason}") from None
@@ -194,7 +194,7 @@ def _read_file(options: Mapping[str, Option], conf: str | None, where: str) -> d
         if name not in options:
             if name in lines and (meant := nearest(name.lower(), options)):
                 raise OptionError(
-                    f"{where}: there is no such option; did you mean {meant}? What begins with _ is not looked at"
+                    f"{where}: unknown option; did you mean {meant}? To define another name, start it with _"
                 )
         elif (accepted := _accept(options[name], value, where)) is not None:
             values[name] = accepted

@@ -260,19 +260,19 @@ def test_it_has_to_be_made_in_the_loop_that_runs(io_loop: IOLoop, capp: Celery) 
     ("settings", "message"),
     [
         pytest.param({"url_prefx": "/flower"}, "--url_prefx: .* did you mean url_prefix", id="mistyped"),
-        pytest.param({"conf": "flowerconfig.py"}, "--conf: it is for the command line", id="command-line"),
+        pytest.param({"conf": "flowerconfig.py"}, "--conf: available only on the command line", id="command-line"),
         pytest.param(
             {"broker_transport_options": {"master_name": "mymaster"}},
-            "--broker_transport_options: it is for the command line",
+            "--broker_transport_options: available only on the command line",
             id="the-application-is-the-program's",
         ),
-        pytest.param({"nonsense": 1}, "--nonsense: there is no such option; flower-proxy --help", id="unknown"),
+        pytest.param({"nonsense": 1}, "--nonsense: unknown option; run flower-proxy --help", id="unknown"),
         pytest.param({"port": "many"}, "--port: 'many' is not a whole number", id="type"),
-        pytest.param({"port": 70000}, "--port: 70000 is not 0 to 65535", id="value"),
+        pytest.param({"port": 70000}, "--port: 70000 is not between 0 and 65535", id="value"),
         pytest.param({"url_prefix": "a?b"}, "--url_prefix: 'a.b' is not", id="prefix"),
-        pytest.param({"auth_file": None}, "--auth_file: it is None", id="open-by-accident"),
-        pytest.param({"auth_file": Path("/nowhere")}, "--auth_file: '/nowhere' is not a file", id="file"),
-        pytest.param({"certfile": EXAMPLE}, "--certfile and --keyfile: one without the other", id="half-of-tls"),
+        pytest.param({"auth_file": None}, "--auth_file: None is not a value", id="open-by-accident"),
+        pytest.param({"auth_file": Path("/nowhere")}, "--auth_file: '/nowhere' is not a readable file", id="file"),
+        pytest.param({"certfile": EXAMPLE}, "--certfile and --keyfile: TLS needs both", id="half-of-tls"),
     ],
 )
 def test_a_wrong_value_is_told_in_one_line(settings: dict[str, Any], message: str) -> None:

@@ -106,9 +106,9 @@ def test_lists_of_frame_ancestors_are_parsed(texts: list[str], ancestors: tuple[
 @pytest.mark.parametrize(
     ("texts", "reason"),
     [
-        pytest.param([], "name at least one", id="empty"),
-        pytest.param(["none", "self"], "stands alone", id="none-and-self"),
-        pytest.param(["https://a.example", "'none'"], "stands alone", id="origin-and-none"),
+        pytest.param([], "the list is empty", id="empty"),
+        pytest.param(["none", "self"], "cannot be combined", id="none-and-self"),
+        pytest.param(["https://a.example", "'none'"], "cannot be combined", id="origin-and-none"),
         pytest.param(["self", "*"], r"'\*' is not", id="one-invalid"),
     ],
 )
