@@ -32,17 +32,28 @@ from flower_proxy.deploy.targets import TARGETS
 from flower_proxy.settings.loader import OptionError, nearest, read
 from flower_proxy.settings.options import OPTIONS
 
-# A path is one of the machine that flower-proxy will run on, which need not be this one
+# Paths are not checked, since flower-proxy may run on another machine
 _OPTIONS = {name: replace(option, check=None) if option.is_path else option for name, option in OPTIONS.items()}
-# Celery reads these instead of options on the command line, since a URL may contain a password
+# URLs may contain a password, so the printed command leaves them to the environment
 _CELERY_VARIABLES = {"broker": "CELERY_BROKER_URL", "result_backend": "CELERY_RESULT_BACKEND"}
 _CELERY_OPTIONS = {"app": "-A", "loader": "--loader", "config": "--config", "workdir": "--workdir"}
 _CELERY_FLAGS = {"quiet": "--quiet", "skip_checks": "--skip-checks"}
-# Printed if neither an application nor a broker is given
-_SOME_APP = "server"
+# The application if neither -A nor --broker is given
+_EXAMPLE_APP = "server"
 
-# Short enough for a terminal of 80 columns, and not broken at a hyphen
-_TARGET_LIST = textwrap.fill(", ".join(TARGETS), 70, subsequent_indent=" " * 4, break_on_hyphens=False)
+# Fits a terminal of 80 columns
+_TARGET_LIST = textwrap.fill(", ".join(TARGETS), 70, break_on_hyphens=False)
+# click rewraps paragraphs that do not begin with \b
+_HELP = f"""Print a configuration file for TARGET and the given options.
+
+\b
+TARGET is one of
+{_TARGET_LIST}.
+
+Give the options with which flower-proxy will run (see flower-proxy --help) and the options below. The output is a
+complete file. Its first comment has the matching flower-proxy command, where to save the file, and the commands that
+test and load it.
+"""
 
 _OWN: list[click.Parameter] = [
     click.Argument(
@@ -51,53 +62,44 @@ _OWN: list[click.Parameter] = [
         default="",
         shell_complete=lambda ctx, param, incomplete: [name for name in TARGETS if name.startswith(incomplete)],
     ),
-    click.Option(["--keep/--strip"], default=True, help="the proxy keeps the prefix, or takes it off  [default: keep]"),
-    click.Option(["--server_name"], default=EXAMPLE_HOST, show_default=True, help="the public host's name"),
-    click.Option(["--tls"], is_flag=True, help="the proxy serves HTTPS, with certificates as certbot names them"),
+    click.Option(["--keep/--strip"], default=True, help="the proxy keeps or strips the prefix  [default: keep]"),
+    click.Option(["--server_name"], default=EXAMPLE_HOST, show_default=True, help="the public host name"),
+    click.Option(["--tls"], is_flag=True, help="serve HTTPS at the proxy, with certbot's certificate paths"),
     click.Option(
-        ["--forward_auth"], default="", metavar="URL", help="an identity provider, such as http://127.0.0.1:4180"
+        ["--forward_auth"], default="", metavar="URL", help="the identity provider, such as http://127.0.0.1:4180"
     ),
-    click.Option(["--proxy_basic_auth"], is_flag=True, help="the proxy asks for the password too, out of --auth_file"),
+    click.Option(["--proxy_basic_auth"], is_flag=True, help="HTTP Basic authentication at the proxy, with --auth_file"),
     click.Option(
-        ["--snippet"], is_flag=True, help="print only the part for a server, virtual host or site of your own"
+        ["--snippet"], is_flag=True, help="print only the part to include in an existing server, virtual host or site"
     ),
     click.Option(
         ["--socket_group"],
         default=SOCKET_GROUP,
         show_default=True,
-        help="the group that may connect to the unix socket: the proxy's",
+        help="the proxy's group, which may connect to the unix socket",
     ),
 ]
 
-# Fields of DeploymentSpec with the names of the options
+# Fields of DeploymentSpec that are named like their options
 _PLAIN = ("server_name", "tls", "forward_auth", "proxy_basic_auth", "snippet", "socket_group")
 
 
 class _ConfigCommand(SettingsCommand):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Show its own options; all others are those of flower-proxy itself."""
+        """Show only the options of this command, without those of flower-proxy."""
         records = [param.get_help_record(ctx) for param in [*_OWN[1:], *self.get_params(ctx)[-1:]]]
         with formatter.section("Options"):
             formatter.write_dl([record for record in records if record])
 
 
 def _config(target: str, keep: bool, **given: Any) -> None:
-    """Print the configuration that fits the options.
-
-    \b
-    TARGET is one of
-    {targets}.
-
-    Say how flower-proxy is to be started, with any of its own options (flower-proxy --help), and how it is to be
-    reached. What is printed is complete, and begins with the command that belongs to it, the file to save it as, and
-    the commands that test and load it.
-    """
+    """Print the configuration."""
     if target not in TARGETS:
         meant = nearest(target, TARGETS, likeness=0.6)
         hint = f"; did you mean {meant}?" if meant else ""
-        raise InputError(f"TARGET: {target!r} is none of {', '.join(TARGETS)}{hint}")
+        raise InputError(f"TARGET: {target!r} is not one of {', '.join(TARGETS)}{hint}")
     if not (given["app"] or given["broker"]):
-        given["app"] = _SOME_APP
+        given["app"] = _EXAMPLE_APP
     try:
         settings = {name: texts for name, texts in given.items() if name in _OPTIONS and texts}
         values, notes = read(_OPTIONS, environ=os.environ, given=settings)
@@ -121,10 +123,10 @@ def _config(target: str, keep: bool, **given: Any) -> None:
 
 
 def _project(app: str | None, workdir: str | None) -> Project:
-    """Return the project: the one in ``--workdir`` or in the current folder, if the application is there.
+    """Return the project in ``--workdir`` or the current folder if it has the application, else an example.
 
     :param app: the value of ``-A``.
-    :param workdir: that of ``--workdir``, which may be a folder of another machine.
+    :param workdir: the value of ``--workdir``, which may be a folder on another machine.
     """
     folder = Path(workdir) if workdir else Path.cwd()
     if app and folder.is_absolute() and _has_module(folder, app):
@@ -139,7 +141,7 @@ def _has_module(folder: Path, app: str) -> bool:
 
 
 def _check(values: Mapping[str, Any]) -> None:
-    """Refuse what flower-proxy would not start with."""
+    """Refuse contradictory options, as flower-proxy does at start-up."""
     defaults = {name: option.default for name, option in _OPTIONS.items()}
     try:
         refuse_contradictions(SimpleNamespace(**{**defaults, **values}))
@@ -151,5 +153,5 @@ config = _ConfigCommand(
     "config",
     callback=_config,
     params=[*_OWN, *celery_options(), *setting_options()],
-    help=(_config.__doc__ or "").format(targets=_TARGET_LIST),
+    help=_HELP,
 )

@@ -1,4 +1,4 @@
-"""``flower-proxy demo``: Flower with a real worker and a steady trickle of tasks, which leaves nothing behind."""
+"""``flower-proxy demo``: Flower with a worker and periodic tasks in a temporary folder."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from flower_proxy import FlowerProxy
 
 _USER, _WORKER = "demo", "demo"
-# What several programs bind queues to: kombu loses a binding where two of them make such a file at once
+# Created in advance, as kombu loses a binding if two processes create an exchange file concurrently
 _EXCHANGES = ("celeryev", "celery.pidbox", "reply.celery.pidbox", QUEUE)
-_TIMEOUT, _PAUSE, _GRACE = 5.0, 0.1, 4.0  # seconds
+_CONNECT_TIMEOUT, _POLL_INTERVAL, _STOP_TIMEOUT = 5.0, 0.1, 4.0  # seconds
 _LOG_LINES = 20
 
 _Programs = dict[str, "subprocess.Popen[bytes]"]
@@ -39,29 +39,29 @@ _Programs = dict[str, "subprocess.Popen[bytes]"]
 
 @click.command("demo")
 @click.option(
-    "--broker", default=FOLDER_BROKER, show_default=True, help="another one, such as redis://localhost:6379/0"
+    "--broker", default=FOLDER_BROKER, show_default=True, help="the broker URL, such as redis://localhost:6379/0"
 )
 @click.option(
     "--address", default="127.0.0.1", show_default=True, help="the address to listen on; 0.0.0.0 for all interfaces"
 )
 @click.option("--port", type=click.IntRange(1, 65535), default=5555, show_default=True, help="the port to listen on")
 def demo(broker: str, address: str, port: int) -> None:
-    """Show Flower with a real worker and a steady trickle of tasks, until Ctrl-C."""
+    """Run Flower with a worker and periodic tasks until Ctrl-C."""
     _check_broker(broker)
-    # What Flower has to say of a broker that was empty a moment ago is for nobody
+    # Warnings about an empty broker are expected here
     logging.getLogger().addHandler(logging.NullHandler())
     asyncio.run(_run(broker, address, port))
 
 
 async def _run(broker: str, address: str, port: int) -> None:
-    # Before there is anything to leave behind; its end takes seconds, and nothing may cut it short
+    # Installed first, so that a signal at any time cleans up; a second Ctrl-C must not interrupt the clean-up
     signalled = end_requested(exit_on_second=False)
     with tempfile.TemporaryDirectory(prefix="flower-proxy-demo-") as name:
         await _demo(Path(name), broker, address, port, signalled)
 
 
 async def _demo(folder: Path, broker: str, address: str, port: int, signalled: asyncio.Event) -> None:
-    # They import Flower
+    # These imports load Flower, so they follow the check of the broker
     from flower_proxy import FlowerProxy, make_options
     from flower_proxy.web.sockets import AddressError
 
@@ -83,7 +83,7 @@ async def _demo(folder: Path, broker: str, address: str, port: int, signalled: a
             if await _wait(lambda: _knows_worker(flower), programs, folder, signalled):
                 _announce(address, port, password)
                 await _wait(lambda: False, programs, folder, signalled)
-            click.echo("Ending")
+            click.echo("Stopping")
     finally:
         await flower.close()
 
@@ -92,21 +92,19 @@ def _announce(address: str, port: int, password: str) -> None:
     urls = [f"http://{host_and_port(host, port)}/flower/" for host in hosts_of(address)[0]]
     click.echo(f"Open {' or '.join(urls)}\nUser: {_USER}\nPassword: {password}")
     if command := tunnel(address, port):
-        click.echo(f"From another machine, where HOST is this one: {command}")
-    click.echo("Ctrl-C ends it")
+        click.echo(f"From another machine, open a tunnel to this one (HOST): {command}")
+    click.echo("Press Ctrl-C to stop")
 
 
 def _check_broker(url: str) -> None:
     try:
         if url.startswith("redis"):
-            # Kombu would not say what it lacks
+            # kombu's own error does not name the missing library
             importlib.import_module("redis")
         with app.connection_for_write(url) as connection:
-            connection.ensure_connection(max_retries=1, interval_start=0, timeout=_TIMEOUT)
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=_CONNECT_TIMEOUT)
     except ModuleNotFoundError as error:
-        raise click.ClickException(
-            f"--broker: {error}; install it: {sys.executable} -m pip install {error.name}"
-        ) from None
+        raise click.ClickException(f"--broker: {error}; run: {sys.executable} -m pip install {error.name}") from None
     except Exception as error:
         raise click.ClickException(f"--broker: {error}") from None
 
@@ -124,28 +122,28 @@ def _make_folders(folder: Path) -> None:
         (folder / part).mkdir()
     for exchange in _EXCHANGES:
         (folder / CONTROL / f"{exchange}.exchange").write_text("[]", encoding="utf-8")
-    # Kombu puts a message there while it reads it
+    # kombu moves a message to the temporary folder while it reads it
     tempfile.tempdir = str(folder / "processing")
 
 
 @contextlib.contextmanager
 def _running(folder: Path, broker: str) -> Iterator[_Programs]:
-    """Run worker and beat in this folder, each with a log there, and end them with the block."""
+    """Run worker and beat in this folder, where they write their logs, and stop them at the end of the block."""
     environ = {
         **{name: value for name, value in os.environ.items() if not name.startswith("CELERY_")},
         "CELERY_BROKER_URL": broker,
         "CELERY_RESULT_BACKEND": _results(folder),
         "TMPDIR": str(folder / "processing"),
     }
-    # Gossip and mingle are for workers that have neighbours
+    # Gossip and mingle only serve clusters of workers
     worker = ["-n", f"{_WORKER}@%h", "-P", "prefork", "-c", "2", "-E", "--without-gossip", "--without-mingle"]
     commands = {"worker": ["worker", *worker], "beat": ["beat"]}
     programs: _Programs = {}
     try:
         for name, command in commands.items():
             with _log(folder, name).open("wb") as log:
-                # In a session of its own, where Ctrl-C does not reach it: only _end ends it
-                programs[name] = subprocess.Popen(  # noqa: S603  nothing in it comes from outside
+                # A separate session keeps Ctrl-C from the process, so that _stop alone stops it
+                programs[name] = subprocess.Popen(  # noqa: S603  no part of the command is user input
                     [sys.executable, "-m", "celery", "-A", "flower_proxy.cli.demo_app", *command, "-l", "info"],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -156,7 +154,7 @@ def _running(folder: Path, broker: str) -> Iterator[_Programs]:
                 )
         yield programs
     finally:
-        _end(programs)
+        _stop(programs)
         if broker != FOLDER_BROKER:
             _delete_queues(broker)
 
@@ -169,14 +167,14 @@ def _log(folder: Path, name: str) -> Path:
     return folder / f"{name}.log"
 
 
-def _end(programs: _Programs) -> None:
+def _stop(programs: _Programs) -> None:
     for program in programs.values():
         program.terminate()
-    deadline = time.monotonic() + _GRACE
+    deadline = time.monotonic() + _STOP_TIMEOUT
     for program in programs.values():
         with contextlib.suppress(subprocess.TimeoutExpired):
             program.wait(max(0.0, deadline - time.monotonic()))
-        # Also what it has started; macOS says EPERM of a group that has only dead ones
+        # Includes its children; macOS returns EPERM for a group of zombies
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(program.pid, signal.SIGKILL)
         program.wait()
@@ -185,26 +183,26 @@ def _end(programs: _Programs) -> None:
 async def _wait(condition: Callable[[], bool], programs: _Programs, folder: Path, signalled: asyncio.Event) -> bool:
     """Wait until the condition holds.
 
-    :returns: False if a signal came first.
-    :raises click.ClickException: a program ended first; the end of its log has been shown.
+    :returns: False if a signal arrived first.
+    :raises click.ClickException: a program exited first; the end of its log is printed.
     """
     while not signalled.is_set():
         if condition():
             return True
         ended = next((name for name, program in programs.items() if program.poll() is not None), None)
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(signalled.wait(), _PAUSE)
-        # Ctrl-C also ends a program that does not have its own session yet
+            await asyncio.wait_for(signalled.wait(), _POLL_INTERVAL)
+        # Ctrl-C also stops a program that has not entered its own session yet
         if ended and not signalled.is_set():
             lines = _log(folder, ended).read_text(encoding="utf-8", errors="replace").splitlines()
             click.echo("\n".join(lines[-_LOG_LINES:]), err=True)
             status = programs[ended].returncode
-            raise click.ClickException(f"{ended} ended (status {status}); this was the end of its log")
+            raise click.ClickException(f"{ended} exited with status {status}; see the end of its log above")
     return False
 
 
 def _knows_worker(flower: FlowerProxy) -> bool:
-    """Tell whether Flower has heard from the worker, and what it is: its buttons need that."""
+    """Tell whether Flower has received the worker's events and inspected it, as control actions require."""
     for name, worker in flower.events.state.workers.items():
         if worker.alive and name.startswith(f"{_WORKER}@"):
             if "stats" in flower.workers[name]:

@@ -1,6 +1,6 @@
-"""The Celery application that ``flower-proxy demo`` shows: tasks that succeed, fail, are slow or are tried again.
+"""The Celery application of ``flower-proxy demo``, with tasks that succeed, fail, retry or take long.
 
-`flower_proxy.cli.demo` starts worker and beat in a folder of their own, and names the broker in the environment.
+`flower_proxy.cli.demo` runs worker and beat in a temporary folder, with the broker URL in the environment.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from celery import Celery, Task
 from kombu import Queue
 from kombu.transport import TRANSPORT_ALIASES, filesystem
 
-# No other application that uses the same broker has queues of these names
+# Unlikely names, so that the demo can share a broker with other applications
 QUEUE, SECOND_QUEUE = "flower-proxy-demo", "flower-proxy-demo-later"
 
 FOLDER_BROKER = "filesystem://"
@@ -25,9 +25,9 @@ MESSAGES, CONTROL, UNFINISHED = "messages", "control", "unfinished"
 
 
 class Channel(filesystem.Channel):
-    """Kombu's, but that a message appears in one piece.
+    """A channel that creates message files atomically.
 
-    Kombu writes where others read; who is quick finds an empty file, cannot decode it, and a worker dies of that.
+    kombu writes to the file in place, and a worker that reads the unfinished file fails to decode it and exits.
     """
 
     def _put(self, queue: str, payload: Any, **_: Any) -> None:
@@ -38,6 +38,8 @@ class Channel(filesystem.Channel):
 
 
 class Transport(filesystem.Transport):
+    """A filesystem transport with atomic messages."""
+
     Channel = Channel
 
 
@@ -47,7 +49,7 @@ app.conf.update(
     task_default_queue=QUEUE,
     task_queues=[Queue(QUEUE), Queue(SECOND_QUEUE)],
     task_send_sent_event=True,
-    # What a worker has reserved no longer counts as waiting
+    # Prefetched messages do not count towards the queue length
     worker_prefetch_multiplier=1,
     beat_schedule={
         "add": {"task": "demo.add", "schedule": 1, "args": (2, 2)},
@@ -60,13 +62,13 @@ app.conf.update(
 
 
 def use_folder(folder: Path) -> None:
-    """Let the messages lie in this folder, where `MESSAGES`, `CONTROL` and `UNFINISHED` are."""
+    """Store messages in this folder, which has the subfolders `MESSAGES`, `CONTROL` and `UNFINISHED`."""
     TRANSPORT_ALIASES["filesystem"] = f"{__name__}:Transport"
     app.conf.broker_transport_options = {
         "data_folder_in": str(folder / MESSAGES),
         "data_folder_out": str(folder / MESSAGES),
         "control_folder": str(folder / CONTROL),
-        # Flower waits a second for the answers of a worker, by default as long as kombu waits before it looks again
+        # The default is 1 s, as long as Flower waits for replies of workers
         "polling_interval": 0.1,
     }
 
@@ -76,25 +78,29 @@ if os.environ.get("CELERY_BROKER_URL") == FOLDER_BROKER:
 
 
 def add(x: int, y: int) -> int:
+    """Return the sum."""
     return x + y
 
 
 def fail() -> None:
+    """Fail with ValueError."""
     raise ValueError("this task fails on purpose")
 
 
 def slow(seconds: float) -> None:
+    """Sleep for some seconds."""
     time.sleep(seconds)
 
 
 def retry(task: Task) -> str:
+    """Succeed at the second attempt."""
     if task.request.retries == 0:
-        raise ConnectionError("this task is tried again on purpose")
-    return "the second time it went well"
+        raise ConnectionError("this task retries on purpose")
+    return "succeeded after a retry"
 
 
 def burst() -> None:
-    """Send more than the worker can do at once, so that a queue has a length."""
+    """Send more tasks than the worker can run at once, so that a queue has a length."""
     for _ in range(6):
         app.send_task("demo.slow", (2,), queue=SECOND_QUEUE)
 

@@ -1,4 +1,4 @@
-"""The errors of the command line, each with its exit status."""
+"""Errors of the command line and their exit statuses."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import click
 
 
 class InputError(click.ClickException):
-    """What was asked for cannot be done; the message is one line."""
+    """Invalid input, such as an option or the configuration; the message is one line."""
 
     exit_code = 2
 
 
 class MachineError(click.ClickException):
-    """What was asked for is fine, but the machine is not: a port in use, a socket that cannot be made."""
+    """A failure of the environment for valid input, such as a port in use."""
 
     exit_code = 1

@@ -1,4 +1,4 @@
-"""``flower-proxy hash-password``: bcrypt hashes for the file of ``--auth_file``."""
+"""``flower-proxy hash-password``: bcrypt hashes for ``--auth_file``."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from flower_proxy.cli.signals import interruptible
     "--output",
     metavar="FILE",
     type=click.Path(readable=False),
-    help="add or replace the line of USER in this htpasswd file; a new file gets mode 0600",
+    help="add or replace USER in this htpasswd file; a new file gets mode 0600",
 )
 @click.option(
     "--cost",
     type=click.IntRange(COSTS[0], COSTS[-1]),
     default=12,
     show_default=True,
-    help="how slow a guess is to be; one more doubles the time",
+    help="the bcrypt cost; each increment doubles the time per check",
 )
 def hash_password(user: str | None, output: str | None, cost: int) -> None:
     """Hash a password for --auth_file.
 
-    Print a line with USER and the bcrypt hash, or only the hash. With --output, write the line to a file instead.
+    Print a line with USER and the bcrypt hash, or only the hash without USER. With --output, update a file instead.
 
-    The password is asked for, or read from standard input if that is no terminal.
+    Prompt for the password, or read it from standard input if that is not a terminal.
     """
     if output is not None and user is None:
-        raise InputError("--output: name the USER whose password it is")
+        raise InputError("--output: USER is missing; add the user's name")
     try:
         if user is not None:
             check_user(user)
@@ -54,20 +54,20 @@ def hash_password(user: str | None, output: str | None, cost: int) -> None:
 
 
 def ask_password(*, confirm: bool) -> str:
-    """Ask for a password on the terminal.
+    """Prompt for a password on the terminal.
 
-    :param confirm: ask twice.
-    :raises click.Abort: after Ctrl-C.
+    :param confirm: prompt twice.
+    :raises click.Abort: the user pressed Ctrl-C.
     """
-    # Standard output is for the line only, so that it can be appended to a file
+    # The prompt goes to standard error, so that standard output can be appended to a file
     with interruptible():
         return str(click.prompt("Password", hide_input=True, confirmation_prompt=confirm, err=True))
 
 
 def read_password() -> str:
-    """Return the password that stands on standard input.
+    """Read the password from standard input.
 
-    :raises CredentialsError: it is not one line of UTF-8.
+    :raises CredentialsError: the input is not one line of UTF-8.
     """
     try:
         text = sys.stdin.buffer.read().decode()
@@ -75,5 +75,5 @@ def read_password() -> str:
         raise CredentialsError("the password is not UTF-8") from None
     password = re.sub(r"\r?\n\Z", "", text)
     if "\n" in password:
-        raise CredentialsError("standard input has several lines, a password has one")
+        raise CredentialsError("standard input has several lines; give the password on one line")
     return password

@@ -1,4 +1,4 @@
-"""An htpasswd file that ``flower-proxy hash-password --output`` writes."""
+"""The htpasswd file that ``flower-proxy hash-password --output`` updates."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class HtpasswdFile:
-    """An htpasswd file, which need not exist yet.
+    """An htpasswd file that may not exist yet.
 
-    :param path: of a symbolic link, the file that it points to is written.
-    :raises OSError: it is not a regular file, or a file cannot be made there.
+    :param path: the path; symbolic links are resolved.
+    :raises OSError: the path is not a regular file, or its folder is not writable.
     """
 
     def __init__(self, path: str) -> None:
@@ -29,17 +29,17 @@ class HtpasswdFile:
         self._path = os.path.realpath(path)
         with contextlib.suppress(FileNotFoundError):
             if not stat.S_ISREG(os.stat(self._path).st_mode):
-                raise OSError(EINVAL, "it is not a regular file")
-        # Before the user is asked for a password
+                raise OSError(EINVAL, "not a regular file")
+        # Fails before the password prompt if the folder is not writable
         with tempfile.TemporaryFile(dir=os.path.dirname(self._path)):
             self._read()
 
     def set_user(self, user: str, hashed: str) -> str:
-        """Add or replace a user, atomically; an existing file keeps its mode and owner, a new one has mode 0600.
+        """Add or replace a user atomically; an existing file keeps its mode and owner, a new one gets mode 0600.
 
-        :returns: a line that says what was done.
+        :returns: a line that reports the change.
         :raises CredentialsError: the file has another format.
-        :raises OSError: it cannot be written; it is unchanged then.
+        :raises OSError: the file cannot be written; it stays unchanged.
         """
         try:
             text, known = set_user(self._read(), user, hashed)
@@ -62,10 +62,10 @@ class HtpasswdFile:
             descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(self._path), prefix=".htpasswd-")
             try:
                 with open(descriptor, "wb") as file:
-                    # The umask may have taken bits of it
+                    # The umask may have removed permissions
                     os.fchmod(descriptor, 0o600)
                     with contextlib.suppress(FileNotFoundError):
-                        # A reverse proxy of another group may read it
+                        # A reverse proxy may have access through the file's group
                         before = os.stat(self._path)
                         os.fchown(descriptor, before.st_uid, before.st_gid)
                         os.fchmod(descriptor, stat.S_IMODE(before.st_mode))
@@ -82,7 +82,7 @@ class HtpasswdFile:
 
 @contextlib.contextmanager
 def _signals_delayed() -> Iterator[None]:
-    """Delay signals that end the process until the block has ended, so that no temporary file stays."""
+    """Delay terminating signals until the end of the block, so that no temporary file remains."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
         yield

@@ -15,23 +15,33 @@ from flower_proxy.cli.parameters import SettingsCommand, celery_options, notes_o
 from flower_proxy.cli.signals import INTERRUPTED, exit_on_interrupt
 from flower_proxy.settings.loader import OptionError, installed_options, make_parser, nearest, read
 
-_NO_LIMIT = 1000  # characters of a summary
+_MAX_SUMMARY = 1000  # characters; longer than any summary
 _COMMANDS = ("demo", "hash-password", "config", "check")
+# click rewraps paragraphs that do not begin with \b
+_HELP = """Run Flower, the web monitor for Celery, at any URL and behind any reverse proxy.
+
+\b
+Examples:
+  flower-proxy -A server --address=127.0.0.1 --url_prefix=flower
+  flower-proxy config nginx --url_prefix=flower --tls
+"""
 
 
 class SettingsGroup(SettingsCommand, click.Group):
-    """The same with other commands beside it, which are imported only when they are named."""
+    """A settings command with subcommands, each of which is imported on use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the subcommands in the order of ``--help``."""
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import and return a subcommand."""
         if cmd_name not in _COMMANDS:
             if ctx.resilient_parsing:
                 return None
             meant = nearest(cmd_name, _COMMANDS, likeness=0.6)
-            hint = f"did you mean {meant}?" if meant else "lists are written with commas, without spaces"
-            raise InputError(f"{cmd_name!r} is neither a command nor an option's value; {hint}")
+            hint = f"did you mean {meant}?" if meant else "separate the values of a list with commas only"
+            raise InputError(f"{cmd_name!r} is neither a command nor the value of an option; {hint}")
         name = cmd_name.replace("-", "_")
         command: click.Command = getattr(import_module(f"flower_proxy.cli.{name}"), name)
         return command
@@ -39,20 +49,21 @@ class SettingsGroup(SettingsCommand, click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Hand options before a command on to it, as ``celery -A server COMMAND`` puts them."""
+        """Pass options before a subcommand on to it, as in ``celery -A server COMMAND``."""
         name, command, rest = super().resolve_command(ctx, args)
         words = words_of(ctx)
         before = [word for word in words[: len(words) - len(args)] if word != "--"]
         if before and command and not isinstance(command, SettingsCommand):
             option = before[0].partition("=")[0]
-            raise InputError(f"{option}: options of {name} go after it; flower-proxy {name} --help lists them")
+            raise InputError(f"{option}: place options of {name} after it; see flower-proxy {name} --help")
         return name, command, [*before, *rest]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the subcommands with their whole summaries."""
         with formatter.section("Commands"):
             formatter.write_dl(
                 [
-                    (name, command.get_short_help_str(_NO_LIMIT))
+                    (name, command.get_short_help_str(_MAX_SUMMARY))
                     for name in self.list_commands(ctx)
                     if (command := self.get_command(ctx, name))
                 ]
@@ -71,13 +82,7 @@ def _run(
     skip_checks: bool,
     **given: tuple[str, ...],
 ) -> None:
-    """Watch Celery's workers with Flower, at any URL, behind any reverse proxy.
-
-    \b
-    Examples:
-      flower-proxy -A server --address=127.0.0.1 --url_prefix=flower
-      flower-proxy config nginx --url_prefix=flower --tls
-    """
+    """Start the server, unless a subcommand is invoked."""
     if click.get_current_context().invoked_subcommand:
         return
     if workdir:
@@ -85,7 +90,7 @@ def _run(
             os.chdir(workdir)
         except OSError as error:
             raise InputError(f"--workdir: {workdir!r}: {error.strerror}") from None
-    # Celery's front hands these on in the same way
+    # The celery command passes its options on in the same variables
     for name, value in (
         ("CELERY_BROKER_URL", broker),
         ("CELERY_RESULT_BACKEND", result_backend),
@@ -96,14 +101,14 @@ def _run(
         if value:
             os.environ[name] = value
     options, notes = _read(given)
-    # It imports Flower
+    # This import loads Flower
     from flower_proxy.cli.serve import serve
 
     serve(app, options, notes, no_color=no_color, quiet=quiet)
 
 
 def _read(given: Mapping[str, Sequence[str]]) -> tuple[OptionParser, list[str]]:
-    """Return the settings, and notes for the log."""
+    """Return the settings, and warnings for the log."""
     options = installed_options()
     try:
         values, notes = read(options, environ=os.environ, given={name: texts for name, texts in given.items() if texts})
@@ -116,7 +121,7 @@ command = SettingsGroup(
     "flower-proxy",
     callback=_run,
     params=[*celery_options(), *setting_options()],
-    help=_run.__doc__,
+    help=_HELP,
     invoke_without_command=True,
     starts_flower=True,
 )
@@ -124,22 +129,23 @@ command = SettingsGroup(
 
 def _run_in_celery(**given: tuple[str, ...]) -> None:
     exit_on_interrupt()
-    front = click.get_current_context().obj
+    celery_context = click.get_current_context().obj
     options, notes = _read(given)
     from flower_proxy.cli.serve import serve
 
-    serve(front.app, options, notes, no_color=front.no_color, quiet=front.quiet)
+    serve(celery_context.app, options, notes, no_color=celery_context.no_color, quiet=celery_context.quiet)
 
 
 celery_command = SettingsCommand(
-    "flower-proxy", callback=_run_in_celery, params=setting_options(), help=_run.__doc__, starts_flower=True
+    "flower-proxy", callback=_run_in_celery, params=setting_options(), help=_HELP, starts_flower=True
 )
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line and exit.
 
-    The status is 0 when told to stop, 1 if the machine is at fault, 2 if the input is, 130 after Ctrl-C elsewhere.
+    The exit status is 0 after a signal that stops the server, 1 for a failure of the environment, 2 for invalid input,
+    and 130 after Ctrl-C in any other phase.
     """
     try:
         status = command.main(args, prog_name="flower-proxy", standalone_mode=False)

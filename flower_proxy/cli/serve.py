@@ -1,4 +1,4 @@
-"""From settings to a running server, and to its end."""
+"""Start-up, serving and shutdown."""
 
 from __future__ import annotations
 
@@ -35,37 +35,37 @@ from flower_proxy.web.sockets import AddressError, ListenError, handed_over
 
 logger = logging.getLogger("flower_proxy")
 
-_SECONDS_TO_END = 2.0
+_CLOSE_TIMEOUT = 2.0  # seconds
 
 
 def serve(
     app: celery.Celery | str | None, options: OptionParser, notes: Iterable[str], *, no_color: bool, quiet: bool
 ) -> None:
-    """Serve until SIGINT, SIGTERM or SIGHUP, and end the process if its end is not a plain one.
+    """Serve until SIGINT, SIGTERM or SIGHUP.
 
-    :param app: the Celery application to watch, or its name as for ``celery -A``; None if only a broker is given.
-    :param options: Flower's and ours, and Tornado's for the log.
-    :param notes: lines for the log.
-    :param no_color: leave colours out of the log.
+    :param app: the Celery application, or its name as for ``celery -A``; None if only a broker is given.
+    :param options: Flower's, flower-proxy's and Tornado's logging options.
+    :param notes: warnings for the log.
+    :param no_color: log without colours.
     :param quiet: omit the start-up summary.
-    :raises InputError: the application cannot be loaded, or the settings cannot be used.
-    :raises MachineError: the address or socket cannot be listened on, the state file cannot be used, or the client
-        library of the broker is missing.
-    :raises SystemExit: the state could not be saved at the end, with status 1; the log has the reason.
+    :raises InputError: the application cannot be loaded, or the settings are invalid.
+    :raises MachineError: listening fails, the state file cannot be used, or the client library of the broker is
+        missing.
+    :raises SystemExit: the state could not be saved at shutdown; the status is 1 and the log has the reason.
     """
     manager = ServiceManager()
     capp = app if isinstance(app, celery.Celery) else import_app(app, debug=options.debug)
-    # After the import, as the application may set up logging itself
+    # Follows the import, as the application may configure logging
     _set_up_logging(options, no_color)
     for note in notes:
         logger.warning(note)
     load_configuration(capp, source=f"-A: {app!r}: " if isinstance(app, str) else "", debug=options.debug)
     if app is None and not capp.conf.broker_url:
-        raise InputError("neither an application nor a broker is given: add -A with the module of your Celery app")
+        raise InputError("no application or broker is given; add -A with the module of your Celery application")
     use_transport_options(capp, options.broker_transport_options or {})
     check_broker(capp)
     loop = asyncio.new_event_loop()
-    # Not asyncio.run, which waits for threads without an end
+    # asyncio.run would wait for blocked threads
     _leave(status=loop.run_until_complete(_serve(capp, options, manager, quiet=quiet)))
 
 
@@ -92,12 +92,12 @@ async def _serve(capp: celery.Celery, options: OptionParser, manager: ServiceMan
         await signalled.wait()
     finally:
         manager.stopping()
-        await flower.close(_SECONDS_TO_END)
+        await flower.close(_CLOSE_TIMEOUT)
     return 0 if flower.monitor.receiver.saved else 1
 
 
 def _address(options: OptionParser, sockets: Sequence[socket.socket]) -> str:
-    """Return the address it listens on; empty for all interfaces, if that is the default and was not asked for."""
+    """Return the address that the server listens on; empty for all interfaces by default."""
     name = sockets[0].getsockname() if sockets else None
     return str(name[0]) if isinstance(name, tuple) else str(options.address)
 
@@ -107,9 +107,9 @@ def _announce(flower: FlowerProxy, address: str, *, quiet: bool) -> None:
         for level, line in banner(flower, address):
             logger.log(level, line)
     if flower.entrance.made_up:
-        # Not by the log, which may be kept
+        # Printed instead of logged, as logs are stored
         user, password = flower.entrance.made_up
-        click.echo(f"Log in as {user} with the password {password} (made up for this run)", err=True)
+        click.echo(f"Log in as {user} with the password {password} (generated for this run)", err=True)
 
 
 def _set_up_logging(options: OptionParser, no_color: bool) -> None:
@@ -119,14 +119,14 @@ def _set_up_logging(options: OptionParser, no_color: bool) -> None:
     try:
         options.run_parse_callbacks()
     except (OSError, ValueError) as error:
-        raise InputError(f"--log_file_prefix or another --log_ option: {one_line(error)}") from None
+        raise InputError(f"the --log_ options cannot be used: {one_line(error)}; check --log_file_prefix") from None
     for handler in logging.getLogger().handlers:
         on_terminal = isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler)
         handler.setFormatter(OneLineFormatter(color=on_terminal and not no_color))
 
 
 def _leave(status: int) -> None:
-    """End the process even where a thread still waits for a broker that does not answer (P10)."""
+    """Exit, even if a thread is blocked by a broker that does not respond (mher/flower#771)."""
     logging.shutdown()
     if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.current_thread()):
         os._exit(status)
@@ -134,20 +134,20 @@ def _leave(status: int) -> None:
         sys.exit(status)
 
 
-# What is said at the start
+# Start-up summary
 
 
 def banner(flower: FlowerProxy, address: str) -> Iterator[tuple[int, str]]:
-    """Yield the start-up summary, each line with its level: addresses, access policy, trusted proxies, broker.
+    """Yield the lines of the start-up summary with their log levels.
 
-    :param flower: the application, listening.
-    :param address: where; empty for all interfaces by default.
+    :param flower: the application, which must be listening.
+    :param address: the address that it listens on; empty for all interfaces by default.
     """
     options, scheme = flower.options, "https" if flower.ssl_options else "http"
     path = f"{flower.locator.mount}/"
     beyond = False
     if flower.port is None:
-        yield INFO, f"Listening on the unix socket {options.unix_socket}, for a proxy to serve at {path}"
+        yield INFO, f"Listening on unix socket {options.unix_socket} for a reverse proxy at {path}"
     else:
         hosts, everywhere = hosts_of(address)
         beyond = everywhere or not all(map(is_loopback, hosts))
@@ -156,42 +156,46 @@ def banner(flower: FlowerProxy, address: str) -> Iterator[tuple[int, str]]:
         if not address:
             yield (
                 WARNING,
-                "Listening on all interfaces, so other hosts can connect: set --address=127.0.0.1 if the proxy is on"
-                " this machine, --address=0.0.0.0 if it is not",
+                "Listening on all interfaces, so other hosts can connect; set --address=127.0.0.1 if the reverse proxy"
+                " is on this machine, or --address=0.0.0.0 to confirm",
             )
     if flower.metrics_port is not None:
         for host in hosts_of(options.metrics_address or "")[0]:
             yield INFO, f"Metrics at {scheme}://{host_and_port(host, flower.metrics_port)}/metrics"
-    for line in _who(flower):
+    for line in _access_policy(flower):
         yield INFO, line
     if options.no_auth and beyond:
-        yield WARNING, "NOBODY IS ASKED WHO THEY ARE, and it listens beyond this machine: whoever reaches it may act"
+        yield (
+            WARNING,
+            "Authentication is disabled and the server is reachable from other hosts; make sure that only the reverse"
+            " proxy can connect",
+        )
     yield INFO, f"Trusted proxies: {flower.locator.trusted}"
     yield INFO, f"Broker: {flower.broker_uri}"
 
 
-def _who(flower: FlowerProxy) -> Iterator[str]:
+def _access_policy(flower: FlowerProxy) -> Iterator[str]:
     options, entrance = flower.options, flower.entrance
-    ways = []
+    methods = []
     if options.no_auth:
-        ways.append("everybody: somebody in front asks who they are")
+        methods.append("disabled (--no_auth)")
     if options.auth_header:
-        ways.append(f"whom a trusted proxy names in {options.auth_header}")
+        methods.append(f"{options.auth_header} from trusted proxies")
     secrets = []
     if entrance.made_up:
-        secrets.append("one user, whose password is made up for this run")
+        secrets.append("generated password for one user")
     elif entrance.users:
-        secrets.append(f"{len(entrance.users.names())} user(s) by password")
+        secrets.append(f"passwords of {len(entrance.users.names())} user(s)")
     if options.auth:
-        secrets.append(f"those of --auth, by {options.auth_provider}")
+        secrets.append(f"OAuth with {options.auth_provider}")
     if secrets:
-        ways.append(" who are also ".join(secrets))
-    yield f"Who may enter: {', or '.join(ways)}"
+        methods.append(" and ".join(secrets))
+    yield f"Authentication: {', or '.join(methods)}"
     if options.read_only:
-        yield "Who may act: nobody, as --read_only is set"
+        yield "Control actions: disabled (--read_only)"
     elif options.viewers:
-        yield f"Who may act: all of them but {', '.join(options.viewers)}"
+        yield f"Control actions: all users except {', '.join(options.viewers)}"
     if options.metrics_open:
-        yield "Metrics: for everybody" + (" who reaches their port" if options.metrics_port is not None else "")
+        yield "Metrics: public" + (" on their own port" if options.metrics_port is not None else "")
     elif options.metrics_auth:
-        yield "Metrics: for the user of --metrics_auth, and for those who may enter"
+        yield "Metrics: the user of --metrics_auth, and all users"

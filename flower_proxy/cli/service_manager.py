@@ -1,4 +1,4 @@
-"""Notification of the service manager, systemd for example: the protocol of sd_notify(3)."""
+"""Notification of the service manager with the protocol of sd_notify(3)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _SEND_TIMEOUT = 1.0  # seconds
 
 
 class ServiceManager:
-    """The service manager that started this process, if it asked for notifications.
+    """The service manager that started this process, if it expects notifications.
 
-    It asks by NOTIFY_SOCKET: the path of a datagram socket, or an abstract name after ``@``; other address families are
-    ignored. The variable is removed from the environment, since children must not notify in the name of this process.
+    NOTIFY_SOCKET is the path of a datagram socket, or an abstract name after ``@``; other address families are ignored.
+    The variable is removed from the environment, so that child processes do not send notifications.
     """
 
     def __init__(self) -> None:
@@ -22,8 +22,8 @@ class ServiceManager:
     def ready(self) -> None:
         """Report that start-up is complete.
 
-        The order with a socket that systemd hands over: systemd listens first and queues connections, then starts the
-        service; READY=1 follows once requests are accepted, and ``systemctl start`` returns.
+        With socket activation, systemd listens and queues connections before it starts the service. ``systemctl
+        start`` returns after READY=1.
         """
         self._send("READY=1")
 
@@ -39,5 +39,5 @@ class ServiceManager:
                 connection.settimeout(_SEND_TIMEOUT)
                 connection.sendto(state.encode(), self._address)
         except OSError:
-            # A service that cannot notify is still a service that answers
+            # The service works without notifications
             return

@@ -1,6 +1,6 @@
-"""Signals that end the program."""
+"""Handling of SIGINT, SIGTERM and SIGHUP."""
 
-# The entry point imports this module before anything else, so it imports nothing that takes time
+# The entry point imports this module first, so slow imports are deferred
 from __future__ import annotations
 
 import contextlib
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     import asyncio
 
 INTERRUPTED = 128 + signal.SIGINT
-"""The exit status after Ctrl-C, as shells report it."""
+"""The exit status after Ctrl-C, as reported by shells."""
 
 
 def exit_on_interrupt() -> None:
-    """End the process at once on SIGINT, with status `INTERRUPTED`, unless SIGINT is ignored.
+    """Exit immediately on SIGINT, with status `INTERRUPTED`, unless SIGINT is ignored.
 
-    Where KeyboardInterrupt is raised inside an import or a destructor, Python prints it, and may go on.
+    Python prints a KeyboardInterrupt raised inside an import or a destructor, and may continue.
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _exit)
@@ -31,7 +31,7 @@ def _exit(*_: Any) -> None:
 
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGINT in the block, for code that has to restore the terminal."""
+    """Raise KeyboardInterrupt on SIGINT in the block, for code that restores the terminal."""
     before = signal.getsignal(signal.SIGINT)
     if before is _exit:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -43,11 +43,11 @@ def interruptible() -> Iterator[None]:
 
 
 def end_requested(*, exit_on_second: bool) -> asyncio.Event:
-    """Return an event of the running event loop that SIGINT, SIGTERM and SIGHUP set.
+    """Return an event that SIGINT, SIGTERM and SIGHUP set in the running event loop.
 
-    SIGHUP stays ignored if it was ignored at the start, as nohup does. The handlers stay until the process ends.
+    SIGHUP stays ignored under nohup. The handlers stay installed until the process exits.
 
-    :param exit_on_second: whether a SIGINT after one of these signals ends the process at once.
+    :param exit_on_second: whether SIGINT after one of these signals exits immediately.
     """
     import asyncio
 
@@ -55,11 +55,11 @@ def end_requested(*, exit_on_second: bool) -> asyncio.Event:
 
     def handle(number: int, _: Any) -> None:
         nonlocal seen
-        # Not the event, which is not set before the event loop turns
+        # The event is set only when the event loop runs
         if seen and exit_on_second and number == signal.SIGINT:
             _exit()
         seen = True
-        with contextlib.suppress(RuntimeError):  # the event loop is closed: the end has come already
+        with contextlib.suppress(RuntimeError):  # the event loop is closed during shutdown
             loop.call_soon_threadsafe(requested.set)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
