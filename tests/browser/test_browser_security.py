@@ -246,7 +246,7 @@ def test_the_password_made_up_for_the_run_opens_the_page_and_its_buttons(
     with launch("ours", worker, tmp_path, authenticates=False) as flower:
         assert request(flower.address, "/").status == 401
         [(user, password)] = re.findall(
-            r"^Log in as (\S+) with the password (\S+) \(made up for this run\)$",
+            r"^Log in as (\S+) with the password (\S+) \(generated for this run\)$",
             (tmp_path / "flower.log").read_text(),
             re.MULTILINE,
         )

@@ -183,7 +183,7 @@ def test_a_sentinel_without_a_master_is_refused(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert (done.returncode, done.stderr) == (
         2,
-        "flower-proxy: the Sentinel broker needs its master's name: add"
+        "flower-proxy: the broker is Redis Sentinel, which needs the name of the master; add"
         """ --broker_transport_options='{"master_name": "mymaster"}'\n""",
     )
 

@@ -1,4 +1,4 @@
-"""The Celery application: errors while it, its configuration or the broker's client library are loaded."""
+"""Errors in the Celery application, its configuration and the client library of its broker."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import APPLICATION, run, run_program, run_python, started
+from tests.support import command
+from tests.support.command import APPLICATION, started
+from tests.support.forks import run, run_python
 from tests.support.processes import request
 
 BROKEN_SETTINGS = """\
@@ -34,7 +36,7 @@ app.on_configure = on_configure
 
 @pytest.fixture
 def server(tmp_path: Path) -> Path:
-    """A folder with a package ``server`` that has an application and broken settings."""
+    """A folder with a package ``server``, which has an application and invalid settings."""
     package = tmp_path / "server"
     package.mkdir()
     (package / "__init__.py").touch()
@@ -44,7 +46,7 @@ def server(tmp_path: Path) -> Path:
 
 
 def refused(arguments: list[str], project: Path) -> str:
-    """Return the one line by which the input is refused."""
+    """Return the line of the error for invalid input."""
     result = run(arguments, project)
     assert (result.returncode, result.stdout) == (2, ""), result.stderr
     assert result.stderr.startswith("flower-proxy: ")
@@ -72,7 +74,7 @@ def refused(arguments: list[str], project: Path) -> str:
             "from django.core.exceptions import ImproperlyConfigured\n"
             "try:\n    {}['X']\nexcept KeyError as error:\n    raise ImproperlyConfigured('set\\nX') from error\n",
             "ImproperlyConfigured: set X (SETTINGS, line 5)",
-            id="an-error-of-the-settings-themselves",
+            id="raised-by-the-settings",
         ),
     ],
 )  # fmt: skip
@@ -82,17 +84,24 @@ def test_an_error_in_the_settings_is_shown_with_file_and_line(
     celery, module = server / "server" / "celery.py", server / "server" / "settings.py"
     celery.write_text(APPLICATION + configuration)
     module.write_text(settings)
-    said = refused(["-A", "server"], server)
-    assert said.startswith("-A: 'server'")
-    assert line.replace("SETTINGS", str(module)).replace("CELERY", str(celery)) in said
+    error = refused(["-A", "server"], server)
+    assert error.startswith("-A: 'server'")
+    assert line.replace("SETTINGS", str(module)).replace("CELERY", str(celery)) in error
+
+
+def test_a_new_process_shows_the_error_like_a_fork(server: Path) -> None:
+    (server / "server" / "celery.py").write_text(APPLICATION + FROM_MODULE)
+    result = command.run(["-A", "server"], server)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == f"flower-proxy: {refused(['-A', 'server'], server)}\n"
 
 
 def test_an_error_in_a_configuration_module_is_shown_without_an_application(server: Path) -> None:
-    said = refused(["--broker=memory://", "--config=server.settings"], server)
-    assert said.endswith(f"KeyError: 'DATABASE_URL' ({server / 'server' / 'settings.py'}, line 4)")
+    error = refused(["--broker=memory://", "--config=server.settings"], server)
+    assert error.endswith(f"KeyError: 'DATABASE_URL' ({server / 'server' / 'settings.py'}, line 4)")
 
 
-def test_an_error_in_the_settings_is_shown_by_the_command_of_celery_too(server: Path) -> None:
+def test_an_error_in_the_settings_is_shown_by_the_celery_subcommand(server: Path) -> None:
     (server / "server" / "celery.py").write_text(APPLICATION + FROM_MODULE)
     result = run_python(["-m", "celery", "-A", "server", "flower-proxy"], server)
     assert result.returncode == 2
@@ -100,7 +109,7 @@ def test_an_error_in_the_settings_is_shown_by_the_command_of_celery_too(server: 
 
 
 @pytest.mark.parametrize("broken", ["settings", "celery"])
-def test_debug_shows_the_traceback_too(server: Path, broken: str) -> None:
+def test_debug_shows_the_traceback(server: Path, broken: str) -> None:
     (server / "server" / "celery.py").write_text(APPLICATION + FROM_MODULE)
     (server / "server" / f"{broken}.py").write_text(BROKEN_SETTINGS)
     result = run(["-A", "server.celery", "--debug"], server)
@@ -109,7 +118,7 @@ def test_debug_shows_the_traceback_too(server: Path, broken: str) -> None:
     assert result.stderr.splitlines()[-1].endswith(f"({server / 'server' / f'{broken}.py'}, line 4)")
 
 
-def test_a_failed_receiver_of_on_configure_is_logged_and_does_not_stop_the_start(tmp_path: Path) -> None:
+def test_a_failed_receiver_of_on_configure_is_logged_without_preventing_the_start(tmp_path: Path) -> None:
     receiver = '@app.on_configure.connect\ndef load(**_):\n    raise KeyError("DATABASE_URL")\n'
     (tmp_path / "shop.py").write_text(APPLICATION + receiver)
     with started(["flower_proxy", "-A", "shop", "--port=PORT"], tmp_path) as (_, _, log):
@@ -119,14 +128,14 @@ def test_a_failed_receiver_of_on_configure_is_logged_and_does_not_stop_the_start
 @pytest.mark.parametrize(
     ("name", "line"),
     [
-        ("shop:create_app", "-A: 'shop:create_app' is a function, and factories are not called; write a module with"),
-        ("shop.create_app", "-A: 'shop.create_app' is a function, and factories are not called; write a module with"),
-        ("shop", "-A: 'shop' contains no Celery application; write -A MODULE:ATTRIBUTE"),
+        ("shop:create_app", "-A: 'shop:create_app' is a function, and application factories are not called; name"),
+        ("shop.create_app", "-A: 'shop.create_app' is a function, and application factories are not called; name"),
+        ("shop", "-A: 'shop' contains no Celery application; name it with -A MODULE:ATTRIBUTE"),
         ("shop:nothing", "-A: module 'shop' has no attribute 'nothing'"),
-        ("server", "-A: 'server' cannot be loaded: KeyError: 'DATABASE_URL' ("),
+        ("server", "-A: 'server' cannot be imported: KeyError: 'DATABASE_URL' ("),
     ],
 )
-def test_an_application_that_is_not_there_is_named(server: Path, name: str, line: str) -> None:
+def test_a_missing_application_is_an_error(server: Path, name: str, line: str) -> None:
     (server / "shop.py").write_text("from celery import Celery\ndef create_app(): return Celery('x')\n")
     (server / "server" / "celery.py").write_text(BROKEN_SETTINGS)
     assert refused(["-A", name], server).startswith(line)
@@ -135,8 +144,8 @@ def test_an_application_that_is_not_there_is_named(server: Path, name: str, line
 def test_an_import_error_in_the_celery_module_of_a_package_is_shown(server: Path) -> None:
     module = server / "server" / "celery.py"
     module.write_text("import lacking\n")
-    said = refused(["-A", "server"], server)
-    assert said.endswith(f"ModuleNotFoundError: No module named 'lacking' ({module}, line 1)")
+    error = refused(["-A", "server"], server)
+    assert error.endswith(f"ModuleNotFoundError: No module named 'lacking' ({module}, line 1)")
 
 
 WITHOUT_LIBRARY = """\
@@ -152,21 +161,23 @@ main()
     [
         pytest.param("redis", "redis://:TOPSECRET@localhost:1/0", "celery[redis]", id="redis"),
         pytest.param("redis", "rediss://:TOPSECRET@localhost:1/0", "celery[redis]", id="redis-over-tls"),
-        pytest.param("redis", "redis+socket:///run/redis.sock", "celery[redis]", id="redis-by-unix-socket"),
+        pytest.param("redis", "redis+socket:///run/redis.sock", "celery[redis]", id="redis-over-unix-socket"),
         pytest.param("redis", "sentinel://localhost:1", "celery[redis]", id="redis-sentinel"),
         pytest.param("boto3,botocore", "sqs://", "celery[sqs]", id="sqs"),
         pytest.param("kazoo", "zookeeper://localhost:1", "celery[zookeeper]", id="zookeeper"),
-        pytest.param("azure", "azureservicebus://a:b@c", "kombu[azureservicebus]", id="an-extra-of-kombu-alone"),
+        pytest.param("azure", "azureservicebus://a:b@c", "kombu[azureservicebus]", id="extra-of-kombu-only"),
         pytest.param("confluent_kafka", "confluentkafka://localhost:1", "kombu[confluentkafka]", id="kafka"),
     ],
 )
-def test_a_missing_client_library_is_named_with_what_to_install(
+def test_a_missing_client_library_is_an_error_with_its_extra(
     tmp_path: Path, library: str, broker: str, requirement: str
 ) -> None:
-    result = run_program(WITHOUT_LIBRARY, [library, "-b", broker], tmp_path)
+    result = run_python(["-c", WITHOUT_LIBRARY, library, "-b", broker], tmp_path)
     assert result.returncode == 1
-    assert result.stderr.startswith(f"flower-proxy: --broker: {broker.partition(':')[0]}:// needs a client library")
-    assert result.stderr.endswith(f'; pip install "{requirement}"\n')
+    assert result.stderr.startswith(
+        f"flower-proxy: --broker: the client library for {broker.partition(':')[0]}:// cannot"
+    )
+    assert result.stderr.endswith(f'; run: pip install "{requirement}"\n')
     assert result.stderr.count("\n") == 1
     assert "TOPSECRET" not in result.stderr
 
@@ -174,16 +185,16 @@ def test_a_missing_client_library_is_named_with_what_to_install(
 HANDLER = "from tornado.web import RequestHandler\n\nclass Login(RequestHandler): pass\n"
 
 
-def test_an_auth_provider_may_need_what_the_application_sets_up(tmp_path: Path) -> None:
+def test_an_auth_provider_is_imported_after_the_application(tmp_path: Path) -> None:
     (tmp_path / "lib").mkdir()
     (tmp_path / "lib" / "portal.py").write_text(
         "from tornado.web import RequestHandler\nclass Login(RequestHandler): pass\n"
     )
     (tmp_path / "shop.py").write_text(f"import sys\nsys.path.append('lib')\n{APPLICATION}")
     options = ["--auth_provider=portal.Login", "--auth=me@example.com"]
-    command = ["flower_proxy", "-A", "shop", "--port=PORT", *options]
-    with started(command, tmp_path, FLOWER_NO_AUTH="false") as (address, _, _):
-        # Of Tornado's own handler, which has no GET
+    words = ["flower_proxy", "-A", "shop", "--port=PORT", *options]
+    with started(words, tmp_path, FLOWER_NO_AUTH="false") as (address, _, _):
+        # The base handler of Tornado does not implement GET
         assert request(address, "/login").status == 405
 
 
@@ -192,10 +203,10 @@ def test_an_auth_provider_may_need_what_the_application_sets_up(tmp_path: Path) 
     [
         ("lacking.Login", "'lacking.Login' cannot be imported: No module named 'lacking'"),
         ("shop.Login", "'shop.Login' cannot be imported: "),
-        ("shop.app", "'shop.app' is not a class of request handlers"),
+        ("shop.app", "'shop.app' is not a RequestHandler class"),
     ],
 )
-def test_an_auth_provider_that_cannot_be_used_is_refused(tmp_path: Path, provider: str, reason: str) -> None:
+def test_an_invalid_auth_provider_is_an_error(tmp_path: Path, provider: str, reason: str) -> None:
     (tmp_path / "shop.py").write_text(APPLICATION)
-    said = refused(["-A", "shop", f"--auth_provider={provider}", "--auth=me@example.com"], tmp_path)
-    assert said.startswith(f"--auth_provider: {reason}")
+    error = refused(["-A", "shop", f"--auth_provider={provider}", "--auth=me@example.com"], tmp_path)
+    assert error.startswith(f"--auth_provider: {reason}")

@@ -1,4 +1,4 @@
-"""Completion in a shell: by the protocol between click and the shell, and in bash itself."""
+"""Shell completion, with click's protocol and in bash."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from flower_proxy.deploy.targets import TARGETS
-from tests.support.command import environment, run
+from tests.support.command import environment
+from tests.support.forks import run
 
 PROGRAM = Path(sys.executable).with_name("flower-proxy")
 
@@ -19,18 +20,18 @@ PROGRAM = Path(sys.executable).with_name("flower-proxy")
     [
         pytest.param("--url_pre", ["--url_prefix"], id="underscore"),
         pytest.param("--url-pre", ["--url-prefix"], id="dash"),
-        pytest.param("--url", ["--url_prefix"], id="neither"),
-        pytest.param("--no-col", ["--no-color"], id="dash-of-celery"),
-        pytest.param("--no_col", ["--no_color"], id="underscore-for-a-dash-of-celery"),
+        pytest.param("--url", ["--url_prefix"], id="no-separator"),
+        pytest.param("--no-col", ["--no-color"], id="celery-dash"),
+        pytest.param("--no_col", ["--no_color"], id="celery-underscore"),
         pytest.param("-A shop --task-run", ["--task-runtime-metric-buckets"], id="after-an-option"),
         pytest.param("conf", ["config"], id="command"),
         pytest.param("-A shop conf", ["config"], id="command-after-an-option"),
         pytest.param("config ", list(TARGETS), id="targets"),
-        pytest.param("config sys", ["systemd", "systemd-socket"], id="targets-that-begin-so"),
+        pytest.param("config sys", ["systemd", "systemd-socket"], id="targets-by-prefix"),
         pytest.param("-A shop config ng", ["nginx"], id="target-after-options"),
         pytest.param("--port = 5555 config ng", ["nginx"], id="target-after-an-assignment-split-by-bash"),
         pytest.param("config nginx --url-pre", ["--url-prefix"], id="option-of-config"),
-        pytest.param("config nginx --server-n", ["--server-name"], id="own-option-of-config"),
+        pytest.param("config nginx --server-n", ["--server-name"], id="option-of-config-only"),
         pytest.param("config nginx --url_prefix = x --server_n", ["--server_name"], id="option-after-an-assignment"),
         pytest.param("nonsense ch", ["check"], id="unknown-command"),
         pytest.param("--port --url-pre", ["--url-prefix"], id="missing-value"),
@@ -70,6 +71,6 @@ def test_bash_completes(words: list[str], completed: str) -> None:
     assert result.stdout == f"{completed}\n"
 
 
-def test_other_shells_have_a_completion(tmp_path: Path) -> None:
+def test_zsh_and_fish_have_completion_scripts(tmp_path: Path) -> None:
     for shell in ("zsh", "fish"):
         assert "complet" in run([], tmp_path, env={"_FLOWER_PROXY_COMPLETE": f"{shell}_source"}).stdout

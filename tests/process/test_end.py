@@ -1,4 +1,4 @@
-"""The end of the program: by signals at any moment, with a full disk, beside another process."""
+"""Shutdown and the state file: signals, a full disk, and concurrent processes."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from tornado.options import OptionParser
 
 from flower_proxy import FlowerProxy, make_options
 from flower_proxy.events.state_file import StateFile
+from tests.support import forks
 from tests.support.processes import PROJECT, Address, answers, free_port, running, wait_until
 from tests.support.states import private, state_with
 
 COMMAND = [str(Path(sys.executable).with_name("flower-proxy"))]
 APPLICATION = "from celery import Celery\n\napp = Celery('shop', broker='memory://')\n"
-# Sends the process signals at audit events with an argument of this name, since an import or a save prints nothing
+# Sends signals to the process at audit events, as imports and saves print nothing
 HOOK = """\
 import os, signal, sys
 moments = [moment.split(":") for moment in os.environ.get("SIGNALS", "").split()]
@@ -42,7 +43,7 @@ sys.addaudithook(hook)
 
 @dataclass(frozen=True)
 class Project:
-    """A folder with a Celery application, and maybe a saved state."""
+    """A folder with a Celery application, and optionally a saved state."""
 
     folder: Path
 
@@ -90,7 +91,7 @@ class Project:
             file.release()
 
     def files(self) -> dict[str, int]:
-        """Return the inodes of the state's files, which a save replaces."""
+        """Return the inodes of the state files, which a save replaces."""
         found = {}
         for path in self.folder.glob("flower*"):
             with contextlib.suppress(FileNotFoundError):
@@ -119,7 +120,7 @@ def project(tmp_path: Path) -> Project:
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
-def test_the_state_is_saved_at_a_signal(project: Project, number: signal.Signals) -> None:
+def test_signals_save_the_state(project: Project, number: signal.Signals) -> None:
     project.save("task")
     before = project.files()
     with project.serving("--persistent") as process:
@@ -139,7 +140,7 @@ def test_sighup_stays_ignored_under_nohup(project: Project) -> None:
 
 
 def signals_of(pid: int, kind: str) -> set[int]:
-    """Return the signals that a process catches or ignores, as the kernel tells them."""
+    """Return the signals that a process catches or ignores, from /proc."""
     (mask,) = re.findall(rf"^{kind}:\s+(\w+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     return {number for number in range(1, 65) if int(mask, 16) >> (number - 1) & 1}
 
@@ -162,20 +163,20 @@ def signals_of(pid: int, kind: str) -> set[int]:
     ],
 )
 @pytest.mark.parametrize("command", [COMMAND, [sys.executable, "-m", "flower_proxy"]], ids=["script", "module"])
-def test_ctrl_c_at_the_start_ends_it_without_a_traceback(project: Project, moment: str, command: Sequence[str]) -> None:
+def test_ctrl_c_during_the_start_prints_no_traceback(project: Project, moment: str, command: Sequence[str]) -> None:
     (project.folder / "flowerconfig.py").write_text("port = 0\n")
     done = project.run("-A", "shop", signals=moment, command=command)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
-def test_ctrl_c_ends_the_command_of_celery_without_a_traceback(project: Project) -> None:
+def test_ctrl_c_during_the_start_of_the_celery_subcommand_prints_no_traceback(project: Project) -> None:
     celery = [sys.executable, "-m", "celery", "-A", "shop", "flower-proxy"]
     done = project.run("--port=0", signals="import:flower_proxy.cli.serve:SIGINT", command=celery)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
-def test_ctrl_c_while_the_application_catches_everything_ends_it(project: Project) -> None:
-    """KeyboardInterrupt would be caught, and the program would go on."""
+def test_ctrl_c_exits_although_the_application_catches_all_exceptions(project: Project) -> None:
+    """A KeyboardInterrupt would be caught."""
     catching = "import os, signal\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\nexcept BaseException:\n    pass\n"
     (project.folder / "shop.py").write_text(catching + APPLICATION)
     done = project.run("-A", "shop", "--port=0")
@@ -191,7 +192,7 @@ def test_ctrl_c_while_the_application_catches_everything_ends_it(project: Projec
         ("demo", "cli.demo_app"),
     ],
 )
-def test_ctrl_c_ends_the_other_commands_without_a_traceback(project: Project, words: str, module: str) -> None:
+def test_ctrl_c_during_the_start_of_subcommands_prints_no_traceback(project: Project, words: str, module: str) -> None:
     done = project.run(*words.split(), signals=f"import:flower_proxy.{module}:SIGINT")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
@@ -207,25 +208,25 @@ def test_ctrl_c_at_a_prompt_restores_the_terminal(project: Project, words: str) 
             stdout=terminal,
             stderr=terminal,
             env=project.environment(),
-            # Without a controlling terminal, which would be asked in place of this one
+            # The prompt prefers a controlling terminal
             start_new_session=True,
         )
-        said = b""
-        while b"Password: " not in said:
-            said += os.read(master, 1024)
-        wait_until(lambda: not termios.tcgetattr(terminal)[3] & termios.ECHO, what="the password is not shown")
+        output = b""
+        while b"Password: " not in output:
+            output += os.read(master, 1024)
+        wait_until(lambda: not termios.tcgetattr(terminal)[3] & termios.ECHO, what="the echo is disabled")
         process.send_signal(signal.SIGINT)
         assert process.wait(timeout=30) == 130
         assert termios.tcgetattr(terminal) == before
         os.write(master, b"\n")
-        said += os.read(master, 1024)
-        assert b"Traceback" not in said
+        output += os.read(master, 1024)
+        assert b"Traceback" not in output
     finally:
         os.close(master)
         os.close(terminal)
 
 
-def test_ctrl_c_while_it_opens_is_a_clean_end(project: Project) -> None:
+def test_ctrl_c_while_listening_starts_shuts_down_cleanly(project: Project) -> None:
     sockets = project.folder / "flower.sock"
     done = project.run("-A", "shop", "--unix_socket=flower.sock", signals="socket.bind:flower.sock:SIGINT")
     assert done.returncode == 0
@@ -236,7 +237,7 @@ SAVING = ["shutil.rmtree:flower.saving", "os.mkdir:flower.saving", "os.rename:fl
 
 
 @pytest.mark.parametrize("moment", SAVING)
-def test_a_second_ctrl_c_ends_it_at_once_and_keeps_a_state(project: Project, moment: str) -> None:
+def test_a_second_ctrl_c_exits_immediately_and_keeps_a_state(project: Project, moment: str) -> None:
     project.save("task")
     signals = f"{moment}:SIGINT"
     with project.serving("--persistent", signals=signals) as process:
@@ -248,11 +249,11 @@ def test_a_second_ctrl_c_ends_it_at_once_and_keeps_a_state(project: Project, mom
 
 # A full disk
 
-# Together larger than 100 KB
+# With 5 KB each, larger than the limit of 100 KB
 TASKS = [f"task-{number}" for number in range(40)]
 
 
-def test_a_full_disk_is_logged_once_and_the_state_kept_in_memory(project: Project) -> None:
+def test_a_full_disk_is_logged_once_and_the_state_is_kept_in_memory(project: Project) -> None:
     project.save(*TASKS, size=5_000)
     with project.serving("--persistent", "--state_save_interval=50") as process:
         before = project.files()
@@ -276,7 +277,7 @@ def test_a_full_disk_is_logged_once_and_the_state_kept_in_memory(project: Projec
     assert not list(project.folder.glob("flower.sav*"))
 
 
-def test_a_save_that_fails_at_the_end_is_one_line_and_status_1(project: Project) -> None:
+def test_a_failed_save_at_shutdown_is_logged_and_exits_with_status_1(project: Project) -> None:
     project.save(*TASKS, size=5_000)
     with project.serving("--persistent") as process:
         limit_files(process.pid, 100_000)
@@ -288,21 +289,21 @@ def test_a_save_that_fails_at_the_end_is_one_line_and_status_1(project: Project)
 
 
 def limit_files(pid: int, size: int) -> None:
-    """Let no file of a process grow beyond a size in bytes, which fails as a full disk does."""
+    """Limit the file size of a process, in bytes, which fails like a full disk."""
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-def test_a_folder_that_does_not_exist_is_refused_at_the_start(project: Project) -> None:
-    done = project.run("-A", "shop", "--persistent", "--db=/nowhere/flower")
+def test_a_missing_folder_is_an_error_at_the_start(project: Project) -> None:
+    done = forks.run(["-A", "shop", "--persistent", "--db=/nowhere/flower"], project.folder)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("flower-proxy: --db: '/nowhere/flower'")
+    assert done.stderr.startswith("flower-proxy: --db: '/nowhere/flower' is not writable")
 
 
 # Two processes
 
 
-def test_a_second_process_on_the_same_file_is_refused(project: Project) -> None:
+def test_a_second_process_cannot_use_the_same_file(project: Project) -> None:
     with project.serving("--persistent") as first:
         second = project.run("-A", "shop", "--persistent", "--port=0")
         assert second.returncode == 1
@@ -332,7 +333,7 @@ def options(folder: Path, **settings: object) -> OptionParser:
     return make_options(persistent=True, db=folder / "flower", port=0, address="127.0.0.1", no_auth=True, **settings)
 
 
-def test_two_in_one_program_do_not_share_a_file(tmp_path: Path) -> None:
+def test_two_instances_in_one_process_cannot_share_a_file(tmp_path: Path) -> None:
     async def main() -> None:
         def new() -> FlowerProxy:
             return FlowerProxy(capp=capp, options=options(tmp_path))
@@ -343,7 +344,7 @@ def test_two_in_one_program_do_not_share_a_file(tmp_path: Path) -> None:
                     new()
             async with new():
                 pass
-            # One that was not opened is closed
+            # Closing releases the file of an instance that was never opened
             await new().close()
             async with new():
                 pass
@@ -351,7 +352,7 @@ def test_two_in_one_program_do_not_share_a_file(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-def test_options_that_are_refused_leave_nothing_locked(tmp_path: Path) -> None:
+def test_invalid_options_release_the_file(tmp_path: Path) -> None:
     async def main() -> None:
         with Celery(broker="memory://") as capp:
             try:
@@ -359,6 +360,6 @@ def test_options_that_are_refused_leave_nothing_locked(tmp_path: Path) -> None:
             except ValueError:
                 StateFile(str(tmp_path / "flower")).release()
             else:
-                raise AssertionError("it was made")
+                raise AssertionError("the options were accepted")
 
     asyncio.run(main())

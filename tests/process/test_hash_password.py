@@ -1,4 +1,4 @@
-"""``flower-proxy hash-password``, and that Apache's ``htpasswd`` and we understand each other."""
+"""``flower-proxy hash-password``, and its compatibility with Apache's ``htpasswd``."""
 
 from __future__ import annotations
 
@@ -18,38 +18,36 @@ from flower_proxy.cli.hash_password import hash_password
 
 QUICK = ["--cost", "4"]
 
-# click 8.1 mixes the two outputs unless told otherwise; later ones cannot be told
-_APART: dict[str, Any] = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
+# click 8.1 mixes stdout and stderr by default; later releases lack the option
+_SEPARATE: dict[str, Any] = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
 
 
 def invoke(arguments: list[str], input: str | bytes | None = None) -> Result:
-    return CliRunner(**_APART).invoke(hash_password, arguments, input=input)
+    return CliRunner(**_SEPARATE).invoke(hash_password, arguments, input=input)
 
 
 @pytest.mark.parametrize(
     ("arguments", "typed", "password"),
     [
         pytest.param(["me"], "secret\n", "secret", id="line"),
-        pytest.param(["me"], "secret\r\n", "secret", id="line-of-windows"),
+        pytest.param(["me"], "secret\r\n", "secret", id="windows-line-end"),
         pytest.param(["me"], "secret", "secret", id="no-line-end"),
         pytest.param(["me"], " a b,c:d ", " a b,c:d ", id="other-characters"),
         pytest.param(["me"], "pässwörd\n", "pässwörd", id="not-ascii"),
     ],
 )
-def test_a_password_from_standard_input_becomes_a_line_for_the_file(
-    arguments: list[str], typed: str, password: str
-) -> None:
+def test_a_password_from_standard_input_is_hashed(arguments: list[str], typed: str, password: str) -> None:
     result = invoke([*QUICK, *arguments], input=typed)
     assert result.exit_code == 0
     assert parse_auth_file(result.stdout)["me"].matches(password.encode())
 
 
-def test_without_a_user_it_prints_the_hash_only() -> None:
+def test_without_a_user_only_the_hash_is_printed() -> None:
     result = invoke(QUICK, input="secret\n")
     assert parse_auth_file("you:" + result.stdout)["you"].matches(b"secret")
 
 
-def test_the_cost_is_as_asked_for_and_twelve_otherwise() -> None:
+def test_the_default_cost_is_twelve() -> None:
     for arguments, cost in ((["--cost", "5"], 5), ([], 12)):
         result = invoke(["me", *arguments], input="secret\n")
         assert parse_auth_file(result.stdout)["me"].cost == cost
@@ -74,7 +72,7 @@ def test_the_cost_is_as_asked_for_and_twelve_otherwise() -> None:
         pytest.param(["#me"], "secret\n", "the user name starts with #", id="user-like-a-comment"),
     ],
 )
-def test_what_cannot_be_used_is_said_in_one_line(arguments: list[str], typed: str | bytes, reason: str) -> None:
+def test_invalid_input_is_a_one_line_error(arguments: list[str], typed: str | bytes, reason: str) -> None:
     result = invoke([*QUICK, *arguments], input=typed)
     assert result.exit_code == 2
     assert result.stdout == ""
@@ -84,7 +82,7 @@ def test_what_cannot_be_used_is_said_in_one_line(arguments: list[str], typed: st
 
 
 @pytest.mark.parametrize("cost", ["3", "17", "x"])
-def test_another_cost_is_refused(cost: str) -> None:
+def test_a_cost_out_of_range_is_an_error(cost: str) -> None:
     result = invoke(["me", "--cost", cost], input="secret\n")
     assert result.exit_code == 2
     assert result.stdout == ""
@@ -99,33 +97,33 @@ hash_password(["me", "--cost", "4"])
 
 
 class Terminal:
-    """A terminal with the command in it; only standard output goes elsewhere."""
+    """A terminal that runs the command, except for standard output."""
 
     def __init__(self) -> None:
-        self._ours, theirs = pty.openpty()
+        self._terminal, other_end = pty.openpty()
         self.process = subprocess.Popen(
             [sys.executable, "-c", IN_A_TERMINAL],
-            stdin=theirs,
+            stdin=other_end,
             stdout=subprocess.PIPE,
-            stderr=theirs,
+            stderr=other_end,
             start_new_session=True,
         )
-        os.close(theirs)
+        os.close(other_end)
         self.shown = ""
 
     def answer(self, prompt: str, typed: str) -> None:
-        # The space behind it is what comes after the echo has been switched off
+        # The trailing space is printed after the echo is disabled
         while not self.shown.endswith(prompt + ": "):
-            self.shown += os.read(self._ours, 1024).decode()
-        os.write(self._ours, f"{typed}\n".encode())
+            self.shown += os.read(self._terminal, 1024).decode()
+        os.write(self._terminal, f"{typed}\n".encode())
 
     def close(self) -> None:
         self.process.kill()
         self.process.communicate()
-        os.close(self._ours)
+        os.close(self._terminal)
 
 
-def test_in_a_terminal_it_asks_twice_without_showing_the_password() -> None:
+def test_a_terminal_gets_two_prompts_without_echo() -> None:
     terminal = Terminal()
     try:
         terminal.answer("Password", "secret")
@@ -142,7 +140,7 @@ def test_in_a_terminal_it_asks_twice_without_showing_the_password() -> None:
 
 
 @pytest.mark.parametrize("password", ["secret", "a:b,c d#", "pässwörd", "x" * 72])
-def test_htpasswd_understands_our_lines(password: str, tmp_path: Path) -> None:
+def test_htpasswd_verifies_generated_lines(password: str, tmp_path: Path) -> None:
     result = invoke(["me", *QUICK], input=f"{password}\n")
     file = tmp_path / "htpasswd"
     file.write_text(result.stdout)
@@ -151,7 +149,7 @@ def test_htpasswd_understands_our_lines(password: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("password", ["secret", "a:b,c d#", "pässwörd", "x" * 72])
-def test_we_understand_the_lines_of_htpasswd(password: str) -> None:
+def test_lines_of_htpasswd_are_verified(password: str) -> None:
     made = subprocess.run(["htpasswd", "-nbB", "me", password], check=True, capture_output=True, text=True)
     users = parse_auth_file(made.stdout)
     assert users["me"].matches(password.encode())
@@ -162,7 +160,7 @@ def test_we_understand_the_lines_of_htpasswd(password: str) -> None:
     ("option", "scheme"),
     [("-m", "MD5"), ("-s", "SHA-1"), ("-d", "not a bcrypt hash"), ("-p", "not a bcrypt hash"), ("-2", "SHA-crypt")],
 )
-def test_other_lines_of_htpasswd_are_refused_by_their_name(option: str, scheme: str) -> None:
+def test_other_hashes_of_htpasswd_are_refused_by_name(option: str, scheme: str) -> None:
     made = subprocess.run(["htpasswd", "-nb", option, "me", "secret"], check=True, capture_output=True, text=True)
     with pytest.raises(ValueError, match=scheme):
         parse_auth_file(made.stdout)
@@ -179,7 +177,7 @@ def write(file: Path, user: str = "me", password: str = "secret") -> Result:
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o077, 0o777])
-def test_a_new_file_has_the_users_line_and_mode_0600_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+def test_a_new_file_has_mode_0600_with_any_umask(tmp_path: Path, umask: int) -> None:
     file, before = tmp_path / "htpasswd", os.umask(umask)
     try:
         result = write(file)
@@ -192,7 +190,7 @@ def test_a_new_file_has_the_users_line_and_mode_0600_whatever_the_umask(tmp_path
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_a_users_line_is_replaced_and_other_lines_are_kept(tmp_path: Path) -> None:
+def test_the_line_of_the_user_is_replaced_and_others_are_kept(tmp_path: Path) -> None:
     file = tmp_path / "htpasswd"
     file.write_text(OTHERS)
     result = write(file)
@@ -202,7 +200,7 @@ def test_a_users_line_is_replaced_and_other_lines_are_kept(tmp_path: Path) -> No
     assert parse_auth_file(replaced[3])["me"].matches(b"secret")
 
 
-def test_a_users_line_is_added_at_the_end(tmp_path: Path) -> None:
+def test_a_new_user_is_appended(tmp_path: Path) -> None:
     file = tmp_path / "htpasswd"
     file.write_bytes(f"you:{HASH}\r\nthey:{HASH}".encode())
     write(file)
@@ -210,7 +208,7 @@ def test_a_users_line_is_added_at_the_end(tmp_path: Path) -> None:
     assert set(parse_auth_file(file.read_text())) == {"you", "they", "me"}
 
 
-def test_an_existing_file_keeps_its_mode_and_owner_since_a_proxy_may_read_it(tmp_path: Path) -> None:
+def test_an_existing_file_keeps_its_mode_and_owner(tmp_path: Path) -> None:
     file = tmp_path / "htpasswd"
     file.touch()
     file.chmod(0o640)
@@ -221,7 +219,7 @@ def test_an_existing_file_keeps_its_mode_and_owner_since_a_proxy_may_read_it(tmp
     assert (stat.st_mode & 0o777, stat.st_uid, stat.st_gid) == (0o640, *owner)
 
 
-def test_the_file_that_a_link_points_to_is_written(tmp_path: Path) -> None:
+def test_the_target_of_a_symbolic_link_is_updated(tmp_path: Path) -> None:
     file, link = tmp_path / "htpasswd", tmp_path / "link"
     file.touch()
     link.symlink_to(file)
@@ -242,7 +240,7 @@ def test_the_file_that_a_link_points_to_is_written(tmp_path: Path) -> None:
         pytest.param(b"\xff:x\n", "is not UTF-8", id="not-utf-8"),
     ],
 )
-def test_another_kind_of_file_is_refused_and_unchanged(tmp_path: Path, content: str | bytes, reason: str) -> None:
+def test_a_file_of_another_format_is_refused_and_unchanged(tmp_path: Path, content: str | bytes, reason: str) -> None:
     file = tmp_path / "file"
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     before = file.read_bytes()
@@ -256,17 +254,17 @@ def test_another_kind_of_file_is_refused_and_unchanged(tmp_path: Path, content: 
 
 
 @pytest.mark.parametrize("path", ["/nowhere/htpasswd", "/proc/htpasswd", "/dev/null", "/tmp"])
-def test_a_place_that_cannot_be_written_to_is_refused_in_one_line(path: str) -> None:
+def test_an_unwritable_path_is_a_one_line_error(path: str) -> None:
     result = write(Path(path))
     assert result.exit_code in (1, 2)
     assert result.stderr.startswith(f"Error: --output: cannot write {path!r}: ")
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_a_line_in_a_file_needs_a_user(tmp_path: Path) -> None:
+def test_output_requires_a_user(tmp_path: Path) -> None:
     result = invoke([*QUICK, "--output", str(tmp_path / "htpasswd")], input="secret\n")
     assert result.exit_code == 2
-    assert "--output: name the USER" in result.stderr
+    assert "--output: USER is missing" in result.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -284,7 +282,7 @@ main()
 
 
 @pytest.mark.parametrize("failure", ["full", "SIGINT", "SIGTERM", "SIGHUP"])
-def test_nothing_is_left_after_a_failure_or_a_signal(tmp_path: Path, failure: str) -> None:
+def test_no_temporary_file_remains_after_a_failure_or_signal(tmp_path: Path, failure: str) -> None:
     file = tmp_path / "htpasswd"
     file.write_text(OTHERS)
     arguments = ["hash-password", "--output", str(file), *QUICK, "me"]
@@ -298,6 +296,6 @@ def test_nothing_is_left_after_a_failure_or_a_signal(tmp_path: Path, failure: st
         assert file.read_text() == OTHERS
         assert result.returncode == 1
     else:
-        # The signal waits until the new file is in its place
+        # The signal is delayed until the file is replaced
         assert parse_auth_file(file.read_text().replace("$apr1$md5$x", HASH))["me"].matches(b"secret")
         assert result.returncode != 0

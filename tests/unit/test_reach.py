@@ -1,4 +1,4 @@
-"""The hosts and the SSH tunnel by which users reach a server."""
+"""The hosts in a server's URLs, and the SSH tunnel to it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from flower_proxy.cli.reach import hosts_of, tunnel
 
-# What Debian's /etc/hosts has for the host's own name
+# Debian's /etc/hosts entry for the host name
 DEBIAN = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 0))]
 
 
@@ -23,7 +23,7 @@ DEBIAN = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 0))]
         ("fe80::1%eth0", ["fe80::1%25eth0"]),
     ],
 )
-def test_an_address_is_its_own_host(address: str, hosts: list[str]) -> None:
+def test_the_host_is_the_address(address: str, hosts: list[str]) -> None:
     assert hosts_of(address) == (hosts, False)
 
 
@@ -81,7 +81,7 @@ def test_all_interfaces_without_a_network_are_loopback(monkeypatch: pytest.Monke
         ("darwin", "127.0.0.1", {"SSH_CONNECTION": "192.0.2.9 50000 192.0.2.7 22"}, "ssh -L 5555:127.0.0.1:5555 HOST"),
     ],
 )
-def test_the_tunnel_is_named_where_the_browser_is_elsewhere(
+def test_a_remote_browser_needs_a_tunnel(
     monkeypatch: pytest.MonkeyPatch, platform: str, address: str, environ: dict[str, str], command: str | None
 ) -> None:
     monkeypatch.setattr(sys, "platform", platform)
