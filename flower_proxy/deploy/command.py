@@ -1,4 +1,4 @@
-"""The command that starts flower-proxy, as options and as words."""
+"""The flower-proxy command of a deployment, as options and as arguments."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Command:
-    """The command that starts flower-proxy; ``str`` writes it as a line for a shell.
+    """The command that starts flower-proxy; ``str`` formats it for a shell.
 
     :ivar celery: Celery's options, such as ``-A``, with their values; None for a flag.
-    :ivar options: Flower's options and ours, by name, with their values; True for a flag. They contain no secret.
+    :ivar options: Flower's and flower-proxy's options, by name, with their values; True for a flag. They contain no
+        secrets.
     """
 
     celery: Mapping[str, str | None]
     options: Mapping[str, Any]
 
     def with_options(self, **changes: str | None) -> Command:
-        """Return the command with these options at its end, replacing earlier values; None removes an option."""
+        """Return the command with these options moved to its end; None removes an option."""
         kept = {name: value for name, value in self.options.items() if name not in changes}
         return replace(self, options=kept | {name: text for name, text in changes.items() if text is not None})
 
@@ -29,12 +30,12 @@ class Command:
         return replace(self, celery={other: value for other, value in self.celery.items() if other != name})
 
     def texts(self) -> Iterator[tuple[str, str]]:
-        """Return each option, with its dashes, and the text of its value; empty for a flag."""
+        """Yield each option, with its dashes, and the text of its value, which is empty for a flag."""
         yield from ((option, text or "") for option, text in self.celery.items())
         yield from ((f"--{name}", _text(value)) for name, value in self.options.items())
 
     def arguments(self) -> list[str]:
-        """Return the words after the program's name."""
+        """Return the arguments, without the name of the program."""
         celery = [word for pair in self.celery.items() for word in pair if word is not None]
         options = (f"--{name}" if value is True else f"--{name}={_text(value)}" for name, value in self.options.items())
         return [*celery, *options]

@@ -1,4 +1,4 @@
-"""The decision how Flower is reached: from the options of ``flower-proxy config`` to what a template needs."""
+"""Validation of the options of ``flower-proxy config``, and derivation of the template variables."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from flower_proxy.proxy.paths import parse_mount
 from flower_proxy.settings.options import Option
 
 EXAMPLE_HOST = "example.com"
-"""The public host's name unless ``--server_name`` gives another."""
+"""The default of ``--server_name``."""
 
 SOCKET_GROUP = "www-data"
-"""The group that may connect to the unix socket unless ``--socket_group`` names another: that of Debian's proxies."""
+"""The default of ``--socket_group``: the group of Debian's proxies."""
 
 USERS_FILE = "/etc/flower/htpasswd"
-"""The file of users unless ``--auth_file`` names another."""
+"""The password file if ``--auth_file`` is not set."""
 
-NOTHING_TO_STRIP = "--strip: there is nothing to strip; add --url_prefix with the public prefix"
+NOTHING_TO_STRIP = "--strip: there is no prefix; add --url_prefix with the public prefix"
 
-# nginx refuses a comment of 4096 bytes, and the command is in one
+# nginx rejects comments of 4096 bytes, and the command is in a comment
 _MAX_COMMAND = 4000
 _ANY_ADDRESS = ("", "0.0.0.0", "::")  # noqa: S104  compared, not listened on
 _REACHED_BY_LOOPBACK = (*_ANY_ADDRESS, "localhost", "127.0.0.1", "::1")
@@ -36,16 +36,16 @@ _PROVIDER = re.compile(r"https?://(?:\[(?P<v6>[^\]]*)\]|(?P<name>[^\[\]:/]*))(?:
 
 
 class DeploymentError(ValueError):
-    """The configuration cannot be written; the message is one line with the option and what to do."""
+    """An invalid deployment; the message is one line that names the option and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Project:
-    """The folders that a service needs, on the machine that it runs on.
+    """The folders of a service, on the machine that runs it.
 
-    :ivar folder: the working directory, which has the Celery application.
-    :ivar venv: the environment whose ``bin`` has flower-proxy.
-    :ivar python: the Python installation that the environment belongs to, or empty if it is not known.
+    :ivar folder: the working directory, which contains the Celery application.
+    :ivar venv: the virtual environment that contains flower-proxy.
+    :ivar python: the base Python installation of the virtual environment, or empty if unknown.
     """
 
     folder: str
@@ -54,24 +54,24 @@ class Project:
 
 
 EXAMPLE_PROJECT = Project(folder="/srv/app", venv="/srv/app/.venv")
-"""The project unless ``flower-proxy config`` finds one or ``--workdir`` names it."""
+"""The project if neither ``--workdir`` nor the current folder has one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeploymentSpec:
-    """What ``flower-proxy config`` was asked for.
+    """The input of ``flower-proxy config``.
 
-    :ivar values: Flower's options and ours that are set, by name.
-    :ivar celery: Celery's part of the command, as in `Command`.
+    :ivar values: the settings for Flower and flower-proxy, by name.
+    :ivar celery: Celery's options, as in `Command`.
     :ivar secrets: environment variables for Celery's options that may contain a password.
     :ivar strip: whether the proxy strips the prefix.
-    :ivar server_name: the public host's name.
+    :ivar server_name: the public host name.
     :ivar tls: whether the proxy serves HTTPS.
-    :ivar forward_auth: URL of the identity provider that the proxy asks about each request, or empty.
-    :ivar proxy_basic_auth: whether the proxy asks for passwords (RFC 7617).
-    :ivar snippet: whether to print only the part that goes into a server of the operator's own.
+    :ivar forward_auth: URL of the identity provider for authentication subrequests, or empty.
+    :ivar proxy_basic_auth: whether the proxy requires HTTP Basic authentication (RFC 7617).
+    :ivar snippet: whether to print only the part to include in an existing server.
     :ivar socket_group: the group that may connect to the unix socket.
-    :ivar project: the folders that a service needs.
+    :ivar project: the folders of a service.
     """
 
     values: Mapping[str, Any]
@@ -89,28 +89,28 @@ class DeploymentSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Deployment:
-    """The names that a template can use. They contain no secret.
+    """The variables of a template. They contain no secrets.
 
     :ivar command: the command that starts flower-proxy.
-    :ivar secrets: environment variables that must be set too, since their values are secret.
-    :ivar prefix: the public prefix, ``/flower``; empty for the root.
-    :ivar strips: whether the proxy strips it.
+    :ivar secrets: environment variables for secret options, which the command lacks.
+    :ivar prefix: the public prefix, such as ``/flower``; empty for the root.
+    :ivar strips: whether the proxy strips the prefix.
     :ivar pattern: the prefix as a regular expression.
-    :ivar server_name: the public host's name.
+    :ivar server_name: the public host name.
     :ivar tls: whether the proxy serves HTTPS.
     :ivar upstream: host and port at which the proxy reaches Flower, ``127.0.0.1:5555``; empty with a unix socket.
     :ivar unix_socket: the path of the unix socket, or empty.
-    :ivar socket_group: the group that may connect to it.
-    :ivar project: the folders that a service needs.
+    :ivar socket_group: the group that may connect to the unix socket.
+    :ivar project: the folders of a service.
     :ivar port: the port that Flower listens on.
-    :ivar forward_auth: URL of the identity provider, without a final slash, or empty.
-    :ivar users_file: the file from which the proxy reads passwords, or empty.
-    :ivar user_header: the header in which the proxy names the user, or empty.
-    :ivar trusts_proxy: whether Flower leaves authentication to the proxy, so that the Host header must be validated.
-    :ivar metrics_port: the port of /metrics alone, or None.
+    :ivar forward_auth: URL of the identity provider, without a trailing slash, or empty.
+    :ivar users_file: the password file of the proxy, or empty.
+    :ivar user_header: the header in which the proxy sends the user, or empty.
+    :ivar trusts_proxy: whether Flower leaves authentication to the proxy, which must then validate the Host header.
+    :ivar metrics_port: the separate port for /metrics, or None.
     :ivar metrics_user: the user of --metrics_auth, or empty.
-    :ivar snippet: whether only the part for a server of the operator's own is printed.
-    :ivar is_elsewhere: whether the proxy seems to run on another machine and no option makes it trusted.
+    :ivar snippet: whether to print only the part to include in an existing server.
+    :ivar is_elsewhere: whether the proxy may run on another machine that --trusted_proxies does not include.
     """
 
     command: Command
@@ -139,12 +139,12 @@ class Deployment:
 class Target:
     """One kind of configuration.
 
-    :ivar name: the word on the command line.
+    :ivar name: the name on the command line.
     :ivar template: the file in ``templates``.
-    :ivar takes: the options of ``flower-proxy config`` that it supports; it refuses the others.
-    :ivar is_proxy: whether it is a reverse proxy, which must agree with Flower on authentication.
+    :ivar takes: the supported options among `PROXY_OPTIONS`.
+    :ivar is_proxy: whether it is a reverse proxy, whose authentication must match Flower's.
     :ivar is_local: whether it runs on Flower's machine; Flower then listens on loopback by default.
-    :ivar context: returns further names for the template; raises DeploymentError.
+    :ivar context: returns additional template variables; raises DeploymentError.
     """
 
     name: str
@@ -156,13 +156,12 @@ class Target:
 
 
 def plan(target: Target, spec: DeploymentSpec, options: Mapping[str, Option]) -> Deployment:
-    """Decide what is written.
+    """Validate the options and return the variables of the target's template.
 
     :param target: the kind of configuration.
-    :param spec: what was asked for.
-    :param options: all of Flower's options and ours, by name.
-    :returns: what the target's template needs.
-    :raises DeploymentError: the target does not support it, or the options contradict each other.
+    :param spec: the input.
+    :param options: the option table.
+    :raises DeploymentError: the target does not support an option, or the options contradict each other.
     """
     values = {name: value for name, value in spec.values.items() if value != options[name].default}
     spec = replace(spec, values=values)
@@ -199,13 +198,13 @@ def plan(target: Target, spec: DeploymentSpec, options: Mapping[str, Option]) ->
 
 
 def reachable(address: str) -> str:
-    """Return the address at which a client on the same machine reaches a server that listens on this one."""
+    """Return the address at which local clients reach a server that listens on `address`."""
     return "127.0.0.1" if address in _ANY_ADDRESS else address
 
 
 def _shown(values: Mapping[str, Any], options: Mapping[str, Option]) -> Iterator[tuple[str, Any]]:
     for name, option in options.items():
-        # Functions are set in a configuration file, never on the command line
+        # Functions are only available in the configuration file
         if name in values and not option.secret and not callable(values[name]):
             yield name, values[name]
 
@@ -215,7 +214,7 @@ def _options_of_command(target: Target, spec: DeploymentSpec) -> Mapping[str, An
     if spec.strip:
         values.pop("url_prefix", None)
     if spec.proxy_basic_auth and values.get("auth_header"):
-        # The proxy authenticates its users
+        # Only the proxy reads the password file
         values.pop("auth_file", None)
     if target.is_local and not values.get("unix_socket") and not values.get("address"):
         values["address"] = "127.0.0.1"
@@ -247,9 +246,9 @@ def _check_support(target: Target, spec: DeploymentSpec) -> None:
     }
     for name, is_asked in asked.items():
         if is_asked and name not in target.takes:
-            raise DeploymentError(f"--{name}: not available for {target.name}; leave it out")
+            raise DeploymentError(f"--{name}: not supported for {target.name}; leave it out")
     if asked["socket_group"] and not asked["unix_socket"]:
-        raise DeploymentError("--socket_group: a port has no group; leave it out, or add --unix_socket")
+        raise DeploymentError("--socket_group: only a unix socket has a group; add --unix_socket, or leave it out")
 
 
 def _is_host(text: str, versions: Collection[int] = (4, 6)) -> bool:
@@ -263,26 +262,26 @@ def _is_provider(text: str) -> bool:
     return _is_host(parts["name"], [4]) if parts["v6"] is None else is_ip(parts["v6"], [6])
 
 
-# Texts that neither end a value nor have another meaning in any of the files
+# Restricted so that no value needs quoting in any of the templates
 _PLAIN: Mapping[str, tuple[Callable[[str], object], str]] = {
     "url_prefix": (partial(re.fullmatch, r"[A-Za-z0-9._~@+=/-]+"), "a path of letters, digits and ._~@+=-"),
-    "server_name": (partial(_is_host, versions=[4]), "a host's name, such as example.com"),
+    "server_name": (partial(_is_host, versions=[4]), "a host name such as example.com"),
     "address": (_is_host, "an address to listen on"),
     "metrics_address": (_is_host, "an address to listen on"),
     "unix_socket": (
-        # unix(7) has room for 107 bytes; Apache takes 94, HAProxy 96
+        # The limit is 107 bytes in unix(7), 94 in Apache, 96 in HAProxy
         partial(re.fullmatch, r"/[A-Za-z0-9._@+/-]{1,89}"),
         "an absolute path of letters, digits and ._@+-, of at most 90 bytes",
     ),
-    # What systemd takes for the name of a group (USER_NAMES of systemd.io)
-    "socket_group": (partial(re.fullmatch, r"[A-Za-z_][A-Za-z0-9_-]{0,30}"), "a group's name, such as www-data"),
+    # systemd's rule for group names (systemd.io/USER_NAMES)
+    "socket_group": (partial(re.fullmatch, r"[A-Za-z_][A-Za-z0-9_-]{0,30}"), "a group name such as www-data"),
     "auth_file": (partial(re.fullmatch, r"/[A-Za-z0-9._@+/-]+"), "an absolute path of letters, digits and ._@+-"),
     "auth_header": (
-        # nginx has room for no longer ones by default
+        # Longer names exceed nginx's default proxy_headers_hash_bucket_size
         partial(re.fullmatch, r"[A-Za-z0-9][A-Za-z0-9-]{0,39}"),
-        "a header of letters, digits and -, of at most 40, such as X-Forwarded-User",
+        "a header name of at most 40 letters, digits and -, such as X-Forwarded-User",
     ),
-    "forward_auth": (_is_provider, "where the identity provider listens, such as http://127.0.0.1:4180"),
+    "forward_auth": (_is_provider, "the base URL of an identity provider, such as http://127.0.0.1:4180"),
 }
 
 
@@ -298,37 +297,37 @@ def _check_connection(spec: DeploymentSpec, deployment: Deployment, *, is_here: 
     if spec.strip and not deployment.prefix:
         raise DeploymentError(NOTHING_TO_STRIP)
     if spec.values.get("certfile"):
-        raise DeploymentError("--certfile: TLS is the proxy's part here; leave it out, and add --tls")
+        raise DeploymentError("--certfile: the proxy terminates TLS; leave it out, and add --tls")
     if deployment.port == 0 and not deployment.unix_socket:
-        raise DeploymentError("--port: 0 is a free port, but the proxy has to know which; name one")
+        raise DeploymentError("--port: 0 selects a random port, which the proxy cannot know; set a port")
     peer = UNIX if deployment.unix_socket else "127.0.0.1"
     trusted = spec.values.get("trusted_proxies")
     if is_here and trusted and peer not in TrustedProxies(trusted):
-        raise DeploymentError(f"--trusted_proxies: the proxy comes from {peer} here; add it, or name another --address")
+        raise DeploymentError(f"--trusted_proxies: the proxy connects from {peer}; add it, or set another --address")
 
 
 def _check_authentication(spec: DeploymentSpec) -> None:
     given = {name for name in ("auth_file", "auth_header", "no_auth") if spec.values.get(name)}
     if spec.forward_auth and spec.proxy_basic_auth:
-        raise DeploymentError("--proxy_basic_auth: --forward_auth asks already who it is; leave one of them out")
+        raise DeploymentError("--proxy_basic_auth and --forward_auth: both authenticate users; leave one of them out")
     for name in ("auth_header", "no_auth"):
         if name in given and not (spec.forward_auth or spec.proxy_basic_auth):
             raise DeploymentError(
-                f"--{name}: nobody would ask who people are; add --forward_auth=URL or --proxy_basic_auth"
+                f"--{name}: the proxy must authenticate users; add --forward_auth or --proxy_basic_auth"
             )
     if spec.forward_auth and not given & {"auth_header", "no_auth"}:
-        raise DeploymentError("--forward_auth: Flower would ask once more; add --auth_header=X-Forwarded-User")
+        raise DeploymentError("--forward_auth: Flower would authenticate again; add --auth_header=X-Forwarded-User")
     if spec.proxy_basic_auth and not given:
-        raise DeploymentError("--proxy_basic_auth: Flower has to know these users too; add --auth_file=PATH for both")
+        raise DeploymentError(
+            "--proxy_basic_auth: the proxy and Flower need a common password file; add --auth_file=PATH"
+        )
 
 
 def _check_command(deployment: Deployment, *, is_limited: bool) -> None:
     texts = list(deployment.command.texts())
     for option, text in (*texts, ("--metrics_auth", deployment.metrics_user)):
         if not text.isprintable():
-            raise DeploymentError(
-                f"{option}: {text!r}: a line break or the like cannot be written into a configuration"
-            )
+            raise DeploymentError(f"{option}: {text!r} contains a line break or another control character; remove it")
     if is_limited and len(str(deployment.command).encode()) > _MAX_COMMAND:
         option, _ = max(texts, key=lambda pair: len(pair[1]))
-        raise DeploymentError(f"{option}: the command has more than {_MAX_COMMAND} bytes; set the option in --conf")
+        raise DeploymentError(f"{option}: the command exceeds {_MAX_COMMAND} bytes; set it in the file of --conf")

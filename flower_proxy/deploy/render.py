@@ -1,4 +1,4 @@
-"""Rendering of the files in ``templates``, which are Tornado templates."""
+"""Rendering of the Tornado templates in ``templates``."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from tornado.template import DictLoader
 from flower_proxy.deploy.plan import Deployment, Target
 
 _FOLDER = Path(__file__).with_name("templates")
-# A block or a comment on a line of its own must not leave an empty line
-_LINE_OF_ITS_OWN = re.compile(r"^[ \t]*(\{[%#].*?[%#]\})\n", re.MULTILINE)
+# A block or comment alone on a line must not leave an empty line
+_STANDALONE_BLOCK = re.compile(r"^[ \t]*(\{[%#].*?[%#]\})\n", re.MULTILINE)
 
 
 def render(target: Target, deployment: Deployment) -> str:
     """Return the configuration file.
 
-    Its template has the fields of `Deployment` as names, `_yaml` as ``yaml``, `_indented` as ``indented``, and what
-    `Target.context` adds.
+    The variables of a template are the fields of `Deployment`, ``yaml`` and ``indented`` (see `_yaml` and `_indented`),
+    and those from `Target.context`.
 
     :raises DeploymentError: the target does not support the deployment.
     """
@@ -31,17 +31,17 @@ def render(target: Target, deployment: Deployment) -> str:
 
 
 def _yaml(text: str) -> str:
-    """Quote a text for YAML; parsers differ in which plain words are texts."""
+    """Quote a string for YAML, as parsers differ in which plain scalars are strings."""
     return yaml.safe_dump(text, default_style='"', width=float("inf"), allow_unicode=True).rstrip("\n")
 
 
 def _indented(prefix: str) -> Callable[[bytes], str]:
-    """Return the function for ``{% apply %}`` that puts the prefix before each line."""
+    """Return a function for ``{% apply %}`` that indents each line with a prefix."""
     return lambda text: textwrap.indent(text.decode(), prefix)
 
 
 @functools.cache
 def _templates() -> DictLoader:
     texts = {file.name: file.read_text(encoding="utf-8") for file in _FOLDER.iterdir() if file.is_file()}
-    prepared = {name: _LINE_OF_ITS_OWN.sub(r"\1", text) for name, text in texts.items()}
+    prepared = {name: _STANDALONE_BLOCK.sub(r"\1", text) for name, text in texts.items()}
     return DictLoader(prepared, autoescape=None, whitespace="all")

@@ -1,7 +1,7 @@
-"""The targets of ``flower-proxy config``: reverse proxies, service managers, containers and Prometheus.
+"""Targets of ``flower-proxy config``: reverse proxies, service managers, containers and Prometheus.
 
-A function beside a target returns the names that its template has besides those of `Deployment`. Where a service has
-a place of its own for a file (a credential, a secret, a folder for state), it changes the command to name that place.
+The context function of a target returns its additional template variables. It replaces paths in the command where the
+service manager provides its own (credentials, secrets, the state directory).
 """
 
 from __future__ import annotations
@@ -27,51 +27,51 @@ from flower_proxy.deploy.plan import (
 from flower_proxy.proxy.addresses import host_and_port, is_ip, is_loopback
 
 PROXY_OPTIONS = frozenset({"strip", "server_name", "tls", "forward_auth", "proxy_basic_auth", "unix_socket", "snippet"})
-"""The options of ``flower-proxy config`` that not every target supports."""
+"""Options that some targets do not support."""
 
 REQUIREMENT = "/path/to/flower-proxy"
-"""What pip installs: a clone, since nothing is published on PyPI.
+"""The requirement for pip: a clone, as the package is not on PyPI.
 
-Change it to ``flower-proxy`` once it is: `tests.process.test_package` then names the other files that have to follow.
+After publication it becomes ``flower-proxy``; `tests.process.test_package` then lists the other files to change.
 """
 
 _SERVICE_OPTIONS = frozenset({"strip", "unix_socket"})
 _BASIC_OPTIONS = _SERVICE_OPTIONS | {"server_name", "tls"}
 _UNIT_OPTIONS = _SERVICE_OPTIONS | {"socket_group"}
-# Python is there wherever flower-proxy is
+# flower-proxy requires Python, so it is available
 _RANDOM_HEX = "python3 -c 'import secrets; print(secrets.token_hex(32))'"
 _STATE = "flower.db"
 _STATE_FILE = f"/var/lib/flower/{_STATE}"
-# In the network of compose.yml: the host, and the address that is reserved for a proxy in a container
+# In the network of compose.yml: the host, and the address reserved for a containerized proxy
 _COMPOSE_PROXIES = "172.31.255.1,172.31.255.2"
-# Files that only flower-proxy may read, and their names as credentials of systemd
+# Private files, and their names as systemd credentials
 _CREDENTIALS = {"auth_file": "htpasswd", "basic_auth_file": "passwords", "certfile": "certificate", "keyfile": "key"}
 _AUTHENTICATION = {"auth_file", "basic_auth_file", "auth", "auth_header", "no_auth"}
-_PRIVILEGED = 1024
-# What ProtectHome= hides
+_FIRST_UNPRIVILEGED_PORT = 1024
+# Hidden by ProtectHome=
 _HOMES = ("/home", "/root", "/run/user")
-# What PrivateTmp= hides
+# Hidden by PrivateTmp=
 _TEMPORARY = ("/tmp", "/var/tmp")  # noqa: S108
 _PLAIN_PATH = re.compile(r"/[A-Za-z0-9._@+/-]*")
 _PLAIN_WORD = re.compile(r"[A-Za-z0-9_@+=:,./~*|-]+")
 
 
 def _command(deployment: Deployment) -> Command:
-    """Return the command as a service starts it, with a file of users where nothing else is configured.
+    """Return the command for a service, with a password file if no authentication is configured.
 
-    Otherwise Flower would generate a password, which a service shows to nobody.
+    Otherwise Flower would print a generated password, which is lost in a service.
 
-    :raises DeploymentError: no service can start it.
+    :raises DeploymentError: an option is not suitable for a service.
     """
     if deployment.strips and not deployment.prefix:
         raise DeploymentError(NOTHING_TO_STRIP)
     if deployment.port == 0 or deployment.metrics_port == 0:
         raise DeploymentError(
-            "--port and --metrics_port: 0 is a free port, but who connects has to know which; name one"
+            "--port and --metrics_port: 0 selects a random port, which clients cannot know; set a port"
         )
     command = deployment.command
     if command.options.get("log_file_prefix"):
-        raise DeploymentError("--log_file_prefix: the log is kept by what starts the service; leave it out")
+        raise DeploymentError("--log_file_prefix: the service manager stores the log; leave it out")
     if not _AUTHENTICATION & command.options.keys() and "FLOWER_BASIC_AUTH" not in deployment.secrets:
         command = command.with_options(auth_file=USERS_FILE)
     return command
@@ -79,7 +79,7 @@ def _command(deployment: Deployment) -> Command:
 
 def _common(deployment: Deployment) -> dict[str, Any]:
     return {
-        # Without it every user has to log in again after a restart
+        # Without a fixed secret, sessions end at each restart
         "environment": list(dict.fromkeys(["FLOWER_COOKIE_SECRET", *deployment.secrets])),
         "random_hex": _RANDOM_HEX,
         "venv": deployment.project.venv,
@@ -92,7 +92,7 @@ def _proxy(deployment: Deployment) -> Mapping[str, Any]:
 
 
 def _command_in_folder(deployment: Deployment) -> tuple[Project, Command]:
-    """Return the project, and the command without its folder."""
+    """Return the project, and the command without ``--workdir``."""
     project = deployment.project
     _check_path("--workdir", project.folder)
     _check_path("the virtual environment", project.venv)
@@ -100,7 +100,7 @@ def _command_in_folder(deployment: Deployment) -> tuple[Project, Command]:
 
 
 def _files(command: Command) -> dict[str, str]:
-    """Return the files that only flower-proxy may read, by option."""
+    """Return the private files of the command, by option."""
     return {name: str(path) for name, path in command.options.items() if name in _CREDENTIALS}
 
 
@@ -110,7 +110,7 @@ def _check_path(where: str, path: str) -> None:
 
 
 def _systemd_word(word: str) -> str:
-    """Escape a word of ExecStart: specifiers, variables and, where it needs them, quotes (systemd.service(5))."""
+    """Escape a word of ExecStart: specifiers, variables and quotes (systemd.service(5))."""
     word = word.replace("%", "%%").replace("$", "$$")
     return word if _PLAIN_WORD.fullmatch(word) else '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
@@ -121,7 +121,7 @@ def _systemd(deployment: Deployment) -> Mapping[str, Any]:
     for name, path in files.items():
         _check_path(f"--{name}", path)
     command = command.with_options(**dict.fromkeys(files))
-    # With specifiers, which must not be escaped
+    # The specifiers %d and %S must not be escaped
     places = [f"--{name}=%d/{_CREDENTIALS[name]}" for name in files]
     if command.options.get("persistent"):
         command = command.with_options(db=None)
@@ -134,12 +134,12 @@ def _systemd(deployment: Deployment) -> Mapping[str, Any]:
         "start": " ".join(start),
         "users_from": files.get("auth_file"),
         "credentials": [f"{_CREDENTIALS[name]}:{path}" for name, path in files.items()],
-        "activated": bool(deployment.unix_socket) or deployment.port < _PRIVILEGED,
+        "activated": bool(deployment.unix_socket) or deployment.port < _FIRST_UNPRIVILEGED_PORT,
     }
 
 
 def _hidden(project: Project) -> Mapping[str, Any]:
-    """Return the folders of the project that the sandbox would hide, and whether some are in a home."""
+    """Return the project folders that the sandbox would hide, and whether one is in a home directory."""
     hidden: list[PurePosixPath] = []
     for folder in sorted(map(PurePosixPath, vars(project).values())):
         if _is_below(folder, (*_HOMES, *_TEMPORARY)) and not _is_below(folder, hidden):
@@ -161,9 +161,11 @@ def _systemd_socket(deployment: Deployment) -> Mapping[str, Any]:
 
 
 def _listen(address: str, port: int) -> list[str]:
-    """Return the addresses and ports that systemd listens on; it resolves no names."""
+    """Return the addresses and ports for ListenStream, which does not accept host names."""
     if address != "localhost" and not is_ip(address):
-        raise DeploymentError(f"--address: {address!r} is a name, but systemd listens on addresses; name the address")
+        raise DeploymentError(
+            f"--address: {address!r} is a host name, which systemd does not resolve; set an IP address"
+        )
     return [host_and_port(one, port) for one in (["127.0.0.1", "::1"] if address == "localhost" else [address])]
 
 
@@ -174,7 +176,7 @@ def _supervisor(deployment: Deployment) -> Mapping[str, Any]:
     for option, text in command.texts():
         if re.search(r"\s[;#]", text):
             raise DeploymentError(
-                f"{option}: {text!r}: supervisor takes ' ;' and ' #' for the beginning of a comment; set it in --conf"
+                f"{option}: {text!r} contains a comment for supervisor, ' ;' or ' #'; set it in --conf"
             )
     return {
         **_common(deployment),
@@ -190,22 +192,22 @@ def _in_container(
 ) -> Command:
     """Return the command for a container.
 
-    :param users_file: the path at which the file of users is mounted.
-    :param trusted: the network of the proxy, for ``--trusted_proxies`` if it is not given.
-    :raises DeploymentError: the options do not suit a container.
+    :param users_file: the path at which the password file is mounted.
+    :param trusted: the network of the proxy, the default of ``--trusted_proxies``.
+    :raises DeploymentError: an option is not suitable for a container.
     """
     options = deployment.command.options
     address = options.get("address")
     if address and is_loopback(address):
-        raise DeploymentError(f"--address: {address!r} cannot be reached from outside the container; leave it out")
+        raise DeploymentError(f"--address: {address!r} is not reachable from outside the container; leave it out")
     for name in ("unix_socket", "certfile"):
         if options.get(name):
-            raise DeploymentError(f"--{name}: the proxy reaches a container at a port, by HTTP; leave it out")
+            raise DeploymentError(f"--{name}: the proxy connects to the container over TCP, without TLS; leave it out")
     command = _command(deployment)
     files = _files(command)
     if len(files) > 1:
         raise DeploymentError(
-            "--auth_file and --basic_auth_file: one secret holds the users here; leave one of them out"
+            "--auth_file and --basic_auth_file: the container has a single secret for users; leave one of them out"
         )
     command = command.with_options(**dict.fromkeys(files, users_file))
     if options.get("persistent"):
@@ -216,7 +218,7 @@ def _in_container(
 
 
 def _without_variables(words: Iterable[str]) -> list[str]:
-    """Escape the dollar signs, with which Compose and Kubernetes begin a variable."""
+    """Escape dollar signs, which start a variable in Compose and Kubernetes."""
     return [word.replace("$", "$$") for word in words]
 
 
@@ -233,9 +235,7 @@ def _dockerfile(deployment: Deployment) -> Mapping[str, Any]:
 
 def _kubernetes(deployment: Deployment) -> Mapping[str, Any]:
     if deployment.trusts_proxy and "trusted_proxies" not in deployment.command.options:
-        raise DeploymentError(
-            "--trusted_proxies: name the network of the ingress' pods; else every pod could say who it is"
-        )
+        raise DeploymentError("--trusted_proxies: any pod could spoof the user; set the network of the ingress pods")
     command = _in_container(deployment, users_file=USERS_FILE, trusted="10.0.0.0/8")
     arguments = _without_variables(command.arguments())
     return {**_common(deployment), "arguments": arguments, "has_users": bool(_files(command))}
@@ -247,20 +247,22 @@ def _prometheus(deployment: Deployment) -> Mapping[str, Any]:
     over_proxy = not own_port and (deployment.tls or deployment.server_name != EXAMPLE_HOST)
     port = deployment.port if port is None else port
     if port == 0:
-        raise DeploymentError("--port: 0 is a free port, but Prometheus has to know which; name one")
+        raise DeploymentError("--port and --metrics_port: 0 selects a random port; set a port for Prometheus")
     if deployment.unix_socket and not own_port and not over_proxy:
-        raise DeploymentError("--unix_socket: Prometheus cannot scrape one; add --metrics_port, or --server_name")
+        raise DeploymentError(
+            "--unix_socket: Prometheus cannot scrape a unix socket; add --metrics_port or --server_name"
+        )
     host, tls = options.get("metrics_address" if own_port else "address"), options.get("certfile")
     if over_proxy:
         host, tls, port = deployment.server_name, deployment.tls, 443 if deployment.tls else 80
     at_root = own_port or (deployment.strips and not over_proxy)
-    asks = not options.get("metrics_open") and not options.get("no_auth")
+    needs_password = not options.get("metrics_open") and not options.get("no_auth")
     return {
         "over_proxy": over_proxy,
         "target": host_and_port(reachable(host or ""), port),
         "path": "/metrics" if at_root else f"{deployment.prefix}/metrics",
         "scheme": "https" if tls else "http",
-        "user": (deployment.metrics_user or "prometheus") if asks else "",
+        "user": (deployment.metrics_user or "prometheus") if needs_password else "",
     }
 
 
@@ -287,4 +289,4 @@ _ALL = (
 )
 
 TARGETS = {target.name: target for target in _ALL}
-"""All targets, by the name that ``flower-proxy config`` takes."""
+"""All targets, by their names on the command line."""

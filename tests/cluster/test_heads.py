@@ -1,6 +1,6 @@
-"""The heads of what ``flower-proxy config`` prints: where the file goes, and commands that do what they say or nothing.
+"""The first comments in the output of ``flower-proxy config``: the path of the file, and commands.
 
-They run under ``sh``, where a folder stands for the root and stubs for the programs that change the machine.
+The commands run under ``sh``, with a folder in place of the root and stubs for programs that would change the machine.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ def head(text: str) -> str:
 
 
 def commands(text: str) -> list[str]:
-    """The commands of the head, but for the one that starts flower-proxy, which comes first."""
+    """Return the commands of the first comment, without the flower-proxy command at its beginning."""
     return re.findall(r"^   (\S.*)$", re.sub(r"^[#;]", "", head(text), flags=re.MULTILINE).replace("\\\n", ""), re.M)[
         1:
     ]
 
 
 class Root:
-    """A folder that stands for the root of the file system, and the folder of a project in it."""
+    """A folder that replaces the root of the file system, with a project in it."""
 
     def __init__(self, folder: Path, *, without: Sequence[str] = ()) -> None:
         self.folder = folder
@@ -84,7 +84,7 @@ class Root:
         self.calls.touch()
 
     def run(self, command: str) -> subprocess.CompletedProcess[str]:
-        """Run it as a user who pastes it into a shell, and types a password."""
+        """Run the command in a shell, with a password on standard input."""
         here = re.sub(r"(?<![\w.])/(?=(etc|srv)/)", f"{self.folder}/", command)
         env = {"PATH": str(self.programs)}
         return subprocess.run(
@@ -96,7 +96,7 @@ class Root:
 
 
 @pytest.mark.parametrize("words", WHERE)
-def test_the_head_names_the_file_and_the_commands_that_test_and_load_it(words: str) -> None:
+def test_the_comment_has_the_path_and_the_commands_that_test_and_load_the_file(words: str) -> None:
     path, command = WHERE[words]
     text = printed(words)
     assert re.search(rf"(?<![\w/.-]){re.escape(path)}(?![\w/])", head(text))
@@ -104,13 +104,13 @@ def test_the_head_names_the_file_and_the_commands_that_test_and_load_it(words: s
 
 
 @pytest.mark.parametrize("words", WITH_USERS)
-def test_the_commands_of_the_head_make_the_file_of_users(words: str, tmp_path: Path) -> None:
+def test_the_commands_create_the_password_file(words: str, tmp_path: Path) -> None:
     root = Root(tmp_path)
     (root.project / ".venv").symlink_to(sys.prefix)
     text = printed(words)
     (root.folder / "etc/supervisor/conf.d/flower-proxy.conf").write_text(text)
     for command in commands(text):
-        # It would look for a proxy
+        # Needs a running proxy
         if "flower-proxy check" not in command:
             done = root.run(command)
             assert done.returncode == 0, (command, done.stderr)
@@ -120,7 +120,7 @@ def test_the_commands_of_the_head_make_the_file_of_users(words: str, tmp_path: P
 
 
 @pytest.mark.parametrize("words", WITH_USERS)
-def test_without_the_program_no_file_of_users_is_left(words: str, tmp_path: Path) -> None:
+def test_a_failed_command_leaves_no_password_file(words: str, tmp_path: Path) -> None:
     root = Root(tmp_path)
     (command,) = (one for one in commands(printed(words)) if "hash-password" in one)
     done = root.run(command)
@@ -131,8 +131,8 @@ def test_without_the_program_no_file_of_users_is_left(words: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("words", WITH_SECRET)
-@pytest.mark.parametrize("missing", [[], ["python3"]], ids=["", "without-python"])
-def test_the_cookie_secret_comes_with_the_command_that_makes_it(words: str, missing: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("missing", [[], ["python3"]], ids=["python", "without-python"])
+def test_the_command_for_the_cookie_secret_generates_it(words: str, missing: list[str], tmp_path: Path) -> None:
     root = Root(tmp_path, without=missing)
     text = printed(words)
     (command,) = re.findall(r"^[#;]   (.*secrets\.token_hex.*)$", re.sub(r"\\\n[#;]", "", text), re.MULTILINE)
@@ -144,11 +144,11 @@ def test_the_cookie_secret_comes_with_the_command_that_makes_it(words: str, miss
     assert not missing or made == ""
 
 
-def test_a_project_elsewhere_has_its_programs_there() -> None:
+def test_commands_use_the_virtual_environment_of_the_project() -> None:
     assert "/srv/other/.venv/bin/flower-proxy hash-password" in printed("supervisor --workdir=/srv/other")
 
 
-def test_what_holds_secrets_is_not_copied_into_the_image(tmp_path: Path) -> None:
+def test_files_with_secrets_are_excluded_from_the_image(tmp_path: Path) -> None:
     root = Root(tmp_path)
     (command,) = (one for one in commands(printed("dockerfile")) if ".dockerignore" in one)
     assert root.run(command).returncode == 0

@@ -1,4 +1,4 @@
-"""``flower-proxy config`` with hostile values: each format's own reader gets the value back, or it is refused."""
+"""``flower-proxy config`` with hostile values: the parser of each format returns the same value, or it is refused."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.processes import program
 from tests.support.prometheus import promtool
 from tests.support.proxies import checked
 
-# The first text that Hypothesis draws takes it a second or two
+# The first example of Hypothesis takes seconds
 UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 HOSTILE = [
     *(
@@ -96,7 +96,7 @@ HOSTILE = [
     ),
     *("X-A", "Yes", "X_A", "X A", "-X", "X:", "/run/f.sock", "/run/@a+b.sock", "x" * 300, "/" + "x" * 300),
 ]
-"""Values each of which means something else in one of the formats, or is one that only a certain option takes."""
+"""Values that are special in one of the formats, or valid only for some options."""
 
 OPTIONS: dict[str, tuple[str, Sequence[str]]] = {
     "--url_prefix": ("/flower", []),
@@ -116,24 +116,24 @@ OPTIONS: dict[str, tuple[str, Sequence[str]]] = {
     "--workdir": ("/srv/other", []),
     "-A": ("server", []),
 }
-"""Options whose values are written somewhere: a value that is fine, and what has to be said too, one of these."""
+"""Options whose values are part of the output, with a valid value, and required options of which one is added."""
 
 IN_THE_COMMAND = ("--queues", "--workdir", "-A")
-"""Options whose values are written nowhere but in the command, and may be any text."""
+"""Options whose values may be any text, and are part of the command only."""
 
 OF_YAML = ("traefik", "ingress-nginx", "compose", "kubernetes", "prometheus")
 PROXIES = ("nginx", "apache", "caddy", "haproxy")
 
 
 def systemd_words(unit: str) -> list[str]:
-    """The words of ExecStart: quotes, then specifiers and variables, of which there are none but %d and %S."""
+    """Parse ExecStart: quotes, specifiers (only %d and %S), and variables."""
     (line,) = setting(unit, "ExecStart")
     words = [re.sub(r"%(.)", lambda match: {"%": "%", "d": "", "S": ""}[match[1]], word) for word in shlex.split(line)]
     return [re.sub(r"\$(.?)", lambda match: {"$": "$"}[match[1]], word) for word in words]
 
 
 def supervisor_words(text: str) -> list[str]:
-    """The words of the program's command, as supervisor reads its file."""
+    """Parse the command like supervisor."""
     parser = configparser.RawConfigParser(inline_comment_prefixes=(";", "#"), strict=True)
     parser.read_string(text)
     return shlex.split(parser["program:flower-proxy"]["command"] % {})
@@ -147,7 +147,7 @@ READERS_OF_WORDS: Mapping[str, Callable[[str], list[str]]] = {
 
 
 def command_of(text: str) -> list[str]:
-    """The command in the comment."""
+    """Return the command in the first comment."""
     line = next(line for line in text.split("\n") if re.match(r"[#;]   flower-proxy ", line))
     return shlex.split(line.lstrip("#; "))
 
@@ -164,9 +164,9 @@ def leaves(document: Any) -> Iterator[Any]:
 
 
 def shape(target: str, text: str) -> object:
-    """Return the part that no value may change: keys and types of YAML, else the first word of each line.
+    """Return the structure, which no value may change: keys and types in YAML, else the first word of each line.
 
-    The first word may also be a path, of which only the slash has to stay: that of a program in ``--workdir``.
+    The first word may be the path of a program in ``--workdir``, of which only the slash counts.
     """
     if target not in OF_YAML:
         return re.findall(r"^[^\w/]*(?:/|\w*)", text, re.MULTILINE)
@@ -191,14 +191,14 @@ def words_for(target: str, option: str, value: str) -> list[str]:
 
 
 def written(option: str, value: str) -> str:
-    """The value as it has to come back."""
+    """Return the expected value after parsing."""
     if option == "--metrics_auth":
         return value.partition(":")[0]
     return ",".join(part.strip() for part in value.split(",")) if option == "--queues" else value
 
 
 def accepted(target: str, option: str, value: str) -> str | None:
-    """Return the configuration; None if the value is refused, which is one line that names the option."""
+    """Return the configuration; None if the value is refused with a one-line error that names the option."""
     done = config(*words_for(target, option, value))
     if done.returncode == 0:
         return done.stdout
@@ -208,8 +208,8 @@ def accepted(target: str, option: str, value: str) -> str | None:
 
 
 @functools.cache
-def worth_trying(option: str) -> list[str]:
-    """The hostile values that are not refused whatever the target is."""
+def accepted_values(option: str) -> list[str]:
+    """Return the hostile values that at least nginx accepts."""
     return [value for value in HOSTILE if accepted("nginx", option, value)]
 
 
@@ -227,55 +227,55 @@ CASES = [
 
 
 @pytest.mark.parametrize(("target", "option"), CASES)
-def test_a_value_is_read_back_as_it_was_given_or_refused(target: str, option: str) -> None:
+def test_values_are_preserved_or_refused(target: str, option: str) -> None:
     fine, _ = OPTIONS[option]
     expected = accepted(target, option, fine)
-    for value in worth_trying(option) if expected else ():
+    for value in accepted_values(option) if expected else ():
         text = accepted(target, option, value)
         if text is None:
             continue
         assert text.replace("\n", "").replace("\t", "").isprintable()
         if option not in ("--address", "--metrics_address"):
             assert shape(target, text) == shape(target, str(expected)), value
-        said = written(option, value)
+        expected_value = written(option, value)
         if option in IN_THE_COMMAND:
-            word = f"{option}={said}" if option == "--queues" else said
+            word = f"{option}={expected_value}" if option == "--queues" else expected_value
             assert word in command_of(text)
             if target in READERS_OF_WORDS and option != "--workdir":
                 assert word in READERS_OF_WORDS[target](text)
-        elif target in OF_YAML and said not in ("0.0.0.0", "::") and fine in str(documents(str(expected))):
+        elif target in OF_YAML and expected_value not in ("0.0.0.0", "::") and fine in str(documents(str(expected))):
             read = [leaf for leaf in leaves(documents(text)) if isinstance(leaf, str)]
-            assert any(said.strip("/").lower() in leaf.lower() for leaf in read), value
+            assert any(expected_value.strip("/").lower() in leaf.lower() for leaf in read), value
 
 
 @UNTIMED
 @given(st.text(max_size=40))
-def test_any_text_arrives_in_the_command(value: str) -> None:
+def test_any_text_is_preserved_in_the_command(value: str) -> None:
     for target, read in READERS_OF_WORDS.items():
         if (text := accepted(target, "--oauth2_key", value)) and value:
             assert f"--oauth2_key={value}" in read(text)
 
 
-# The programs themselves, for the values that they get to see
+# Parsers of the real programs
 
 IN_PROXIES = ("--url_prefix", "--server_name", "--address", "--unix_socket", "--auth_file", "--auth_header")
 
 
 @pytest.mark.parametrize("target", PROXIES)
-def test_each_proxy_takes_every_value_that_is_not_refused(target: str, tmp_path: Path) -> None:
+def test_proxies_accept_all_values_that_are_not_refused(target: str, tmp_path: Path) -> None:
     texts = {
         accepted(target, option, value)
         for option in IN_PROXIES
-        for value in worth_trying(option)
-        # names would be looked up
+        for value in accepted_values(option)
+        # Host names would need DNS
         if option != "--address" or is_ip(value)
     }
     for text in texts - {None}:
         checked(target, str(text), tmp_path)
 
 
-def test_caddy_reads_prefixes_as_they_were_given(tmp_path: Path) -> None:
-    for prefix in worth_trying("--url_prefix"):
+def test_caddy_preserves_prefixes(tmp_path: Path) -> None:
+    for prefix in accepted_values("--url_prefix"):
         (tmp_path / "Caddyfile").write_text(str(accepted("caddy", "--url_prefix", prefix)))
         command = [program("caddy"), "adapt", "--adapter", "caddyfile", "--config", str(tmp_path / "Caddyfile")]
         read = list(leaves(json.loads(subprocess.run(command, capture_output=True, check=True).stdout)))
@@ -283,20 +283,20 @@ def test_caddy_reads_prefixes_as_they_were_given(tmp_path: Path) -> None:
         assert {mount, f"{mount}/*", f"{mount}/metrics"} - {""} <= set(read), prefix
 
 
-def test_systemd_reads_words_as_they_were_given(tmp_path: Path) -> None:
-    values = [value for value in worth_trying("--queues") if accepted("systemd", "--queues", value)]
+def test_systemd_preserves_words(tmp_path: Path) -> None:
+    values = [value for value in accepted_values("--queues") if accepted("systemd", "--queues", value)]
     units = [tmp_path / f"{number}.service" for number in range(len(values))]
     for unit, value in zip(units, values, strict=True):
         unit.write_text(str(accepted("systemd", "--queues", value)).replace(INSTALLED, FLOWER_PROXY))
-    # Variables are taken out at the start of the program only; here systemd writes $ and ` with a backslash before them
+    # systemd-analyze does not expand variables, and escapes $ and ` with a backslash
     lines = dumped(*units)["Command Line"]
     read = {word.replace("$$", "$") for line in lines for word in shlex.split(re.sub(r"\\([$`])", r"\1", line))}
     assert {f"--queues={written('--queues', value)}" for value in values} <= read
 
 
-def test_prometheus_takes_every_user_that_is_not_refused(tmp_path: Path) -> None:
-    """All in one file, with a job for each."""
-    texts = [str(accepted("prometheus", "--metrics_auth", value)) for value in worth_trying("--metrics_auth")]
+def test_prometheus_accepts_all_users_that_are_not_refused(tmp_path: Path) -> None:
+    """One file has a job for each user."""
+    texts = [str(accepted("prometheus", "--metrics_auth", value)) for value in accepted_values("--metrics_auth")]
     head, _ = texts[0].split("scrape_configs:\n")
     jobs = [text.split("scrape_configs:\n")[1].replace("celery", str(number)) for number, text in enumerate(texts)]
     (tmp_path / "rules.yml").touch()

@@ -1,6 +1,6 @@
-"""What ``flower-proxy config`` prints for what keeps flower-proxy running, read and run by the programs it is for.
+"""The output of ``flower-proxy config`` for service managers and containers, used by the real programs.
 
-Docker and Kubernetes cannot be had here: their files are held against a schema, and the commands in them are run.
+The files of Docker and Kubernetes are validated against a schema, and their commands run without a container.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ SPEC = DeploymentSpec(
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A folder with a Celery application, ``server``, and with the users that may enter."""
+    """A folder with a Celery application, ``server``, and a password file."""
     (tmp_path / "server.py").write_text("from celery import Celery\n\napp = Celery('server', broker='memory://')\n")
     htpasswd(tmp_path, CREDENTIALS)
     return tmp_path
 
 
 def adapted(text: str, project: Path, address: Address) -> str:
-    """The same for here: another folder, port and socket, and no other user."""
+    """Replace the folder, port and socket, and remove the system user."""
     table = {
         INSTALLED: FLOWER_PROXY,
         "/srv/app": str(project),
@@ -78,7 +78,7 @@ def adapted(text: str, project: Path, address: Address) -> str:
 
 @contextlib.contextmanager
 def started(words: Sequence[str], project: Path, address: Address, env: Mapping[str, str]) -> Iterator[None]:
-    """Run a command that was printed, where it answers people of the file of users alone."""
+    """Run a printed command, which requires authentication with the password file."""
     ready = lambda: answers(address, "/healthcheck")  # noqa: E731
     with running(words, log=project / "flower.log", ready=ready, cwd=project, env=env):
         assert_answers(address)
@@ -107,16 +107,16 @@ def exec_start(unit: str, credentials: Path) -> list[str]:
 UNITS = {
     "a port": PREFIXED,
     "a unix socket": f"{PREFIXED} --unix_socket={SOCKET}",
-    "state that is kept": f"{PREFIXED} --persistent",
+    "persistent state": f"{PREFIXED} --persistent",
     "TLS": f"{PREFIXED} --certfile=/etc/flower/cert.pem --keyfile=/etc/flower/key.pem",
-    "words that would mean something else": f"--queues={shlex.quote(ODD)}",
+    "special characters": f"--queues={shlex.quote(ODD)}",
     "a port below 1024": f"{PREFIXED} --port=80",
 }
 
 
 @pytest.fixture(params=UNITS)
 def units(request: pytest.FixtureRequest, tmp_path: Path) -> list[Path]:
-    """The unit files for these options, as systemd is to find them, but for the path of the program."""
+    """The unit files for these options, with the path of this flower-proxy."""
     files = {"flower-proxy.service": "systemd"}
     if request.param in ("a unix socket", "a port below 1024"):
         files["flower-proxy.socket"] = "systemd-socket"
@@ -125,13 +125,13 @@ def units(request: pytest.FixtureRequest, tmp_path: Path) -> list[Path]:
     return [tmp_path / name for name in files]
 
 
-def test_systemd_finds_no_fault_with_the_units(units: list[Path]) -> None:
+def test_systemd_accepts_the_units(units: list[Path]) -> None:
     verify = [program("systemd-analyze"), "verify", "--man=no", *map(str, units)]
     done = subprocess.run(verify, capture_output=True, text=True)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
-def test_systemd_finds_little_exposed(units: list[Path]) -> None:
+def test_systemd_rates_the_exposure_as_low(units: list[Path]) -> None:
     analyse = [program("systemd-analyze"), "security", "--no-pager", "--offline=yes", "--threshold=20"]
     done = subprocess.run([*analyse, str(units[0])], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -147,7 +147,7 @@ def test_systemd_finds_little_exposed(units: list[Path]) -> None:
         ("192.0.2.1", ["192.0.2.1:5555"]),
     ],
 )
-def test_systemd_listens_on_the_address_that_was_asked_for(address: str, listens: list[str], tmp_path: Path) -> None:
+def test_systemd_listens_on_the_given_address(address: str, listens: list[str], tmp_path: Path) -> None:
     socket = tmp_path / "flower-proxy.socket"
     socket.write_text(printed(f"systemd-socket {f'--address={address}' if address else ''}"))
     (tmp_path / "flower-proxy.service").write_text("[Service]\nExecStart=/bin/true\n")
@@ -155,7 +155,7 @@ def test_systemd_listens_on_the_address_that_was_asked_for(address: str, listens
 
 
 def dumped(*units: Path) -> dict[str, list[str]]:
-    """Return the settings that systemd has read from its units, by the names that it gives them."""
+    """Return the settings that systemd parsed, by its own names."""
     verify = [program("systemd-analyze"), "verify", "--man=no", *map(str, units)]
     done = subprocess.run(verify, capture_output=True, text=True, env={**os.environ, "SYSTEMD_LOG_LEVEL": "debug"})
     assert done.returncode == 0, done.stderr
@@ -165,7 +165,7 @@ def dumped(*units: Path) -> dict[str, list[str]]:
     return read
 
 
-def test_there_are_descriptors_for_more_connections_than_by_default() -> None:
+def test_services_raise_the_file_descriptor_limit() -> None:
     django = (PROJECT / "examples" / "django" / "systemd" / "flower-proxy.service").read_text()
     for unit in (printed("systemd"), printed(f"systemd --unix_socket={SOCKET}"), django):
         assert setting(unit, "LimitNOFILE") == ["4096"]
@@ -173,7 +173,7 @@ def test_there_are_descriptors_for_more_connections_than_by_default() -> None:
     assert compose["services"]["flower-proxy"]["ulimits"] == {"nofile": 4096}
 
 
-def test_what_systemd_starts_answers(project: Path) -> None:
+def test_the_command_of_systemd_serves_flower(project: Path) -> None:
     address = Address(free_port())
     unit = adapted(printed(f"systemd {PREFIXED} --port={address.port}"), project, address)
     assert setting(unit, "LoadCredential") == [f"htpasswd:{project}/htpasswd"]
@@ -182,7 +182,7 @@ def test_what_systemd_starts_answers(project: Path) -> None:
 
 
 @pytest.mark.parametrize("words", ["", "--workdir={}"])
-def test_a_unit_printed_in_a_project_starts_that_project(
+def test_a_unit_printed_in_a_project_runs_that_project(
     words: str, project: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     address = Address(free_port())
@@ -198,7 +198,7 @@ def test_a_unit_printed_in_a_project_starts_that_project(
 
 
 @pytest.mark.parametrize("app", ["shop", "shop.celery:app", "server.celery"])
-def test_a_unit_printed_outside_the_project_names_the_usual_folder(app: str, project: Path) -> None:
+def test_a_unit_printed_outside_a_project_has_an_example_folder(app: str, project: Path) -> None:
     (project / "shop").mkdir()
     (project / "server.py").unlink()
     unit = printed(f"systemd -A {app}", cwd=project)
@@ -206,7 +206,7 @@ def test_a_unit_printed_outside_the_project_names_the_usual_folder(app: str, pro
     assert setting(unit, "ExecStart")[0].startswith(f"{INSTALLED} -A {app} ")
 
 
-def test_a_unit_for_another_machine_takes_the_environment_in_its_folder() -> None:
+def test_a_unit_for_another_machine_uses_the_virtual_environment_in_workdir() -> None:
     unit = printed("systemd --workdir=/opt/shop")
     assert setting(unit, "WorkingDirectory") == ["/opt/shop"]
     assert setting(unit, "ExecStart")[0].startswith("/opt/shop/.venv/bin/flower-proxy -A server ")
@@ -226,14 +226,14 @@ def test_a_unit_for_another_machine_takes_the_environment_in_its_folder() -> Non
         (Project(folder="/tmp/app", venv="/tmp/app/.venv", python="/usr"), ["/tmp/app"], "yes"),
     ],
 )
-def test_a_project_that_the_sandbox_hides_is_made_visible(project: Project, visible: list[str], homes: str) -> None:
+def test_a_project_hidden_by_the_sandbox_is_mounted(project: Project, visible: list[str], homes: str) -> None:
     spec = replace(SPEC, project=project)
     unit = render(TARGETS["systemd"], plan(TARGETS["systemd"], spec, OPTIONS))
     assert setting(unit, "BindReadOnlyPaths") == visible
     assert setting(unit, "ProtectHome") == [homes]
 
 
-def test_a_project_s_folder_has_to_be_a_plain_path(tmp_path: Path) -> None:
+def test_the_folder_of_a_project_must_be_a_plain_path(tmp_path: Path) -> None:
     odd = tmp_path / "a b"
     odd.mkdir()
     (odd / "server.py").touch()
@@ -243,20 +243,20 @@ def test_a_project_s_folder_has_to_be_a_plain_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("options", "group"), [("", "www-data"), ("--socket_group=nginx", "nginx")])
-def test_the_proxy_s_group_may_connect_to_the_socket(options: str, group: str) -> None:
+def test_the_group_of_the_proxy_can_connect_to_the_socket(options: str, group: str) -> None:
     socket = printed(f"systemd-socket --unix_socket={SOCKET} {options}")
     assert setting(socket, "SocketGroup") == [group]
     assert setting(socket, "SocketMode") == ["0660"]
-    # Both take the same options
+    # The service accepts the same options
     assert setting(printed(f"systemd --unix_socket={SOCKET} {options}"), "Requires") == ["flower-proxy.socket"]
 
 
-def test_users_are_written_to_their_file_whatever_other_files_there_are() -> None:
+def test_users_are_written_to_the_password_file_with_tls_too() -> None:
     unit = printed("systemd --certfile=/etc/flower/cert.pem --keyfile=/etc/flower/key.pem")
     assert "hash-password --output /etc/flower/htpasswd me" in unit
 
 
-def test_what_systemd_hands_over_is_served(project: Path) -> None:
+def test_a_socket_passed_by_systemd_is_served(project: Path) -> None:
     address = Address(socket_path=project / "flower.sock")
     options = f"{PREFIXED} --unix_socket={SOCKET}"
     unit, socket = (
@@ -269,7 +269,7 @@ def test_what_systemd_hands_over_is_served(project: Path) -> None:
         pass
 
 
-def test_state_is_kept_where_systemd_lets_it_be_written(project: Path) -> None:
+def test_state_is_stored_in_the_state_directory(project: Path) -> None:
     address = Address(free_port())
     unit = adapted(printed(f"systemd {PREFIXED} --persistent --port={address.port}"), project, address)
     assert setting(unit, "StateDirectory") == ["flower-proxy"]
@@ -279,7 +279,7 @@ def test_state_is_kept_where_systemd_lets_it_be_written(project: Path) -> None:
     assert list((project / "flower-proxy").glob("flower.db*")), "shelve may append a suffix"
 
 
-def test_no_secret_is_printed() -> None:
+def test_secrets_are_not_printed() -> None:
     secrets = "--basic_auth=me:hush --cookie_secret=hush --broker=redis://:hush@redis/0 --metrics_auth=p:hush"
     for target in ("systemd", "systemd-socket", "supervisor", "compose", "dockerfile", "kubernetes", "prometheus"):
         text = printed(f"{target} {secrets}")
@@ -294,7 +294,7 @@ def test_no_secret_is_printed() -> None:
 
 @contextlib.contextmanager
 def supervisord(program_section: str, folder: Path) -> Iterator[Path]:
-    """A supervisor with this configuration; what its log says is in the file that is given."""
+    """Run supervisor with this program, and yield its log file."""
     head = "[supervisord]\nnodaemon=true\nloglevel=info\nlogfile=/dev/null\nlogfile_maxbytes=0\n"
     head += f"pidfile={folder}/supervisord.pid\nchildlogdir={folder}\n"
     (folder / "supervisord.conf").write_text(f"{head}\n{program_section}")
@@ -312,46 +312,46 @@ def pids(log: Path) -> list[int]:
     return [int(pid) for pid in re.findall(r"spawned: 'flower-proxy' with pid (\d+)", log.read_text())]
 
 
-def test_supervisor_keeps_it_running(project: Path) -> None:
+def test_supervisor_restarts_a_killed_process(project: Path) -> None:
     address = Address(free_port())
     options = f"{PREFIXED} --port={address.port} --queues={shlex.quote(ODD)}"
     text = adapted(printed(f"supervisor {options}"), project, address)
     with supervisord(text, project) as log:
-        wait_until(lambda: answers(address, "/healthcheck"), what="it answers")
+        wait_until(lambda: answers(address, "/healthcheck"), what="flower-proxy responds")
         assert_answers(address)
-        wait_until(lambda: "entered RUNNING state" in log.read_text(), what="supervisor takes it for running")
+        wait_until(lambda: "entered RUNNING state" in log.read_text(), what="supervisor reports RUNNING")
         (first,) = pids(log)
         assert f"--queues={ODD}" in Path(f"/proc/{first}/cmdline").read_text().split("\0")
         subprocess.run([program("kill"), "-KILL", str(first)], check=True)
-        wait_until(lambda: len(pids(log)) == 2 and answers(address, "/healthcheck"), what="it is started again")
-    assert "stopped: flower-proxy (exit status 0)" in log.read_text(), "it has ended by itself, when it was told to"
+        wait_until(lambda: len(pids(log)) == 2 and answers(address, "/healthcheck"), what="flower-proxy is restarted")
+    assert "stopped: flower-proxy (exit status 0)" in log.read_text(), "it exits on SIGTERM"
     assert "killing 'flower-proxy'" not in log.read_text()
 
 
-def test_supervisor_gives_up_on_a_wrong_option(project: Path) -> None:
+def test_supervisor_gives_up_on_invalid_options(project: Path) -> None:
     text = adapted(printed(f"supervisor {PREFIXED}"), project, Address(free_port()))
     wrong = text.replace(PREFIXED, "--url_prefx=flower")
     assert wrong != text
     with supervisord(wrong, project) as log:
         wait_until(lambda: "entered FATAL state" in log.read_text(), what="supervisor gives up", timeout=60)
-        assert len(pids(log)) == 4, "once, and three times more"
+        assert len(pids(log)) == 4, "one start and three retries"
 
 
 # Containers
 
 
 def container_words(target: str, text: str) -> list[str]:
-    """The words behind flower-proxy, as they arrive in the container."""
+    """Return the arguments of flower-proxy in the container."""
     if target == "dockerfile":
         words: list[str] = json.loads(setting_of_image(text, "CMD"))
     elif target == "compose":
-        # Compose refuses any other dollar sign
+        # Compose rejects any other dollar sign
         words = [
             re.sub(r"\$(.?)", lambda match: {"$": "$"}[match[1]], word)
             for word in documents(text)[0]["services"]["flower-proxy"]["command"]
         ]
     else:
-        # As k8s.io/kubernetes/third_party/forked/golang/expansion does, where no variable is set
+        # Expands like k8s.io/kubernetes/third_party/forked/golang/expansion without variables
         words = [
             re.sub(r"\$(\$|\([^)]*\))", lambda match: "$" if match[1] == "$" else "", word)
             for word in pod(text)["containers"][0]["args"]
@@ -371,26 +371,26 @@ def pod(text: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("target", ["compose", "dockerfile", "kubernetes"])
-def test_what_a_container_starts_answers(target: str, project: Path) -> None:
+def test_the_command_of_a_container_serves_flower(target: str, project: Path) -> None:
     address = Address(free_port())
     words = container_words(target, adapted(printed(f"{target} {PREFIXED}"), project, address))
-    # what Kubernetes sets for a service that is called like this one (P5)
+    # Kubernetes sets these for a service named flower (mher/flower#738)
     injected = {"FLOWER_PORT": "tcp://10.0.0.1:5555", "FLOWER_SERVICE_HOST": "10.0.0.1"}
     with started([FLOWER_PROXY, f"--port={address.port}", *words], project, address, {**SECRETS, **injected}):
         assert "FLOWER_PORT" in (project / "flower.log").read_text()
 
 
 @pytest.mark.parametrize("target", ["compose", "dockerfile", "kubernetes"])
-def test_the_words_arrive_as_they_were_written(target: str) -> None:
+def test_special_characters_are_preserved_in_containers(target: str) -> None:
     assert f"--queues={ODD}" in container_words(target, printed(f"{target} --queues={shlex.quote(ODD)}"))
 
 
-def test_the_image_says_whether_it_is_healthy(project: Path) -> None:
+def test_the_image_has_a_health_check(project: Path) -> None:
     address = Address(free_port())
     text = adapted(printed(f"dockerfile {PREFIXED}"), project, address)
     python, *words = json.loads(setting_of_image(text, "HEALTH"))
     assert python == "python"
-    # nobody listens where the environment says that a proxy is
+    # The health check must ignore this proxy, which does not exist
     check = [sys.executable, *words]
     env = {"http_proxy": f"http://127.0.0.1:{free_port()}"}
     assert subprocess.run(check, capture_output=True, env=env).returncode == 1
@@ -399,7 +399,7 @@ def test_the_image_says_whether_it_is_healthy(project: Path) -> None:
         assert subprocess.run(check, env=env).returncode == 0
 
 
-def test_the_image_runs_as_a_user_that_is_not_root() -> None:
+def test_the_image_does_not_run_as_root() -> None:
     assert re.findall(r"^USER (\d+)", printed("dockerfile"), re.MULTILINE) == ["10001"]
 
 
@@ -433,7 +433,7 @@ def named(schema: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "additionalProperties": schema}
 
 
-# The Compose Specification's, of the keys that are used
+# The used keys of the Compose Specification
 COMPOSE = closed(
     services=named(closed(**SERVICE_OF_COMPOSE)),
     networks=named(closed(ipam=closed(config={"type": "array", "items": IPAM}))),
@@ -443,7 +443,7 @@ COMPOSE = closed(
 
 
 @pytest.mark.parametrize("options", [PREFIXED, "--persistent --metrics_port=9808", "--basic_auth=me:secret"])
-def test_compose_files_are_of_the_schema(options: str) -> None:
+def test_compose_files_are_valid(options: str) -> None:
     file = documents(printed(f"compose {options}"))[0]
     Draft202012Validator(COMPOSE).validate(file)
     for kind in ("secrets", "volumes"):
@@ -452,21 +452,21 @@ def test_compose_files_are_of_the_schema(options: str) -> None:
 
 
 @pytest.mark.parametrize("options", [PREFIXED, "--persistent --metrics_port=9808", "--basic_auth=me:secret"])
-def test_kubernetes_objects_are_of_its_schema(options: str) -> None:
+def test_kubernetes_objects_are_valid(options: str) -> None:
     objects = documents(printed(f"kubernetes {options}"))
     for one in objects:
         kubernetes_validate.validate(one, kubernetes_validate.latest_version(), strict=True)
     assert [one["kind"] for one in objects][:3] == ["Deployment", "Service", "NetworkPolicy"]
 
 
-def test_kubernetes_mounts_what_is_there() -> None:
+def test_kubernetes_mounts_match_the_volumes() -> None:
     for options in (PREFIXED, "--persistent", "--basic_auth=me:secret"):
         spec = pod(printed(f"kubernetes {options}"))
         mounts = {one["name"] for one in spec["containers"][0]["volumeMounts"]}
         assert mounts == {one["name"] for one in spec["volumes"]}
 
 
-def test_kubernetes_asks_what_answers(project: Path) -> None:
+def test_kubernetes_probes_succeed(project: Path) -> None:
     address = Address(free_port())
     text = printed(f"kubernetes {PREFIXED}")
     words = container_words("kubernetes", adapted(text, project, address))
@@ -474,10 +474,10 @@ def test_kubernetes_asks_what_answers(project: Path) -> None:
     with started([FLOWER_PROXY, f"--port={address.port}", *words], project, address, SECRETS):
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             asked = partial(answers, address, container[probe]["httpGet"]["path"])
-            wait_until(asked, what=f"{probe} is answered without a password")
+            wait_until(asked, what=f"{probe} succeeds without a password")
 
 
-# What cannot be had
+# Errors
 
 
 @pytest.mark.parametrize(
@@ -494,12 +494,12 @@ def test_kubernetes_asks_what_answers(project: Path) -> None:
         ("systemd --metrics_port=0", "--metrics_port"),
         ("systemd --strip", "--strip"),
         ("systemd-socket --address=flower.internal", "--address"),
-        ("systemd-socket --unix_socket=/s --socket_group='a b'", "--socket_group: 'a b' is not a group's name"),
-        ("systemd-socket --unix_socket=/s --socket_group=", "--socket_group: '' is not a group's name"),
-        ("systemd-socket --unix_socket=/s --socket_group=33", "--socket_group: '33' is not a group's name"),
-        ("systemd-socket --socket_group=nginx", "--socket_group: a port has no group; leave it out, or add"),
-        ("systemd --socket_group=nginx", "--socket_group: a port has no group; leave it out, or add"),
-        ("compose --socket_group=nginx", "--socket_group: not available for compose; leave it out"),
+        ("systemd-socket --unix_socket=/s --socket_group='a b'", "--socket_group: 'a b' is not a group name"),
+        ("systemd-socket --unix_socket=/s --socket_group=", "--socket_group: '' is not a group name"),
+        ("systemd-socket --unix_socket=/s --socket_group=33", "--socket_group: '33' is not a group name"),
+        ("systemd-socket --socket_group=nginx", "--socket_group: only a unix socket has a group; add"),
+        ("systemd --socket_group=nginx", "--socket_group: only a unix socket has a group; add"),
+        ("compose --socket_group=nginx", "--socket_group: not supported for compose; leave it out"),
         ("prometheus --metrics_auth='a\u2028b:secret'", "--metrics_auth"),
         ("prometheus --metrics_auth='a\u0085b:secret'", "--metrics_auth"),
         ("systemd --tls", "--tls"),
@@ -515,7 +515,7 @@ def test_kubernetes_asks_what_answers(project: Path) -> None:
         ("systemctl", "systemctl"),
     ],
 )
-def test_what_contradicts_is_refused_in_one_line(words: str, named: str) -> None:
+def test_a_contradiction_is_a_one_line_error(words: str, named: str) -> None:
     done = config(*shlex.split(words))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
