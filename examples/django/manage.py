@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Django's commands."""
+"""Django management commands."""
 
 import os
 import sys

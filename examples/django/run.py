@@ -1,7 +1,7 @@
-"""`make example`: all of this on one machine, as on a server, until Ctrl-C; nothing is left behind.
+"""`make example`: the whole example on one machine, in a temporary folder, until Ctrl-C.
 
-A temporary folder stands for the root of the file system: the files beside this one are used as they are, but for that
-root, the ports and the host's name. What a server has besides (Redis, nginx, supervisor itself) is set up here.
+The temporary folder replaces the root of the file system. The files beside this one are used unchanged, except for that
+root, the ports and the host name. This script sets up Redis, nginx and supervisor itself.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from flower_proxy.web.sockets import bind
 HERE = Path(__file__).resolve().parent
 ROOTED = re.compile(r"(?<![\w.])(/(etc/letsencrypt|etc/server|srv/server|var/lib/server|var/log/server)\b)")
 USER = "admin"
-# Those received; what takes long looks here
+# Received signals, which long operations poll
 SIGNALS: list[int] = []
 LOCALHOST = ("127.0.0.1", "::1")
 
@@ -67,7 +67,7 @@ save ""
 dir {root}
 """
 
-# Without a folder of its own for each of these nginx would write below /var
+# By default, nginx writes its temporary files below /var
 NGINX = """
 daemon off;
 user {user};
@@ -89,36 +89,36 @@ http {{
 
 @dataclass(frozen=True)
 class Site:
-    """Where nginx listens for HTTPS."""
+    """The address and port where nginx listens for HTTPS."""
 
     address: str
     port: int
 
     @property
     def listen(self) -> str:
-        """The address and port, as nginx has them."""
+        """The address and port in nginx syntax."""
         return host_and_port(self.address or "*", self.port)
 
     @property
     def hosts(self) -> list[str]:
-        """The hosts that reach it from this machine, and, on all interfaces, those that do so from others."""
+        """The hosts for URLs from this machine and, on all interfaces, from other machines."""
         return ["localhost" if host in LOCALHOST else host for host in hosts_of(self.address)[0]]
 
     @property
     def names(self) -> list[str]:
-        """The subjects of the certificate; a tunnel ends at localhost."""
+        """The subject names of the certificate, with localhost for SSH tunnels."""
         return sorted({"localhost", *LOCALHOST, *self.hosts})
 
     @property
     def allowed_hosts(self) -> str:
-        """Django's ALLOWED_HOSTS: on all interfaces any, since other machines have their own names for this one."""
+        """Django's ALLOWED_HOSTS; any host on all interfaces, as other machines may use any name for this one."""
         if hosts_of(self.address)[1]:
             return "*"
         return ",".join(f"[{name}]" if ":" in name else name for name in self.names)
 
     @property
     def origin(self) -> str:
-        """What a user opens in a browser, preferably from any machine."""
+        """The origin for the browser, if possible one that other machines can reach."""
         beyond = [host for host in self.hosts if not is_loopback(host)]
         return f"https://{host_and_port([*beyond, *self.hosts][0], self.port)}"
 
@@ -144,40 +144,40 @@ def main() -> None:
         root = Path(name).resolve()
         print("Setting up", flush=True)
         _run_site(root, site)
-    print("Ending", flush=True)
+    print("Stopping", flush=True)
 
 
 def _run_site(root: Path, site: Site) -> None:
     """Run the example until a signal.
 
-    :raises KeyboardInterrupt: there was a signal during the set-up.
+    :raises KeyboardInterrupt: a signal arrived during the set-up.
     """
     environ, password = _set_up(root, site)
     with _supervised(root, environ) as supervisord:
 
-        def goes_on() -> bool:
+        def is_running() -> bool:
             time.sleep(0.1)
             return not SIGNALS and supervisord.poll() is None
 
-        while goes_on() and not all(_answers(root, site, path) for path in ("/", "/flower/ready")):
+        while is_running() and not all(_answers(root, site, path) for path in ("/", "/flower/ready")):
             pass
-        if goes_on():
+        if is_running():
             _announce(root, site, password)
         elif SIGNALS:
-            # supervisord loses its SIGTERM to programs that it is starting, and then waits a minute for the worker
+            # supervisord's SIGTERM to a starting program can get lost, after which it waits a minute for the worker
             supervisord.kill()
-        while goes_on():
+        while is_running():
             pass
         if not SIGNALS:
             print((root / "var/log/server/supervisord.log").read_text(), file=sys.stderr)
-            sys.exit("supervisor has ended; this was its log")
+            sys.exit("supervisor exited; see its log above")
 
 
 def _set_up(root: Path, site: Site) -> tuple[dict[str, str], str]:
-    """Fill the folder that stands for the root of the file system.
+    """Fill the folder that replaces the root of the file system.
 
-    :returns: the environment for what runs there, and the password of `USER`.
-    :raises KeyboardInterrupt: there was a signal.
+    :returns: the environment for the programs, and the password of `USER`.
+    :raises KeyboardInterrupt: a signal arrived.
     """
     for folder in ("etc/server", "tmp", "var/lib/server/media", "var/log/server"):
         (root / folder).mkdir(parents=True)
@@ -188,7 +188,7 @@ def _set_up(root: Path, site: Site) -> tuple[dict[str, str], str]:
     passwords = {name: secrets.token_urlsafe(12) for name in ("redis", "metrics", USER)}
     environ = {
         **{name: value for name, value in os.environ.items() if not name.startswith(("CELERY_", "DJANGO_", "FLOWER_"))},
-        # What a killed worker leaves there goes with the rest
+        # Temporary files of a killed worker are deleted with the folder
         "TMPDIR": f"{root}/tmp",
         "DJANGO_ALLOWED_HOSTS": site.allowed_hosts,
         "DJANGO_SECRET_KEY": secrets.token_urlsafe(48),
@@ -229,20 +229,20 @@ def _set_up(root: Path, site: Site) -> tuple[dict[str, str], str]:
 
 
 def as_run(root: Path, text: str, changes: Mapping[str, str]) -> str:
-    """Return what a file of this folder says, for this root and with these changes."""
+    """Return the text of a file for this root, with these replacements."""
     if changes:
         text = re.sub("|".join(map(re.escape, changes)), lambda match: changes[match[0]], text)
     return ROOTED.sub(rf"{root}\1", text)
 
 
 def _write(path: Path, text: str) -> None:
-    # Readable by its owner alone, from the beginning
+    # Created with a private mode, as files contain passwords
     with open(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
 
 
 def _free_ports(count: int) -> list[int]:
-    """Return ports for servers, below those that Linux gives to clients."""
+    """Return free ports below the ephemeral range of Linux."""
     found: list[int] = []
     for port in random.sample(range(16_000, 32_000), 1000):
         with contextlib.suppress(OSError), socket.socket() as probe:
@@ -254,7 +254,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _program(name: str) -> str:
-    # Debian keeps nginx where only root's PATH looks
+    # Debian installs nginx to /usr/sbin, which is only on root's PATH
     path = shutil.which(name, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
     if path is None:
         sys.exit(f"{name} is not installed: sudo apt-get install {name}")
@@ -281,25 +281,25 @@ def _run(
 ) -> str:
     if SIGNALS:
         raise KeyboardInterrupt
-    # In a session of its own, where Ctrl-C does not reach it
+    # A separate session keeps Ctrl-C from the process
     ended = subprocess.run(
         command, input=text, env=environ, cwd=cwd, capture_output=True, text=True, start_new_session=True
     )
     if ended.returncode:
-        sys.exit(f"{ended.stderr}\nThis failed: {shlex.join(command)}")
+        sys.exit(f"{ended.stderr}\nCommand failed: {shlex.join(command)}")
     return ended.stdout
 
 
 @contextlib.contextmanager
 def _supervised(root: Path, environ: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run supervisor with everything, and end both with the block; at once if a second signal comes."""
+    """Run supervisor and its programs; stop them at the end of the block, immediately after a second signal."""
     supervisord = subprocess.Popen(
         [sys.executable, "-m", "supervisor.supervisord", "-c", str(root / "etc/supervisord.conf")],
         env=environ,
         cwd=root,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        # Where Ctrl-C does not reach it, and by which all that it starts can be found
+        # A separate session keeps Ctrl-C from the processes, and identifies them
         start_new_session=True,
     )
     try:
@@ -308,7 +308,7 @@ def _supervised(root: Path, environ: dict[str, str]) -> Iterator[subprocess.Pope
         supervisord.terminate()
         while supervisord.poll() is None and len(SIGNALS) < 2:
             time.sleep(0.1)
-        # What a killed worker has left
+        # Remaining child processes of a killed worker
         for pid in _session(supervisord.pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -335,11 +335,11 @@ def _announce(root: Path, site: Site, password: str) -> None:
     login = f"user {USER}, password {password}"
     for what, path, users in (("Django", "/", "public"), ("Admin", "/admin/", login), ("Flower", "/flower/", login)):
         print(f"{what:7} {site.origin}{path:9} {users}")
-    print("The browser warns: the certificate is self-signed.")
+    print("The browser warns: the certificate is self-signed")
     print(f"Logs    {root}/var/log/server")
     if command := tunnel(site.address, site.port):
-        print(f"From another machine, where HOST is this one: {command}")
-    print("Ctrl-C ends it", flush=True)
+        print(f"From another machine, open a tunnel to this one (HOST): {command}")
+    print("Press Ctrl-C to stop", flush=True)
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ ANNOUNCED = re.compile(
     r"Flower  (?P=origin)/flower/ +(?P=login)\n"
     r"The browser warns: .*\n"
     r"Logs    (?P<root>\S+)/var/log/server\n"
-    r"(?:From another machine, where HOST is this one: (?P<tunnel>ssh .*)\n)?"
-    r"Ctrl-C ends it\n"
+    r"(?:From another machine, open a tunnel to this one \(HOST\): (?P<tunnel>ssh .*)\n)?"
+    r"Press Ctrl-C to stop\n"
 )
 DISPLAYED = {"DISPLAY": ":0", "SSH_CONNECTION": ""}
 as_run = runpy.run_path(str(FOLDER / "run.py"))["as_run"]
@@ -124,7 +124,7 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Example]:
         # As a terminal sends it: to make, to this, and to all they have started there
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=60) == 0
-        assert log.read_text().endswith("\nEnding\n")
+        assert log.read_text().endswith("\nStopping\n")
         nothing_is_left(folder)
         assert elsewhere() == before
         assert not address.accepts()
@@ -352,7 +352,7 @@ def test_it_can_be_ended_while_it_is_set_up(tmp_path: Path) -> None:
     ) as process:
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=30) == 0
-    assert log.read_text() == "Setting up\nEnding\n"
+    assert log.read_text() == "Setting up\nStopping\n"
     nothing_is_left(folder)
 
 
@@ -373,7 +373,7 @@ def test_programs_that_are_starting_are_not_waited_for(tmp_path: Path) -> None:
         os.killpg(process.pid, signal.SIGINT)
         assert process.wait(timeout=60) == 0
     assert not (tmp_path / "asked").exists()
-    assert log.read_text() == "Setting up\nEnding\n"
+    assert log.read_text() == "Setting up\nStopping\n"
     nothing_is_left(folder)
 
 

@@ -1,4 +1,4 @@
-"""What gunicorn serves."""
+"""The ASGI application for gunicorn."""
 
 import os
 

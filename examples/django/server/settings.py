@@ -1,15 +1,15 @@
-"""Django's settings. What differs from machine to machine, and what is secret, comes from the environment."""
+"""Django settings; secrets and machine-specific values come from the environment."""
 
 import os
 from pathlib import Path
 
 SECRET_KEY = os.environ["DJANGO_SECRET_KEY"]
 ALLOWED_HOSTS = os.environ["DJANGO_ALLOWED_HOSTS"].split(",")
-# Everything that changes while it runs
+# The folder for the database, static files and uploads
 DATA = Path(os.environ["SERVER_DATA"])
 
 INSTALLED_APPS = [
-    # Before the admin, whose base_site.html it extends
+    # Precedes the admin, whose base_site.html it overrides
     "server",
     "django.contrib.admin",
     "django.contrib.auth",
@@ -47,15 +47,15 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 TIME_ZONE = "UTC"
 USE_TZ = True
 
-# nginx serves both
+# Served by nginx
 STATIC_URL, STATIC_ROOT = "/static/", DATA / "static"
 MEDIA_URL, MEDIA_ROOT = "/media/", DATA / "media"
 
-# nginx speaks TLS, and uvicorn believes it: it is on this machine
+# nginx terminates TLS, and uvicorn trusts forwarded headers from loopback
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = True
 
 CELERY_BROKER_URL = CELERY_RESULT_BACKEND = os.environ["CELERY_BROKER_URL"]
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
-# Flower then sees tasks that wait, too
+# Lets Flower show waiting tasks
 CELERY_TASK_SEND_SENT_EVENT = True
 CELERY_BEAT_SCHEDULE = {"add every ten seconds": {"task": "server.tasks.add", "schedule": 10, "args": (3, 4)}}

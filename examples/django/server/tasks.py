@@ -1,4 +1,4 @@
-"""A task that is quick, one that is slow, and one that fails."""
+"""Tasks that succeed quickly, take long, and fail."""
 
 import time
 
@@ -13,7 +13,7 @@ def add(x: int = 1, y: int = 2) -> int:
 
 @shared_task(bind=True)
 def report(self: Task, seconds: float = 5) -> str:
-    """Write a file that the front page links to."""
+    """Write a report, which the front page links to."""
     time.sleep(seconds)
     path = settings.MEDIA_ROOT / f"report-{self.request.id}.txt"
     path.write_text(f"This took {seconds} seconds.\n", encoding="utf-8")

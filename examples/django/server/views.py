@@ -20,14 +20,14 @@ def front(request: HttpRequest) -> HttpResponse:
 
 @require_POST
 def send(request: HttpRequest) -> HttpResponse:
-    """Send a task, for staff only."""
+    """Send a task on behalf of a staff user."""
     if not request.user.is_authenticated:
-        # Not back to this URL, which accepts POST only
+        # Redirects to the front page, as this URL accepts only POST
         return redirect_to_login(reverse("front"))
     if not request.user.is_staff:
         raise PermissionDenied
     task = SENDABLE.get(request.POST.get("task", ""))
     if task is None:
-        return HttpResponse("There is no such task", status=400)
+        return HttpResponse("Unknown task", status=400)
     messages.success(request, f"Sent {task.name} as {task.delay().id}")
     return redirect("front")
