@@ -1,4 +1,4 @@
-"""The Makefile checks its prerequisites before it creates anything, and installs packages only with ``INSTALL=1``."""
+"""The prerequisites of the Makefile: checks before any file is created, and installation with ``INSTALL=1``."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import pytest
 
 from tests.support.processes import PROJECT, program, wait_until
 
-# Without these neither make nor the script runs
+# The programs that make and the script use
 TOOLS = "make sh bash env echo dirname find rm mv ln chmod touch sleep systemctl"
 EXAMPLE = ("nginx", "redis-server", "openssl")
 POLICY = "usr/sbin/policy-rc.d"
 UNIT = "[Unit]\n[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=multi-user.target\n"
 
-# Records its arguments and the policy of that time; `install` makes the programs and enables a service as Debian does
+# Records its arguments and the policy; `install` creates the programs and enables a service, as on Debian
 APT_GET = """#!/bin/sh
 echo "$@" >> {folder}/apt-get
 case $1 in install) ;; *) exit 0 ;; esac
@@ -34,7 +34,7 @@ ln -s /lib/systemd/system/nginx.service {wants}/nginx.service
 
 
 class Machine:
-    """A copy of the Makefile on a machine that has only `bin`; `root` stands for the root of its file system."""
+    """A copy of the Makefile with only `bin` on the PATH; `root` replaces the root of the file system."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.bin, self.root, self.clone = folder, folder / "bin", folder / "root", folder / "clone"
@@ -50,7 +50,7 @@ class Machine:
         (self.clone / "examples/django").mkdir(parents=True)
         for name in ("Makefile", "pyproject.toml", "examples/django/requirements.txt"):
             shutil.copy(PROJECT / name, self.clone / name)
-        # As on Debian without python3-venv
+        # Simulates Debian without python3-venv
         (self.absent / "ensurepip.py").write_text("raise ModuleNotFoundError(\"No module named 'ensurepip'\")\n")
         self.script("python3", f'PYTHONPATH={self.absent} exec {sys.executable} "$@"\n')
         self.user(0)
@@ -83,18 +83,18 @@ class Machine:
         )
 
     def refusal(self, *arguments: str) -> str:
-        """Return the error of a make that fails, without make's own last line; nothing was created."""
+        """Return the error of a failing make, without the last line, and assert that no file is created."""
         before = sorted(self.folder.rglob("*"))
         with self.command(*arguments) as process:
-            said, errors = process.communicate(timeout=60)
-        assert (process.returncode, said) == (2, "")
+            output, errors = process.communicate(timeout=60)
+        assert (process.returncode, output) == (2, "")
         assert sorted(self.folder.rglob("*")) == before
         lines = [line for line in errors.splitlines() if not line.startswith("make: ***")]
         assert len(lines) == 1, errors
         return lines[0]
 
     def venv(self) -> str:
-        """Create a virtual environment that records what it is started with, and return the argument for make."""
+        """Create a virtual environment that records its commands, and return the argument for make."""
         (self.clone / "ready/bin").mkdir(parents=True)
         for name in ("python", "pip", "flower-proxy"):
             path = self.clone / "ready/bin" / name
@@ -123,65 +123,67 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 
 @pytest.mark.parametrize("target", ["demo", "lint"])
-def test_a_python_without_venv_is_refused_before_anything_is_created(machine: Machine, target: str) -> None:
+def test_a_python_without_venv_is_an_error_before_files_are_created(machine: Machine, target: str) -> None:
     machine.user(1000)
-    said = machine.refusal(target)
-    assert said.startswith("Missing: venv of python3. Install: sudo apt-get install python3-venv;")
+    error = machine.refusal(target)
+    assert error.startswith("Missing: venv of python3. Install: sudo apt-get install python3-venv;")
 
 
-def test_everything_missing_is_in_one_line_with_its_packages(machine: Machine) -> None:
+def test_one_line_lists_everything_missing_with_its_packages(machine: Machine) -> None:
     machine.user(1000)
-    said = machine.refusal("example")
-    assert said.startswith("Missing: venv of python3, nginx, openssl, redis-server. Install: sudo apt-get install ")
-    assert " install python3-venv nginx openssl redis-server;" in said
-    assert "INSTALL=1" in said
+    error = machine.refusal("example")
+    assert error.startswith("Missing: venv of python3, nginx, openssl, redis-server. Install: sudo apt-get install ")
+    assert " install python3-venv nginx openssl redis-server;" in error
+    assert "INSTALL=1" in error
 
 
-def test_the_tests_name_the_packages_of_their_programs(machine: Machine) -> None:
-    said = machine.refusal("test")
-    _, _, packages = said.partition(" install ")
+def test_packages_for_the_tests_are_listed(machine: Machine) -> None:
+    error = machine.refusal("test")
+    _, _, packages = error.partition(" install ")
     assert {"apache2-bin", "apache2-utils", "prometheus", "chromium-driver"} <= set(packages.partition(";")[0].split())
     assert packages.count("prometheus") == 1
 
 
 def test_several_goals_are_checked_together(machine: Machine) -> None:
-    said = machine.refusal("lint", "example")
-    assert "nginx" in said
+    error = machine.refusal("lint", "example")
+    assert "nginx" in error
 
 
 def test_root_needs_no_sudo(machine: Machine) -> None:
     assert "Install: apt-get install python3-venv;" in machine.refusal("demo")
 
 
-def test_no_package_is_named_where_there_is_no_apt_get(machine: Machine) -> None:
+def test_without_apt_get_no_packages_are_listed(machine: Machine) -> None:
     (machine.bin / "apt-get").unlink()
-    assert machine.refusal("demo") == "Missing: venv of python3. Install them with the machine's package manager."
+    assert machine.refusal("demo") == "Missing: venv of python3. Install them with your package manager."
 
 
-def test_no_python_at_all_is_missing(machine: Machine) -> None:
+def test_a_missing_python_is_an_error(machine: Machine) -> None:
     (machine.bin / "python3").unlink()
     assert machine.refusal("demo").startswith("Missing: python3. Install: apt-get install python3-venv;")
 
 
-def test_a_python_that_is_too_old_is_refused(machine: Machine) -> None:
+def test_an_old_python_is_an_error(machine: Machine) -> None:
     (machine.absent / "sitecustomize.py").write_text("import sys; sys.version_info = (3, 9, 0)")
-    said = machine.refusal("example")
-    assert said.startswith("Missing: Python 3.10 or newer (python3 is 3.9; name another one: PYTHON=python3.13), ngin")
-    assert "python3-venv" not in said
+    error = machine.refusal("example")
+    assert error.startswith(
+        "Missing: Python 3.10 or newer (python3 is 3.9; choose another one with PYTHON=python3.13), "
+    )
+    assert "python3-venv" not in error
 
 
-def test_a_python_by_its_path_needs_no_package_of_debian(machine: Machine) -> None:
-    said = machine.refusal("demo", f"PYTHON={machine.bin}/python3")
-    assert said == f"Missing: venv of {machine.bin}/python3 (name another one: PYTHON=python3.13)."
+def test_a_python_given_by_path_has_no_package(machine: Machine) -> None:
+    error = machine.refusal("demo", f"PYTHON={machine.bin}/python3")
+    assert error == f"Missing: venv of {machine.bin}/python3 (choose another one with PYTHON=python3.13)."
 
 
-def test_a_virtual_environment_that_exists_needs_no_other_python(machine: Machine) -> None:
+def test_an_existing_virtual_environment_needs_no_python(machine: Machine) -> None:
     with machine.command("demo", machine.venv(), "PYTHON=python3.99", "ARGS=--port 8000") as process:
         assert process.communicate(timeout=60) == ("", "")
     assert machine.recorded("started") == ["flower-proxy demo --port 8000"]
 
 
-def test_a_dry_run_and_help_check_nothing(machine: Machine) -> None:
+def test_dry_runs_and_help_do_not_check_prerequisites(machine: Machine) -> None:
     for arguments in (["-n", "example"], ["help"], ["clean"]):
         with machine.command(*arguments) as process:
             assert process.communicate(timeout=60)[1] == ""
@@ -193,22 +195,22 @@ def test_a_dry_run_and_help_check_nothing(machine: Machine) -> None:
 
 def test_install_needs_root(machine: Machine) -> None:
     machine.user(1000)
-    said = machine.refusal("demo", "INSTALL=1")
-    assert said.startswith("Missing: venv of python3. INSTALL=1 needs root. Install: sudo apt-get install python3-")
+    error = machine.refusal("demo", "INSTALL=1")
+    assert error.startswith("Missing: venv of python3. INSTALL=1 needs root. Install: sudo apt-get install python3-")
 
 
 def test_install_needs_apt_get(machine: Machine) -> None:
     (machine.bin / "apt-get").unlink()
-    said = machine.refusal("demo", "INSTALL=1")
-    assert said.startswith("Missing: venv of python3. INSTALL=1 needs apt-get. Install them ")
+    error = machine.refusal("demo", "INSTALL=1")
+    assert error.startswith("Missing: venv of python3. INSTALL=1 needs apt-get. Install them ")
 
 
-def test_a_python_that_is_too_old_is_refused_before_anything_is_installed(machine: Machine) -> None:
+def test_an_old_python_is_an_error_before_packages_are_installed(machine: Machine) -> None:
     (machine.absent / "sitecustomize.py").write_text("import sys; sys.version_info = (3, 9, 0)")
     assert machine.refusal("example", "INSTALL=1").startswith("Missing: Python 3.10 or newer ")
 
 
-def test_what_is_installed_is_neither_started_nor_enabled(machine: Machine) -> None:
+def test_installed_services_are_neither_started_nor_enabled(machine: Machine) -> None:
     enabled = machine.wants / "mine.service"
     enabled.symlink_to("/lib/systemd/system/mine.service")
     with machine.command("example", "INSTALL=1", machine.venv()) as process:
@@ -223,7 +225,7 @@ def test_what_is_installed_is_neither_started_nor_enabled(machine: Machine) -> N
     assert machine.recorded("started") == ["python examples/django/run.py"]
 
 
-def test_nothing_is_installed_where_nothing_is_missing(machine: Machine) -> None:
+def test_without_missing_programs_nothing_is_installed(machine: Machine) -> None:
     machine.user(1000)
     for name in EXAMPLE:
         machine.script(name, "")
@@ -233,7 +235,7 @@ def test_nothing_is_installed_where_nothing_is_missing(machine: Machine) -> None
 
 
 @pytest.mark.parametrize("meanwhile", ["exit 100", ""], ids=["fails", "succeeds"])
-def test_the_policy_of_the_machine_is_restored(machine: Machine, meanwhile: str) -> None:
+def test_an_existing_policy_is_restored(machine: Machine, meanwhile: str) -> None:
     policy = machine.root / POLICY
     policy.write_text("#!/bin/sh\nexit 0\n")
     policy.chmod(0o750)
@@ -247,10 +249,10 @@ def test_the_policy_of_the_machine_is_restored(machine: Machine, meanwhile: str)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_no_policy_stays_after_an_interrupt(machine: Machine, number: signal.Signals) -> None:
+def test_the_policy_is_removed_after_a_signal(machine: Machine, number: signal.Signals) -> None:
     machine.apt_get(f"touch {machine.folder}/installing; exec sleep 600")
     with machine.command("example", "INSTALL=1", machine.venv()) as process:
-        wait_until((machine.folder / "installing").exists, what="apt-get installs")
+        wait_until((machine.folder / "installing").exists, what="apt-get runs")
         os.killpg(process.pid, number)
         process.communicate(timeout=60)
     assert process.returncode != 0
@@ -259,7 +261,7 @@ def test_no_policy_stays_after_an_interrupt(machine: Machine, number: signal.Sig
     assert machine.recorded("started") == []
 
 
-def test_a_package_that_cannot_be_installed_ends_it(machine: Machine) -> None:
+def test_a_failed_installation_stops_make(machine: Machine) -> None:
     machine.apt_get("exit 100")
     with machine.command("example", "INSTALL=1", machine.venv()) as process:
         process.communicate(timeout=60)
@@ -268,14 +270,14 @@ def test_a_package_that_cannot_be_installed_ends_it(machine: Machine) -> None:
     assert machine.recorded("started") == []
 
 
-def test_the_environment_can_ask_for_it_too(machine: Machine) -> None:
+def test_install_can_be_set_in_the_environment(machine: Machine) -> None:
     with machine.command("example", machine.venv(), INSTALL="1") as process:
         process.communicate(timeout=60)
     assert process.returncode == 0
     assert len(machine.recorded("apt-get")) == 2
 
 
-def test_ci_installs_what_is_missing(machine: Machine) -> None:
+def test_ci_installs_missing_packages(machine: Machine) -> None:
     machine.apt_get("exit 100")
     with machine.command(program=str(machine.clone / ".ci/run")) as process:
         process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""The corrected flower.js and the configurations are there however the package was installed."""
+"""The package contains the corrected flower.js and the templates in each kind of installation."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ def check(command: list[str], folder: Path, **env: str) -> None:
     assert "function show_alert(" in script
 
 
-def test_from_an_installed_wheel_and_from_an_editable_install(dist: Path, tmp_path: Path) -> None:
+def test_wheel_and_editable_install_are_complete(dist: Path, tmp_path: Path) -> None:
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=True)
-    for what in ([str(next(dist.glob("*.whl")))], ["--no-deps", "--editable", str(PROJECT)]):
-        pip = [str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet", *what]
+    for requirement in ([str(next(dist.glob("*.whl")))], ["--no-deps", "--editable", str(PROJECT)]):
+        pip = [str(environment / "bin" / "python"), "-m", "pip", "install", "--quiet", *requirement]
         subprocess.run(pip, check=True, capture_output=True)
         check([str(environment / "bin" / "flower-proxy")], tmp_path)
 
 
-def test_from_an_unpacked_source_archive(dist: Path, tmp_path: Path) -> None:
+def test_the_source_archive_is_complete(dist: Path, tmp_path: Path) -> None:
     with tarfile.open(next(dist.glob("*.tar.gz"))) as archive:
         archive.extractall(tmp_path, filter="data") if sys.version_info >= (3, 12) else archive.extractall(tmp_path)
     source = next(tmp_path.glob("flower_proxy-*"))
@@ -60,14 +60,14 @@ def test_from_an_unpacked_source_archive(dist: Path, tmp_path: Path) -> None:
 
 
 def sh(command: str, environment: Path, folder: Path) -> str:
-    """Run it in this folder, with this virtual environment active, and return what it prints."""
+    """Run a shell command with an active virtual environment, and return its output."""
     env = {**os.environ, "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}"}
     here = command.replace(REQUIREMENT, str(PROJECT)).replace("/srv/app/.venv", str(environment))
     return subprocess.run(["sh", "-ec", here], check=True, capture_output=True, text=True, cwd=folder, env=env).stdout
 
 
-def test_the_commands_of_readme_and_dockerfile_install_it(tmp_path: Path) -> None:
-    """The clone is this folder, and a virtual environment stands for the image."""
+def test_the_commands_of_readme_and_dockerfile_install_the_package(tmp_path: Path) -> None:
+    """A virtual environment replaces the image."""
     environment = tmp_path / "venv"
     venv.create(environment, with_pip=True)
     (install,) = re.findall(r"^    (pip install .*)$", (PROJECT / "README.md").read_text(), re.MULTILINE)
@@ -88,7 +88,7 @@ def test_the_commands_of_readme_and_dockerfile_install_it(tmp_path: Path) -> Non
     assert "flower-proxy" in sh("flower-proxy --version", environment, image)
 
 
-def test_what_is_installed_is_where_it_is_published() -> None:
+def test_all_files_install_the_same_requirement() -> None:
     files = [
         file for file in (PROJECT / "examples").rglob("*") if file.is_file() and file.suffix not in (".png", ".pyc")
     ]
