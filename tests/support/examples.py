@@ -1,4 +1,4 @@
-"""Each proxy configuration that ``flower-proxy config`` prints, run with a real proxy and Flower behind it."""
+"""Proxy configurations that ``flower-proxy config`` prints, run in a real proxy in front of Flower."""
 
 from __future__ import annotations
 
@@ -17,21 +17,20 @@ from .proxies import OWN_SERVERS, proxy, substitute
 from .standins import HostApplication, IdentityProvider, serving
 
 README = "README.md"
-# The ways in that an example's comment names, in place of the password that the tests give Flower otherwise
-WAYS_IN = {"auth_file", "auth_header"}
+# Without one of these in an example's command, the tests add --basic_auth
+AUTH_OPTIONS = {"auth_file", "auth_header"}
 SOCKET = "/run/flower/flower.sock"
-BY_HEADER = "--url_prefix=flower --auth_header=X-Forwarded-User"
-ASKED_BY_NGINX, ASKED_BY_APACHE = (f"{kind} {BY_HEADER} --proxy_basic_auth" for kind in ("nginx", "apache"))
-KNOWN_TO_CADDY = f"caddy {BY_HEADER} --forward_auth=http://127.0.0.1:4180"
-# What is printed for these words has no file
+_AUTH_HEADER = "--url_prefix=flower --auth_header=X-Forwarded-User"
+PROXY_BASIC_AUTH = [f"{kind} {_AUTH_HEADER} --proxy_basic_auth" for kind in ("nginx", "apache")]
+_CADDY_FORWARD_AUTH = f"caddy {_AUTH_HEADER} --forward_auth=http://127.0.0.1:4180"
+# Arguments of `flower-proxy config` whose output is in no file
 VARIANTS = [
-    ASKED_BY_NGINX,
+    *PROXY_BASIC_AUTH,
     f"nginx --url_prefix=flower --strip --tls --unix_socket={SOCKET}",
     "apache --url_prefix=flower --proxy_basic_auth --auth_file=/etc/flower/htpasswd",
-    ASKED_BY_APACHE,
     "apache --url_prefix=flower --tls",
     f"apache --url_prefix=flower --strip --unix_socket={SOCKET}",
-    KNOWN_TO_CADDY,
+    _CADDY_FORWARD_AUTH,
     "caddy --url_prefix=flower --tls",
     f"caddy --url_prefix=flower --strip --unix_socket={SOCKET}",
     "haproxy --url_prefix=flower --tls",
@@ -44,20 +43,22 @@ RUN = ("nginx/", "apache/", "caddy/", "haproxy/")
 FILES = [README, *(name for name in (*EXAMPLES, *BY_HAND) if name.startswith(RUN))]
 CASES = [*FILES, *VARIANTS]
 WITH_TLS = [name for name in CASES if "tls" in name]
-BY_PROVIDER = ["nginx/auth_request.conf", KNOWN_TO_CADDY]
-BY_PASSWORD = [
+FORWARD_AUTH = ["nginx/auth_request.conf", _CADDY_FORWARD_AUTH]
+SHARED_HTPASSWD = [
     "nginx/auth_basic.conf",
     "apache --url_prefix=flower --proxy_basic_auth --auth_file=/etc/flower/htpasswd",
 ]
-BY_WORD = [ASKED_BY_NGINX, ASKED_BY_APACHE]
 
 
 @dataclass(frozen=True)
 class Example:
-    """One of the files, with everything running that it speaks of."""
+    """A running proxy and the servers behind it.
+
+    :ivar public: the address of the proxy.
+    :ivar plain: its address without TLS.
+    """
 
     public: Address
-    # where it answers without TLS
     plain: Address
 
     @property
@@ -72,13 +73,13 @@ class Example:
         source: str = "127.0.0.1",
         headers: Mapping[str, str] | None = None,
     ) -> Answer:
-        """Ask as somebody who may enter."""
-        known = {**basic(CREDENTIALS), "Cookie": IdentityProvider.SESSION}
-        return request(self.public, path, method=method, source=source, headers={**known, **(headers or {})})
+        """Send an authenticated request."""
+        authenticated = {**basic(CREDENTIALS), "Cookie": IdentityProvider.SESSION}
+        return request(self.public, path, method=method, source=source, headers={**authenticated, **(headers or {})})
 
 
 def read(name: str) -> tuple[str, dict[str, str]]:
-    """The configuration, and the options with which its comment says to start Flower."""
+    """Return the configuration and the options of the Flower command in its comment."""
     if name == README:
         text = (PROJECT / README).read_text()
         (block,) = re.findall(r"```nginx\n(.*?)```", text, re.DOTALL)
@@ -99,7 +100,7 @@ def served(
     *,
     provider: type[IdentityProvider] = IdentityProvider,
 ) -> Iterator[tuple[Address, Address]]:
-    """Run the proxy with the configuration, in front of this Flower; tell where it is: publicly, and without TLS."""
+    """Run the proxy with the configuration in front of this Flower; yield its public address and that without TLS."""
     text, _ = read(name)
     kind = "nginx" if name == README else re.split("[ /]", name)[0]
     plain, tls = Address(free_port()), Address(free_port(), tls=True)
@@ -111,25 +112,25 @@ def served(
             table["127.0.0.1:8000"] = str(stack.enter_context(serving(HostApplication)))
         stack.enter_context(proxy(kind, substitute(text, table), folder, plain=plain, tls=tls, files=files))
         public = tls if name in WITH_TLS else plain
-        wait_until(public.accepts, what=f"{kind} listens at both ports")
+        wait_until(public.accepts, what=f"{kind} listens on both ports")
         yield public, plain
 
 
 @contextlib.contextmanager
-def standing(
+def deployed(
     name: str, worker: Broker, files: Mapping[str, str], folder: Path, options: Sequence[str] = ()
 ) -> Iterator[Example]:
-    """Run Flower as the file's comment says, with these options too, and the proxy with the file."""
-    _, said = read(name)
+    """Run Flower with the command in the file's comment and these options, and the proxy with the file."""
+    _, documented = read(name)
     with launch(
         "ours",
         worker,
         folder,
-        url_prefix=said.pop("url_prefix", ""),
-        unix_socket=bool(said.pop("unix_socket", "")),
-        authenticates=not WAYS_IN & said.keys(),
+        url_prefix=documented.pop("url_prefix", ""),
+        unix_socket=bool(documented.pop("unix_socket", "")),
+        authenticates=not AUTH_OPTIONS & documented.keys(),
         options=[
-            *(f"--{option}={files.get(value, value)}" for option, value in said.items() if option != "address"),
+            *(f"--{option}={files.get(value, value)}" for option, value in documented.items() if option != "address"),
             *options,
         ],
     ) as flower:

@@ -1,4 +1,4 @@
-"""Start a real program on loopback, wait until it is ready, and stop it for sure."""
+"""Programs that tests start on loopback, and HTTP requests to them."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Address:
-    """Where a program listens: a TCP port on loopback or a unix socket."""
+    """The address of a server: a TCP port on loopback or a unix socket."""
 
     port: int = 0
     socket_path: Path | None = None
     tls: bool = False
 
     def __str__(self) -> str:
-        """As nginx writes it after ``http://``."""
+        """Format it as in nginx's ``proxy_pass http://...``."""
         return f"unix:{self.socket_path}" if self.socket_path else f"127.0.0.1:{self.port}"
 
     def connect(self, source: str = "127.0.0.1") -> socket.socket:
-        """Connect, from this address of loopback's."""
+        """Connect from this loopback address."""
         if self.socket_path is None:
             connection = socket.create_connection(("127.0.0.1", self.port), timeout=10, source_address=(source, 0))
-            # some proxies look for the certificate by that name
+            # Some proxies select the certificate by SNI
             return tls_context().wrap_socket(connection, server_hostname="localhost") if self.tls else connection
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(10)
@@ -63,7 +63,7 @@ class Address:
 
 
 def tls_context() -> ssl.SSLContext:
-    """What makes no fuss about a certificate that signs itself."""
+    """Return a context that accepts self-signed certificates."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -82,10 +82,10 @@ class Answer:
 
 
 def _own_ports() -> Iterator[int]:
-    """Yield the ports of this pytest-xdist worker's range in turn, so that none is given away twice in a short time."""
+    """Yield the ports of this pytest-xdist worker's range in turn, so that none is assigned twice in a short time."""
     size = 1000
     first = 16_000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 16 * size
-    # Another run of the tests on the same machine begins elsewhere
+    # Another run of the tests on the same machine starts at another port
     yield from (first + number % size for number in itertools.count(random.randrange(size)))
 
 
@@ -93,9 +93,9 @@ _PORTS = _own_ports()
 
 
 def free_port() -> int:
-    """Return a port for a server, which may be restarted there: no client uses it as its own end meanwhile.
+    """Return a port for a server that may restart: one below Linux's ephemeral ports, which start at 32768.
 
-    Linux gives clients ports from 32768 on; a client that connects to a closed port of that range may even reach itself.
+    Meanwhile, no client is assigned the port, nor can one connect to itself there.
     """
     for port in itertools.islice(_PORTS, 100):
         with contextlib.suppress(OSError), socket.socket() as probe:
@@ -105,8 +105,8 @@ def free_port() -> int:
 
 
 def program(name: str) -> str:
-    """The path of an installed program."""
-    # Debian keeps nginx where only root's PATH looks
+    """Return the path of an installed program."""
+    # Debian installs nginx in /usr/sbin, which is only on root's PATH
     path = shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
     if path is None:
         raise FileNotFoundError(f"{name} is not installed")
@@ -122,7 +122,7 @@ def request(
     headers: Mapping[str, str] | None = None,
     source: str = "127.0.0.1",
 ) -> Answer:
-    """One request, sent as it is written: nothing is normalised and no redirect is followed."""
+    """Send one request without normalizing its path, and return the response without following redirects."""
     connection = http.client.HTTPConnection("localhost", address.port or None, timeout=10)
     connection.sock = address.connect(source)
     with contextlib.closing(connection):
@@ -132,7 +132,7 @@ def request(
 
 
 def basic(credentials: str) -> dict[str, str]:
-    """The header that carries ``user:password``."""
+    """Return the Authorization header for ``user:password``."""
     return {"Authorization": "Basic " + b64encode(credentials.encode()).decode()}
 
 
@@ -144,12 +144,17 @@ def answers(address: Address, path: str, *, status: int = 200) -> bool:
 
 
 def wait_until(condition: Callable[[], T], *, timeout: float = 30, what: str) -> T:
-    """Ask again and again until `condition` gives something true, and return that. The only place that waits."""
+    """Poll `condition` until its result is true, and return that.
+
+    :param timeout: in seconds.
+    :param what: the expected event, for the error.
+    :raises TimeoutError: the condition is still false.
+    """
     deadline = time.monotonic() + timeout
     pause = threading.Event()
     while not (result := condition()):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {timeout} s: {what}")
+            raise TimeoutError(f"timed out after {timeout} s waiting for: {what}")
         pause.wait(0.05)
     return result
 
@@ -164,7 +169,11 @@ def running(
     cwd: Path = PROJECT,
     timeout: float = 60,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `command` until the block ends; the block begins when `ready` says so."""
+    """Run `command` until the block ends; the block begins when `ready` returns true.
+
+    :param timeout: for `ready`, in seconds.
+    :raises RuntimeError: it ended or timed out before that.
+    """
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -177,9 +186,9 @@ def running(
         )
     try:
         try:
-            wait_until(lambda: process.poll() is not None or ready(), timeout=timeout, what=f"ready: {command}")
+            wait_until(lambda: process.poll() is not None or ready(), timeout=timeout, what=f"readiness of {command}")
             if process.poll() is not None:
-                raise ChildProcessError(f"ended with status {process.returncode}: {command}")
+                raise ChildProcessError(f"exited with status {process.returncode}: {command}")
         except (TimeoutError, ChildProcessError) as error:
             raise RuntimeError(f"{error}\n{tail(log)}") from None
         yield process
@@ -188,7 +197,7 @@ def running(
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask politely, then end whatever is left of its process group."""
+    """Terminate a process, and kill its process group."""
     process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=10)
@@ -198,7 +207,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """What is in the folder, and the processes that were told to use it."""
+    """Return the files in the folder, and the commands of processes whose environment names it."""
     found = [str(path) for path in folder.iterdir()]
     for environment in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
@@ -208,7 +217,7 @@ def leftovers(folder: Path) -> list[str]:
 
 
 def nothing_is_left(folder: Path) -> None:
-    wait_until(lambda: not leftovers(folder), what=f"nothing is left: {leftovers(folder)}")
+    wait_until(lambda: not leftovers(folder), what=f"the removal of {leftovers(folder)}")
 
 
 def tail(log: Path, lines: int = 40) -> str:

@@ -1,4 +1,4 @@
-"""RabbitMQ from Debian's package, beside no service of that name: all its ports and files are its own."""
+"""RabbitMQ servers of Debian's package, with ports and files of their own."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from celery import Celery
 from .processes import Address, basic, free_port, program, request, running, wait_until
 from .programs import Broker
 
-# Not the one on the PATH, which wants to be root or rabbitmq
+# The script on the PATH requires the user root or rabbitmq
 SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 
 LOOPBACK = "127.0.0.1"
 # In its log: the ports are open some time before its plugins answer
 STARTED = "Server startup complete"
-# One scheduler that does not spin: it starts sooner where there are few cores
+# A single scheduler without busy waiting starts faster on few cores
 ERLANG = "-kernel inet_dist_use_interface {127,0,0,1} +S 1:1 +sbwt none"
 
 
 @dataclass(frozen=True)
 class RabbitMQ(Broker):
-    """A RabbitMQ server; results come back through it too."""
+    """A RabbitMQ server that is also the result backend."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -47,9 +47,9 @@ class RabbitMQ(Broker):
 
 @contextlib.contextmanager
 def server(folder: Path, port: int, *, management: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """A RabbitMQ server that listens there. What it keeps is in the folder, and there again for the next one.
+    """Run a RabbitMQ server whose data outlives it in the folder.
 
-    :param management: the port of its management API; without one it has none.
+    :param management: the port of its management API, which is disabled by default.
     """
     names = Address(free_port())
     config = ["log.file = false", "log.console = true"]
@@ -59,7 +59,7 @@ def server(folder: Path, port: int, *, management: int | None = None) -> Iterato
     (folder / "enabled_plugins").write_text("[rabbitmq_management]." if management else "[].")
     (folder / "rabbitmq.conf").write_text("\n".join(config))
     env = {
-        # Erlang's cookie is put there
+        # Erlang writes its cookie there
         "HOME": str(folder),
         "ERL_EPMD_ADDRESS": LOOPBACK,
         "ERL_EPMD_PORT": str(names.port),
@@ -85,7 +85,7 @@ def server(folder: Path, port: int, *, management: int | None = None) -> Iterato
 class Managed:
     """A RabbitMQ server with its management API.
 
-    :ivar port: of AMQP.
+    :ivar port: the AMQP port.
     :ivar management: the address of the API.
     """
 
@@ -93,7 +93,7 @@ class Managed:
     management: Address
 
     def add_user(self, user: str, password: str, *, vhost: str) -> None:
-        """Add a user who may do everything in a virtual host of the same age."""
+        """Create a virtual host and a user with all permissions in it."""
         place, name = quote(vhost, safe=""), quote(user, safe="")
         self._put(f"/api/vhosts/{place}")
         self._put(f"/api/users/{name}", password=password, tags="management")
@@ -107,7 +107,7 @@ class Managed:
 
 @contextlib.contextmanager
 def managed(folder: Path) -> Iterator[Managed]:
-    """A RabbitMQ server with its management API, which has nothing yet."""
+    """Run an empty RabbitMQ server with its management API."""
     managed = Managed(free_port(), Address(free_port()))
     with server(folder, managed.port, management=managed.management.port):
         yield managed
@@ -115,7 +115,7 @@ def managed(folder: Path) -> Iterator[Managed]:
 
 @contextlib.contextmanager
 def rabbitmq(folder: Path) -> Iterator[RabbitMQ]:
-    """A RabbitMQ server that has nothing yet."""
+    """Run an empty RabbitMQ server."""
     port = free_port()
     with server(folder, port):
         yield RabbitMQ(f"amqp://guest:guest@{LOOPBACK}:{port}//")
