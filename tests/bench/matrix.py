@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.support import programs
 from tests.support.browser import Browser, chromium
 from tests.support.journey import Journey
-from tests.support.setups import SETUPS, Setup, standing
+from tests.support.setups import SETUPS, Setup, deployed
 
 # what is not there after this many seconds will not come any more
 PATIENCE = 3.0
@@ -29,7 +29,7 @@ def main() -> None:
         folder = Path(name)
         certificate = programs.certificate(folder)
         with programs.redis(folder) as broker, programs.worker(broker, folder), chromium(folder) as browser:
-            browser.patience = PATIENCE
+            browser.timeout = PATIENCE
             for kind in [arguments.kind] if arguments.kind else programs.COMMANDS:
                 print_table(kind, setups, broker, certificate, browser, folder, verbose=arguments.v)
 
@@ -49,7 +49,7 @@ def print_table(
     for number, setup in enumerate(setups):
         faults: dict[str, list[str]] = {}
         browser.forget()
-        with standing(setup, kind, broker, certificate, folder / f"{kind}{number}") as places:
+        with deployed(setup, kind, broker, certificate, folder / f"{kind}{number}") as places:
             # all instances, and the first once more after the last
             for place in [*places, *places[:-1]]:
                 journey = Journey(browser, place)

@@ -1,4 +1,4 @@
-"""Chromium, started once."""
+"""Fixtures of a browser."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def chromium_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brows
 
 @pytest.fixture
 def browser(chromium_process: Browser) -> Browser:
-    """A browser that has never been anywhere."""
+    """A browser without cookies and cache, from one Chromium process for all tests."""
     chromium_process.forget()
     return chromium_process

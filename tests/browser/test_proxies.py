@@ -286,7 +286,7 @@ def test_viewers_get_no_buttons_and_their_control_actions_are_denied(
         worker_name = browser.text("#workername")
         answer = example.ask(f"/flower/api/worker/pool/grow/{worker_name}", method="POST", headers=basic(credentials))
         assert answer.status == 403
-        assert "you may look, not act" in answer.text
+        assert "read-only access" in answer.text
 
 
 @pytest.mark.parametrize("example", grouped([*FORWARD_AUTH, *SHARED_HTPASSWD, *PROXY_BASIC_AUTH]), indirect=True)

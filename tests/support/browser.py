@@ -1,4 +1,4 @@
-"""A headless Chromium that tells which requests it sent and what stands in its console."""
+"""A headless Chromium that records its requests and console messages."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from selenium.webdriver.remote.webelement import WebElement
 
 from .processes import program, wait_until
 
-# names that lead to this machine but are not "localhost", which browsers trust even without TLS
+# Names of loopback that, unlike localhost, are no secure context without TLS
 HOSTS = ("flower.test", "other.test")
 
 FLAGS = [
@@ -40,14 +40,16 @@ FLAGS = [
 
 @dataclass(frozen=True)
 class Request:
-    """One request of the browser's, and what came of it."""
+    """A request of the browser and its result.
+
+    :ivar headers: as sent, names in lower case.
+    """
 
     method: str
     url: str
     type: str
     status: int | None = None
     failure: str | None = None
-    # as they went over the wire, names in lower case
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -56,7 +58,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Message:
-    """One line of the console."""
+    """A message in the console."""
 
     level: str
     text: str
@@ -66,28 +68,32 @@ class Message:
 
 
 def _shortened(text: str) -> str:
-    """Without the hashes of static files, which fill the screen and tell nothing."""
+    """Remove the hashes of static files."""
     return re.sub(r"\?v=\w+", "", text)
 
 
 class Browser:
+    """A browser.
+
+    :ivar timeout: of `wait` and `click`, in seconds.
+    """
+
     def __init__(self, driver: Chrome) -> None:
         self.driver = driver
-        self.patience = 10.0
+        self.timeout = 10.0
         self._requests: dict[str, Request] = {}
         self._headers: dict[str, dict[str, str]] = {}
         self._hops = 0
 
-    # what a person does
-
+    # Actions and content
     def open(self, url: str) -> None:
         self.driver.get(url)
 
     def click(self, selector: str, *, by: str = By.CSS_SELECTOR) -> None:
-        self.wait(lambda: self._click(by, selector), what=f"something to click at {selector}")
+        self.wait(lambda: self._click(by, selector), what=f"a visible {selector}")
 
     def text(self, selector: str) -> str:
-        """The text of the first element that matches, or nothing."""
+        """Return the text of the first element that matches, or an empty string."""
         with contextlib.suppress(NoSuchElementException, StaleElementReferenceException):
             return self.find(selector).text
         return ""
@@ -99,15 +105,15 @@ class Browser:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
     def style(self, selector: str, name: str) -> str:
-        """A computed style, or nothing where there is no such element."""
+        """Return a computed style of the first element that matches, or an empty string."""
         script = "const e = document.querySelector(arguments[0]); return e ? getComputedStyle(e)[arguments[1]] : ''"
         return str(self.driver.execute_script(script, selector, name))
 
     def wait(self, condition: Callable[[], object], *, what: str) -> None:
-        wait_until(condition, timeout=self.patience, what=f"{what}, at {self.driver.current_url}")
+        wait_until(condition, timeout=self.timeout, what=f"{what}, at {self.driver.current_url}")
 
     def forget(self) -> None:
-        """Begin as somebody who has never been here."""
+        """Delete cookies, cache and recorded requests."""
         self.driver.get("about:blank")
         self.driver.execute_cdp_cmd("Network.clearBrowserCookies", {})
         self.driver.execute_cdp_cmd("Network.clearBrowserCache", {})
@@ -117,10 +123,9 @@ class Browser:
     def screenshot(self, file: Path) -> None:
         self.driver.save_screenshot(str(file))
 
-    # what happened meanwhile
-
+    # Requests and console
     def traffic(self) -> list[Request]:
-        """Every request that began, was answered or failed since the last call."""
+        """Return every request that was sent, was answered or failed since the last call."""
         touched: dict[str, None] = {}
         for entry in self._log("performance"):
             event = json.loads(entry["message"])["message"]
@@ -129,7 +134,7 @@ class Browser:
         return [replace(self._requests[key], headers=self._headers.get(key, {})) for key in touched]
 
     def console(self) -> list[Message]:
-        """Every line of the console since the last call."""
+        """Return every console message since the last call."""
         return [Message(entry["level"], entry["message"]) for entry in self._log("browser")]
 
     def _log(self, name: str) -> list[dict[str, str]]:
@@ -147,12 +152,12 @@ class Browser:
         return True
 
     def _take(self, method: str, params: dict[str, Any]) -> Iterator[str]:
-        """Note one event of the network, and yield the keys of the requests it is about."""
+        """Record a network event, and yield the keys of its requests."""
         key = params.get("requestId", "")
         request = self._requests.get(key)
         if method == "Network.requestWillBeSent":
             if request and (redirect := params.get("redirectResponse")):
-                # the next hop has the same id: keep this one under an id of its own
+                # All hops of a redirect share one id
                 self._hops += 1
                 hop = f"{key} hop {self._hops}"
                 self._requests[hop] = replace(request, status=redirect["status"])
@@ -162,7 +167,7 @@ class Browser:
                 self._requests[key] = Request(sent["method"], sent["url"], params.get("type", "?"))
                 yield key
         elif method == "Network.requestWillBeSentExtraInfo":
-            # may come before the request itself
+            # This event may precede the request
             self._headers[key] = {name.lower(): value for name, value in params["headers"].items()}
         elif request is None:
             return
@@ -170,20 +175,20 @@ class Browser:
             self._requests[key] = replace(request, status=params["response"]["status"])
             yield key
         elif method == "Network.loadingFailed" and not params.get("canceled"):
-            # what the browser gives up because the person goes to another page is no failure
+            # Requests that a navigation cancels are not failures
             self._requests[key] = replace(request, failure=params["errorText"])
             yield key
 
 
 @contextlib.contextmanager
 def chromium(folder: Path) -> Iterator[Browser]:
-    """A browser with a new, empty profile in `folder`."""
+    """Run a browser with a new profile in `folder`."""
     options = ChromeOptions()
     options.binary_location = program("chromium")
     for flag in [*FLAGS, f"--user-data-dir={folder / 'profile'}"]:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    # never let selenium look for a driver on the network
+    # Keep Selenium from searching for a driver on the network
     os.environ.setdefault("SE_OFFLINE", "true")
     logging.getLogger("selenium").setLevel(logging.WARNING)
     service = ChromeService(executable_path=program("chromedriver"), log_output=str(folder / "chromedriver.log"))

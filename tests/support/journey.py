@@ -1,4 +1,4 @@
-"""A person's way through Flower in a browser, and everything that must not happen on it."""
+"""A walk through Flower's pages in a browser, with every failed request and console message."""
 
 from __future__ import annotations
 
@@ -18,28 +18,30 @@ TASKS = "#tasks-table tbody .task-uuid-full"
 
 @dataclass(frozen=True)
 class Place:
-    """Where the browser finds one Flower."""
+    """The public URL of a Flower.
+
+    :ivar browser_adds_slash: only the page's script can add a missing final slash, as the prefix is unknown to Flower.
+    """
 
     origin: str
     prefix: str
-    # no proxy and no option names the final slash: only the browser can know that it is missing
-    only_the_browser_knows_the_slash: bool = False
+    browser_adds_slash: bool = False
 
     @property
     def url(self) -> str:
         return self.origin + self.prefix
 
     def holds(self, url: str) -> bool:
-        """Whether a URL belongs to this Flower. ``/flowerx`` does not belong to ``/flower``."""
+        """Return whether a URL is below the prefix, which ends at a segment boundary."""
         parts = urlsplit(url)
         origin = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
         return origin == self.origin and f"{parts.path}/".startswith(f"{self.prefix}/")
 
 
 class Journey:
-    """Walks the steps in order, as each begins where the one before it ended.
+    """The steps of a user, each of which starts on the page of the previous one.
 
-    :param screenshots: a folder for a picture of every step that went wrong.
+    :param screenshots: a folder for a screenshot of every failed step.
     """
 
     def __init__(self, browser: Browser, place: Place, *, screenshots: Path | None = None) -> None:
@@ -63,17 +65,17 @@ class Journey:
         }
 
     def log_in(self, credentials: str = CREDENTIALS) -> None:
-        """Type the credentials once, on an answer that loads nothing else."""
+        """Send the credentials once, to a URL whose response loads nothing else."""
         self.browser.open(self.place.url.replace("://", f"://{credentials}@") + "/workers?json=1")
         self.browser.traffic()
         self.browser.console()
 
     def walk(self) -> dict[str, list[str]]:
-        """Take every step, also after one that failed, and say what was wrong at each."""
+        """Take every step, including those after a failed one, and return the faults of each."""
         return {name: self.take(name, step) for name, step in self.steps().items()}
 
     def take(self, name: str, step: Callable[[], None]) -> list[str]:
-        """Take one step, and say what was wrong: what was not seen, was asked for in vain, or stands in the console."""
+        """Take one step, and return its faults: missing content, failed requests and console messages."""
         faults = []
         try:
             step()
@@ -83,22 +85,21 @@ class Journey:
                 self.browser.screenshot(self.screenshots / f"{name}.png")
         requests, console = self.browser.traffic(), self.browser.console()
         self.requests += requests
-        if not (self.place.only_the_browser_knows_the_slash and name == "no slash"):
-            faults += [str(request) for request in requests if self._is_wrong(request)]
-            faults += [str(message) for message in console if self._is_complaint(message)]
+        if not (self.place.browser_adds_slash and name == "no slash"):
+            faults += [str(request) for request in requests if self._is_failed(request)]
+            faults += [str(message) for message in console if self._is_unexpected(message)]
         return faults
 
     def faults(self, credentials: str = CREDENTIALS) -> dict[str, list[str]]:
-        """Log in, walk, and say what was wrong at the steps where something was.
+        """Log in, take every step, and return the faults of those that have any.
 
-        :param credentials: empty where nobody is asked for any.
+        :param credentials: empty if authentication is disabled.
         """
         if credentials:
             self.log_in(credentials)
         return {step: found for step, found in self.walk().items() if found}
 
-    # the steps
-
+    # Steps
     def open_without_slash(self) -> None:
         self.browser.open(self.place.url)
         self._see_worker_online()
@@ -112,7 +113,7 @@ class Journey:
         self._see("the worker's page", lambda: self.browser.text("#workername").startswith(f"{WORKER}@"))
 
     def press_buttons(self) -> None:
-        # down again at once, so that the pool does not grow from journey to journey
+        # The worker is shared by all tests, so its pool keeps its size
         self.browser.click("#worker-pool-grow")
         self._see("that the pool grows", lambda: "Growing" in self._successes())
         self.browser.click("#worker-pool-shrink")
@@ -138,11 +139,10 @@ class Journey:
     def open_missing_page(self) -> None:
         self.browser.open(self.missing)
         self._see("that the page is not found", lambda: "not found" in self.browser.text("#main-content"))
-        # a rule of flower.css, which has the navigation bar higher than Bootstrap does
+        # flower.css sets this height, Bootstrap another one
         self._see("a styled page", lambda: self.browser.style(".app-navbar", "minHeight") == "64px")
 
-    # what they see
-
+    # Expected content
     def _see(self, what: str, condition: Callable[[], object]) -> None:
         self.browser.wait(condition, what=what)
 
@@ -153,24 +153,24 @@ class Journey:
     def _successes(self) -> str:
         return " ".join(toast.text for toast in self.browser.find_all(".toast.text-bg-success"))
 
-    # what must not happen
+    # Faults
 
-    def _is_wrong(self, request: Request) -> bool:
+    def _is_failed(self, request: Request) -> bool:
         if self._is_icon_of_login(request.url):
             return False
         if request.url == self.missing and request.type == "Document":
             return request.status not in (None, 404)
         return not self.place.holds(request.url) or request.failure is not None or (request.status or 0) >= 400
 
-    def _is_complaint(self, message: Message) -> bool:
+    def _is_unexpected(self, message: Message) -> bool:
         if message.level not in ("WARNING", "SEVERE"):
             return False
-        # each line begins with the URL it is about
+        # Each message begins with its URL
         url, _, text = message.text.partition(" ")
-        # HTTP/2 has no words for a status
+        # HTTP/2 has no reason phrase
         is_not_found = url == self.missing and text.endswith(("status of 404 (Not Found)", "status of 404 ()"))
         return not (is_not_found or self._is_icon_of_login(url))
 
     def _is_icon_of_login(self, url: str) -> bool:
-        """Browsers look for an icon at the root for what names none, and that is what `log_in` opened."""
+        """Return whether it is the favicon at the root, which browsers request for the JSON that `log_in` opens."""
         return url == self.place.origin + "/favicon.ico"

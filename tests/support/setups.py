@@ -1,4 +1,4 @@
-"""The set-ups that Flower meets in the field, as data: what nginx is told, and what Flower is told."""
+"""Proxy set-ups as data: the servers of nginx, and Flower's options."""
 
 from __future__ import annotations
 
@@ -11,31 +11,34 @@ from .journey import Place
 from .processes import Address, free_port
 from .programs import Broker, launch, nginx
 
-# What stands for the addresses that are known only when the programs start
+# Placeholders for addresses that are assigned at start-up
 LISTEN, INNER, FLOWER, SECOND = "@LISTEN@", "@INNER@", "@FLOWER@", "@SECOND@"
-# nginx's port, in what Flower is told
+# Placeholder for nginx's port in Flower's options
 PORT = "@PORT@"
 
 
 @dataclass(frozen=True)
 class Setup:
-    """One way to put Flower behind a proxy."""
+    """One way to run Flower behind a proxy.
+
+    :ivar servers: configuration of nginx; if empty, the browser connects to Flower.
+    :ivar prefixes: the public prefix of each Flower.
+    :ivar url_prefixes: ``--url_prefix`` of each Flower.
+    :ivar browser_adds_slash: as for `Place`.
+    """
 
     id: str
-    # the servers nginx runs; nothing where the browser talks to Flower itself
     servers: str = ""
-    # the public prefixes, one for each Flower
     prefixes: Sequence[str] = ("/flower",)
-    # --url_prefix of each Flower; nothing where Flower is not told
-    told: Sequence[str] = ("",)
+    url_prefixes: Sequence[str] = ("",)
     host: str = "localhost"
     tls: bool = False
     unix_socket: bool = False
-    only_the_browser_knows_the_slash: bool = False
+    browser_adds_slash: bool = False
 
     @property
-    def is_trusted_by_browsers(self) -> bool:
-        """Whether browsers send Sec-Fetch-* there: over TLS and to localhost only."""
+    def is_secure_context(self) -> bool:
+        """Whether browsers send Sec-Fetch-* headers, which they do over TLS and to localhost."""
         return self.tls or self.host == "localhost"
 
 
@@ -44,12 +47,12 @@ def server(locations: str, *, listen: str = LISTEN) -> str:
 
 
 def kept(prefix: str, *directives: str, flower: str = FLOWER) -> str:
-    """A proxy that passes the path on as it is. It is not told about slashes, as with Apache, Traefik or an ALB."""
+    """A proxy that keeps the prefix, and passes ``/flower`` on too, like Apache, Traefik and an ALB."""
     return f"location {prefix} {{ proxy_pass http://{flower}; {' '.join(directives)} }}"
 
 
 def stripped(prefix: str, *directives: str, flower: str = FLOWER) -> str:
-    """A proxy that takes the prefix off, and passes ``/flower`` on as ``/``."""
+    """A proxy that strips the prefix, and passes ``/flower`` on as ``/``."""
     rewrite = f"rewrite ^{prefix.rstrip('/')}/?(.*)$ /$1 break;"
     return f"location {prefix} {{ {rewrite} proxy_pass http://{flower}; {' '.join(directives)} }}"
 
@@ -66,10 +69,11 @@ APPENDED_HEADERS = (
     "proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;"
 )
 
-NEWCOMERS_SLASH = f"location /flower {{ proxy_pass http://{FLOWER}/; }}"
+# Only proxy_pass ends in a slash, so /flower/tasks becomes //tasks
+MISMATCHED_SLASHES = f"location /flower {{ proxy_pass http://{FLOWER}/; }}"
 
-# the block that blogs hand around
-BLOGS = f"""
+# A block that many blogs recommend
+SUB_FILTER = f"""
   location ~ ^/flower/? {{
     rewrite ^/flower/?(.*)$ /$1 break;
     sub_filter '="/' '="/flower/';
@@ -84,69 +88,74 @@ BLOGS = f"""
   }}
 """
 
-# somebody took the line out that strips: links that have the prefix get it once more, and keep it twice
-BLOGS_WITHOUT_REWRITE = BLOGS.replace("rewrite ^/flower/?(.*)$ /$1 break;", "")
+# It keeps the prefix and adds it to links, which therefore have it twice
+SUB_FILTER_KEPT = SUB_FILTER.replace("rewrite ^/flower/?(.*)$ /$1 break;", "")
 
 HOSTS = {"http_host": HOST, "host": HOST_WITHOUT_PORT, "no-host": ""}
 
 SETUPS = [
     Setup("no-proxy-no-prefix", prefixes=("",)),
-    Setup("no-proxy-prefix", told=("flower",)),
-    Setup("kept", server(kept("/flower", HOST)), told=("flower",)),
-    # nginx itself sends /flower on to /flower/ where a location ends in a slash and passes on
-    Setup("kept-below-a-slash", server(kept("/flower/", HOST)), told=("flower",)),
-    Setup("stripped-below-a-slash-told-nothing", server(stripped("/flower/", HOST))),
-    Setup("stripped-told-by-option", server(stripped("/flower", HOST)), told=("flower",)),
-    Setup("stripped-told-by-header", server(stripped("/flower", HOST, header("/flower")))),
-    Setup("stripped-told-nothing", server(stripped("/flower", HOST)), only_the_browser_knows_the_slash=True),
-    Setup("stripped-by-a-newcomer-told-nothing", server(NEWCOMERS_SLASH), only_the_browser_knows_the_slash=True),
-    Setup("blogs-block-told-by-option", server(BLOGS), told=("flower",)),
-    Setup("blogs-block-told-nothing", server(BLOGS), only_the_browser_knows_the_slash=True),
-    Setup("blogs-block-without-rewrite-told-by-option", server(BLOGS_WITHOUT_REWRITE), told=("flower",)),
-    Setup("nested-kept", server(kept("/a/b/flower", HOST)), prefixes=("/a/b/flower",), told=("/a/b/flower",)),
-    Setup("nested-stripped", server(stripped("/a/b/flower", HOST)), prefixes=("/a/b/flower",), told=("/a/b/flower",)),
+    Setup("no-proxy-prefix", url_prefixes=("flower",)),
+    Setup("kept", server(kept("/flower", HOST)), url_prefixes=("flower",)),
+    # nginx redirects /flower to /flower/ if a location with proxy_pass ends in a slash
+    Setup("kept-location-with-slash", server(kept("/flower/", HOST)), url_prefixes=("flower",)),
+    Setup("stripped-location-with-slash-unknown-prefix", server(stripped("/flower/", HOST))),
+    Setup("stripped-url-prefix", server(stripped("/flower", HOST)), url_prefixes=("flower",)),
+    Setup("stripped-forwarded-prefix", server(stripped("/flower", HOST, header("/flower")))),
+    Setup("stripped-unknown-prefix", server(stripped("/flower", HOST)), browser_adds_slash=True),
+    Setup("mismatched-slashes-unknown-prefix", server(MISMATCHED_SLASHES), browser_adds_slash=True),
+    Setup("sub-filter-url-prefix", server(SUB_FILTER), url_prefixes=("flower",)),
+    Setup("sub-filter-unknown-prefix", server(SUB_FILTER), browser_adds_slash=True),
+    Setup("sub-filter-kept-url-prefix", server(SUB_FILTER_KEPT), url_prefixes=("flower",)),
+    Setup("nested-kept", server(kept("/a/b/flower", HOST)), prefixes=("/a/b/flower",), url_prefixes=("/a/b/flower",)),
     Setup(
-        "nested-stripped-told-nothing",
+        "nested-stripped",
         server(stripped("/a/b/flower", HOST)),
         prefixes=("/a/b/flower",),
-        only_the_browser_knows_the_slash=True,
+        url_prefixes=("/a/b/flower",),
     ),
-    Setup("named-like-a-page-kept", server(kept("/tasks", HOST)), prefixes=("/tasks",), told=("/tasks",)),
     Setup(
-        "named-like-a-page-stripped-told-by-header",
+        "nested-stripped-unknown-prefix",
+        server(stripped("/a/b/flower", HOST)),
+        prefixes=("/a/b/flower",),
+        browser_adds_slash=True,
+    ),
+    Setup("named-like-a-page-kept", server(kept("/tasks", HOST)), prefixes=("/tasks",), url_prefixes=("/tasks",)),
+    Setup(
+        "named-like-a-page-stripped-forwarded-prefix",
         server(stripped("/tasks", HOST, header("/tasks"))),
         prefixes=("/tasks",),
     ),
-    Setup("tls-kept", server(kept("/flower", HOST, SCHEME)), told=("flower",), tls=True),
+    Setup("tls-kept", server(kept("/flower", HOST, SCHEME)), url_prefixes=("flower",), tls=True),
     Setup(
-        "tls-stripped-told-nothing",
+        "tls-stripped-unknown-prefix",
         server(stripped("/flower")),
         tls=True,
-        only_the_browser_knows_the_slash=True,
+        browser_adds_slash=True,
     ),
-    Setup("unix-socket-kept", server(kept("/flower", HOST)), told=("flower",), unix_socket=True),
-    Setup("unix-socket-stripped-told-by-header", server(stripped("/flower", header("/flower"))), unix_socket=True),
+    Setup("unix-socket-kept", server(kept("/flower", HOST)), url_prefixes=("flower",), unix_socket=True),
+    Setup("unix-socket-stripped-forwarded-prefix", server(stripped("/flower", header("/flower"))), unix_socket=True),
     Setup(
         "two-instances-kept",
         server(kept("/a/flower", HOST) + kept("/b/flower", HOST, flower=SECOND)),
         prefixes=("/a/flower", "/b/flower"),
-        told=("/a/flower", "/b/flower"),
+        url_prefixes=("/a/flower", "/b/flower"),
     ),
     Setup(
-        "two-instances-stripped-told-by-header",
+        "two-instances-stripped-forwarded-prefix",
         server(
             stripped("/a/flower", HOST, header("/a/flower"))
             + stripped("/b/flower", HOST, header("/b/flower"), flower=SECOND)
         ),
         prefixes=("/a/flower", "/b/flower"),
-        told=("", ""),
+        url_prefixes=("", ""),
     ),
     Setup(
-        "two-instances-stripped-told-nothing",
+        "two-instances-stripped-unknown-prefix",
         server(stripped("/a/flower", HOST) + stripped("/b/flower", HOST, flower=SECOND)),
         prefixes=("/a/flower", "/b/flower"),
-        told=("", ""),
-        only_the_browser_knows_the_slash=True,
+        url_prefixes=("", ""),
+        browser_adds_slash=True,
     ),
     Setup(
         "two-proxies-both-strip-headers-appended",
@@ -155,27 +164,29 @@ SETUPS = [
         prefixes=("/outer/flower",),
     ),
     Setup(
-        "two-proxies-both-strip-told-nothing",
+        "two-proxies-both-strip-unknown-prefix",
         server(stripped("/outer", flower=INNER)) + server(stripped("/flower"), listen=INNER),
         prefixes=("/outer/flower",),
-        only_the_browser_knows_the_slash=True,
+        browser_adds_slash=True,
     ),
     Setup(
         "two-proxies-outer-strips-inner-keeps",
         server(stripped("/outer", HOST, header("/outer"), flower=INNER)) + server(kept("/flower", HOST), listen=INNER),
         prefixes=("/outer/flower",),
-        told=("flower",),
+        url_prefixes=("flower",),
     ),
     *(
-        Setup(f"plain-http-{name}-kept", server(kept("/flower", directive)), told=("flower",), host="flower.test")
+        Setup(
+            f"plain-http-{name}-kept", server(kept("/flower", directive)), url_prefixes=("flower",), host="flower.test"
+        )
         for name, directive in HOSTS.items()
     ),
     *(
         Setup(
-            f"plain-http-{name}-stripped-told-nothing",
+            f"plain-http-{name}-stripped-unknown-prefix",
             server(stripped("/flower", directive)),
             host="flower.test",
-            only_the_browser_knows_the_slash=True,
+            browser_adds_slash=True,
         )
         for name, directive in HOSTS.items()
     ),
@@ -183,7 +194,7 @@ SETUPS = [
 
 
 @contextlib.contextmanager
-def standing(
+def deployed(
     setup: Setup,
     kind: str,
     broker: Broker,
@@ -193,10 +204,10 @@ def standing(
     authenticates: bool = True,
     options: Sequence[str] = (),
 ) -> Iterator[list[Place]]:
-    """Start everything a set-up needs, let Flower see a few tasks, and tell where the browser finds it.
+    """Start the programs of a set-up, run a few tasks, and yield the public URL of each Flower.
 
     :param authenticates: as for `launch`.
-    :param options: what Flower is told in addition; `PORT` in it stands for that of nginx.
+    :param options: further options of Flower; `PORT` in them becomes nginx's port.
     """
     with contextlib.ExitStack() as stack:
         public, inner = Address(free_port()), Address(free_port())
@@ -206,13 +217,13 @@ def standing(
                     kind,
                     broker,
                     folder / f"flower{number}",
-                    url_prefix=told,
+                    url_prefix=url_prefix,
                     unix_socket=setup.unix_socket,
                     authenticates=authenticates,
                     options=[option.replace(PORT, str(public.port)) for option in options],
                 )
             )
-            for number, told in enumerate(setup.told)
+            for number, url_prefix in enumerate(setup.url_prefixes)
         ]
         for flower in flowers:
             flower.watch_tasks(broker)
@@ -233,4 +244,4 @@ def standing(
             tls = f"ssl_certificate {certfile}; ssl_certificate_key {keyfile};"
             stack.enter_context(nginx(f"{tls} {text}", folder / "nginx", ready=public))
         origin = f"{'https' if setup.tls else 'http'}://{setup.host}:{public.port}"
-        yield [Place(origin, prefix, setup.only_the_browser_knows_the_slash) for prefix in setup.prefixes]
+        yield [Place(origin, prefix, setup.browser_adds_slash) for prefix in setup.prefixes]
