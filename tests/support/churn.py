@@ -1,4 +1,4 @@
-"""A cluster of short-lived workers, each with a new name."""
+"""Simulated events of a cluster whose workers are short-lived, each with a new name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Churn:
         self._workers, self._uuids = itertools.count(), itertools.count()
 
     def run(self, workers: int) -> None:
-        """Start and stop so many new workers; every second one stops without a worker-offline event."""
+        """Start and stop a number of new workers; every second one stops without a worker-offline event."""
         for number in itertools.islice(self._workers, workers):
             if number % self._heartbeat_every == 0:
                 for name in self.steady:
@@ -68,5 +68,5 @@ class Churn:
 
 
 def scraped(app: FlowerProxy) -> str:
-    """Return the metrics of tasks, workers and queues as they are scraped."""
+    """Return the metrics of tasks, workers and queues in the text format."""
     return "".join(render(app.monitor.families(), openmetrics=False))

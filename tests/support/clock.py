@@ -1,4 +1,4 @@
-"""A wall clock that a test can step while a program runs; the program's monotonic clock goes on."""
+"""A wall clock that a test can step while a program runs; the monotonic clock is unaffected."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _STEPPED = Path(__file__).with_name("stepped")
 
 
 class Clock:
-    """The clock of all programs that are started with its environment.
+    """The clock of all programs that run with its environment.
 
-    :param folder: of the file that holds the step.
+    :param folder: for the file that contains the step.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -22,8 +22,8 @@ class Clock:
         return {"PYTHONPATH": str(_STEPPED), "CLOCK_STEP": str(self._file)}
 
     def step(self, seconds: float) -> None:
-        """Set the clock to so many seconds ahead of the machine's; a negative number is behind."""
+        """Set the clock ahead of the machine's, or behind it if `seconds` is negative."""
         new = self._file.with_suffix(".new")
         new.write_text(str(seconds))
-        # At once: a program that reads it now finds either the old step or the new one
+        # Atomic, so that programs never read a partial file
         new.replace(self._file)

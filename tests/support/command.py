@@ -1,4 +1,4 @@
-"""The command ``flower-proxy`` in a user's project, run to its end or in the background."""
+"""The command ``flower-proxy`` in a user's project, in the foreground or background."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 def run(
     arguments: Sequence[str], project: Path, *, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run `flower-proxy` to its end, for input that starts nothing."""
+    """Run a `flower-proxy` that exits without serving."""
     return run_python(["-m", "flower_proxy", *arguments], project, env)
 
 
 def run_program(
     program: str, arguments: Sequence[str], project: Path, *, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run a Python program to its end."""
+    """Run a Python program until it exits."""
     return run_python(["-c", program, *arguments], project, env)
 
 
@@ -53,7 +53,7 @@ def run_python(
 def started(
     command: Sequence[str], project: Path, **env: str
 ) -> Iterator[tuple[Address, subprocess.Popen[bytes], Path]]:
-    """Run in the background until the block ends; ``PORT`` in the command becomes a free one."""
+    """Run a Python module in the background until the block ends; ``PORT`` in the command becomes a free port."""
     address, log = Address(free_port()), project / "log"
     words = [sys.executable, "-m", *(word.replace("PORT", str(address.port)) for word in command)]
     with running(

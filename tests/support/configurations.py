@@ -1,4 +1,4 @@
-"""What ``flower-proxy config`` prints, and the examples that have to be the same."""
+"""The output of ``flower-proxy config``, and the examples generated with it."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ EXAMPLES = {
     "ingress-nginx/kept.yml": "ingress-nginx --url_prefix=flower",
     "ingress-nginx/stripped.yml": "ingress-nginx --url_prefix=flower --strip",
 }
-"""Files in ``examples``, and the words behind ``flower-proxy config`` that print them."""
+"""Files in ``examples``, and the arguments of ``flower-proxy config`` that print them."""
 
 BY_HAND = {"nginx/host-application.conf", "prometheus/rules.yml", "prometheus/rules_test.yml"}
-"""Files beside them that are written by hand: the generator knows of no application but Flower, and of no alerts."""
+"""Files in the same folders that are not generated."""
 
 
 def config(*words: str, env: Mapping[str, str] | None = None, cwd: Path = PROJECT) -> subprocess.CompletedProcess[str]:
-    """Run ``flower-proxy config`` in this process, where only these settings are found in the environment."""
+    """Run ``flower-proxy config`` in this process, with only these settings in the environment."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith(("FLOWER_", "CELERY_"))}
     output, errors = io.StringIO(), io.StringIO()
     status: object = 0
@@ -70,8 +70,8 @@ def config(*words: str, env: Mapping[str, str] | None = None, cwd: Path = PROJEC
     ):
         try:
             main(["config", *words])
-        except SystemExit as leaving:
-            status = leaving.code
+        except SystemExit as error:
+            status = error.code
     return subprocess.CompletedProcess(words, int(str(status or 0)), output.getvalue(), errors.getvalue())
 
 
@@ -86,7 +86,7 @@ def _inside(folder: Path) -> Iterator[None]:
 
 
 def printed(words: str, *, cwd: Path = PROJECT) -> str:
-    """What it prints for these words, in this folder."""
+    """Return the output for these arguments, in this folder."""
     result = config(*shlex.split(words), cwd=cwd)
     if result.returncode != 0:
         raise ValueError(f"flower-proxy config {words}: {result.stderr}")
@@ -94,7 +94,7 @@ def printed(words: str, *, cwd: Path = PROJECT) -> str:
 
 
 class _Yaml(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Reads numbers of YAML 1.1 and 1.2, as Go's parsers do."""
+    """A loader that reads numbers of YAML 1.1 and 1.2, like Go's parsers."""
 
 
 _Yaml.add_implicit_resolver(
@@ -110,7 +110,7 @@ def documents(text: str) -> list[Any]:
 
 
 def write_examples() -> None:
-    """Write the examples anew: ``python -m tests.support.configurations``."""
+    """Regenerate the examples: ``python -m tests.support.configurations``."""
     for name, words in EXAMPLES.items():
         file = PROJECT / "examples" / name
         file.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Events as workers send them, and what can be wrong with one."""
+"""Valid and malformed events."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ EVENTS: tuple[dict[str, Any], ...] = (
     {**BASE, **IDS, "type": "task-progress", "done": 3, "of": 7},
     {**BASE, "type": "deploy-finished", "version": "1.2"},
 )
-"""One valid event of each type of Celery's, and two of custom types."""
+"""A valid event of each of Celery's types, and two of custom types."""
 
 FIELDS = sorted({name for event in EVENTS for name in event} | {*Task._fields, *State.Worker._fields})
 ATTRIBUTES = sorted({*dir(Task), *vars(Task()), *dir(State.Worker), *dir(State.Worker("w@h")), "expire_window"})
@@ -91,11 +91,11 @@ HOSTILE: tuple[Any, ...] = (
     {"\ud800": "\ud800"},
     NESTED,
 )
-"""Values that broke one reader of events or another, or might."""
+"""Values that break a consumer of events without validation."""
 
 
 def values() -> st.SearchStrategy[Any]:
-    """Values that JSON can have."""
+    """Generate values that JSON can represent."""
     leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=20)
     return st.sampled_from(HOSTILE) | st.recursive(
         leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
@@ -104,7 +104,7 @@ def values() -> st.SearchStrategy[Any]:
 
 @st.composite
 def hostile_events(draw: st.DrawFn) -> dict[str, Any]:
-    """A valid event with fields that are missing, wrong, or not Celery's."""
+    """Generate a valid event with missing, invalid or unknown fields."""
     event = dict(draw(st.sampled_from(EVENTS)))
     for name in draw(st.lists(st.sampled_from(list(event)), max_size=2)):
         event.pop(name, None)
@@ -114,10 +114,10 @@ def hostile_events(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def messages() -> st.SearchStrategy[Any]:
-    """Decoded messages: events, lists of them, and anything else."""
+    """Generate decoded messages: events, lists of events, and arbitrary values."""
     return hostile_events() | st.lists(hostile_events() | values(), max_size=4) | values()
 
 
 def as_json(value: Any) -> str:
-    """Write any value as JSON, as Python does: with NaN and surrogates."""
+    """Encode any value as JSON, with Python's NaN and surrogates."""
     return json.dumps(value)

@@ -1,4 +1,4 @@
-"""Servers that answer `flower-proxy check` as no good server does."""
+"""Servers that answer `flower-proxy check` with invalid HTTP."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .processes import Address
 
 @contextlib.contextmanager
 def answering(pieces: Callable[[bytes], Iterable[bytes]], *, pause: float = 0) -> Iterator[Address]:
-    """Answer every connection with these pieces, as long as the client takes them.
+    """Answer every connection with these pieces, while the client reads them.
 
-    :param pieces: what is sent, by the first bytes of the request; afterwards the connection is closed.
-    :param pause: seconds between two pieces.
+    :param pieces: returns the pieces for the first bytes of the request; then the connection is closed.
+    :param pause: between pieces, in seconds.
     """
     ending = threading.Event()
     threads: list[threading.Thread] = []

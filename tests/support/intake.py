@@ -1,4 +1,4 @@
-"""The way of decoded messages to a receiver, without a broker."""
+"""Delivery of decoded messages to a receiver, without a broker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from flower_proxy.events.stream import Stream
 
 
 def intake_of(receiver: Receiver) -> Stream:
-    """Return a stream whose `_receive` takes a decoded message and hands its valid events to the receiver."""
+    """Return a stream whose `_receive` passes the valid events of a decoded message to the receiver."""
     return Stream(
         Connection("memory://"),
         receiver.capp,

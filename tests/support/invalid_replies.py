@@ -1,4 +1,4 @@
-"""A worker that replies with anything, and the replies of a real one."""
+"""A worker with arbitrary replies, and the replies of a real one."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ INSPECTIONS: dict[str, Any] = {
     "revoked": ["4"],
     "conf": {"timezone": "UTC", "task_queues": None},
 }
-"""What a real worker replies to each inspection of Flower's."""
+"""The replies of a real worker to Flower's inspections."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A message to whoever asked.
+    """A reply message.
 
     :ivar body: bytes as they are, anything else as JSON.
-    :ivar options: of the publication.
+    :ivar options: arguments of `kombu.Producer.publish`.
     """
 
     body: Any
@@ -63,7 +63,10 @@ class Answer:
 
 @contextlib.contextmanager
 def answering_worker(url: str, name: str, answers: Callable[[str], Iterable[Answer]]) -> Iterator[None]:
-    """Answer every question to a worker, or to all, by its command; commands without reply get none."""
+    """Reply to every command for this worker or for all of them.
+
+    :param answers: returns the replies to a command; they are not sent if it expects none.
+    """
     ending, listening = threading.Event(), threading.Event()
 
     def answer(connection: Connection, body: dict[str, Any], message: Message) -> None:
@@ -87,7 +90,7 @@ def answering_worker(url: str, name: str, answers: Callable[[str], Iterable[Answ
                 while not ending.is_set():
                     with contextlib.suppress(TimeoutError):
                         connection.drain_events(timeout=0.1)
-                    # Redis subscribes when it first looks for messages
+                    # With Redis, the first poll subscribes
                     listening.set()
 
     thread = threading.Thread(target=work)

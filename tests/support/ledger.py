@@ -1,4 +1,4 @@
-"""What workers and producers write down about tasks themselves: what their events must come to as well."""
+"""A record of tasks by their workers and producers, with which their events must agree."""
 
 from __future__ import annotations
 
@@ -11,27 +11,30 @@ from typing import Any, NamedTuple
 
 from celery import signals
 
-# As metrics call all the processes that send tasks
+# The `worker` label of all processes that send tasks
 PRODUCERS = f"gen@{socket.gethostname()}"
 
 
 class Line(NamedTuple):
-    """Something that happened to a task, called as the event is that tells it."""
+    """A state change of a task.
+
+    :ivar event: type of the event that reports it.
+    :ivar who: name of the worker, or `PRODUCERS`.
+    :ivar pid: of the process that wrote the line.
+    """
 
     event: str
-    # the worker, or the producers
     who: str
     name: str
     queue: str
     uuid: str
-    # of the process that wrote it
     pid: int
 
 
 class Ledger:
-    """A file with a line for all that happens to a task; many processes write it.
+    """A file with a line for each state change of a task, to which many processes append.
 
-    :param path: of the file, which need not exist.
+    :param path: of the file, which may be missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,18 +46,18 @@ class Ledger:
         return [Line(event, who, name, queue, uuid, int(pid)) for event, who, name, queue, uuid, pid in fields]
 
     def of(self, *uuids: str, event: str) -> list[Line]:
-        """The lines of this event of any of these tasks."""
+        """Return the lines of this event and these tasks."""
         return [line for line in self.lines() if line.event == event and line.uuid in uuids]
 
     def write(self, event: str, who: str, name: str, queue: str, uuid: str) -> None:
         line = "\t".join(map(str, Line(event, who, name, queue, uuid, os.getpid())))
-        # One write is one line, whoever else writes
+        # A single write appends atomically
         with self.path.open("a") as file:
             file.write(f"{line}\n")
 
     @contextmanager
     def of_producer(self) -> Iterator[None]:
-        """Write down what this process sends."""
+        """Record the tasks that this process sends."""
         signals.after_task_publish.connect(self._sent, weak=False)
         try:
             yield
@@ -66,7 +69,7 @@ class Ledger:
 
 
 def keep(ledger: Ledger) -> None:
-    """Write down what happens in this worker, in its main process and in those of its tasks."""
+    """Record the tasks of this worker, in its main process and its pool processes."""
     worker = ""
 
     def write(event: str, request: Any) -> None:

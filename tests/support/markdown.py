@@ -19,11 +19,11 @@ def blocks(markdown: str) -> list[Block]:
 
 
 def rows(markdown: str, first: str) -> list[list[str]]:
-    """Return the cells of a table, without its head.
+    """Return the cells of a table, without its header.
 
     :param first: heading of the table's first column.
     """
-    _, head, rest = markdown.partition(f"\n| {first} |")
-    assert head, f"no table begins with {first}"
+    _, heading, rest = markdown.partition(f"\n| {first} |")
+    assert heading, f"no table begins with {first}"
     table, _, _ = rest.partition("\n\n")
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()[2:]]

@@ -1,4 +1,4 @@
-"""A broker that goes away, hangs, and comes back at the same address."""
+"""Brokers that a test stops, freezes and restarts at the same address."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from .programs import Broker
 
 
 class Interruptible:
-    """A server that runs, and that a test may stop, freeze and start again.
+    """A server that a test can stop, freeze and restart.
 
-    :param broker: as clients reach it.
-    :param start: makes what runs the server for the length of a ``with`` block.
+    :param broker: the broker at the address for clients.
+    :param start: returns a context manager that runs the server.
     """
 
     def __init__(self, broker: Broker, start: Callable[[], contextlib.AbstractContextManager[subprocess.Popen[bytes]]]):
@@ -39,7 +39,7 @@ class Interruptible:
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
-        """It takes connections, as the system does that for it, and answers nothing."""
+        """Suspend the server: the kernel still accepts connections, but nothing answers."""
         os.killpg(self._group, signal.SIGSTOP)
         try:
             yield
@@ -48,7 +48,7 @@ class Interruptible:
 
 
 def network_to(broker: Broker, folder: Path) -> Interruptible:
-    """The network between a client and its broker, which has not been started; others reach the broker without it."""
+    """Return a stopped relay between a client and its broker; other clients connect to the broker directly."""
     near, far = free_port(), urlsplit(broker.url).port
     command = [sys.executable, "-m", "tests.support.relay", f"{near}", f"{far}"]
     return Interruptible(
@@ -59,7 +59,7 @@ def network_to(broker: Broker, folder: Path) -> Interruptible:
 
 @contextlib.contextmanager
 def interruptible(kind: str, folder: Path) -> Iterator[Interruptible]:
-    """A broker, "redis" or "rabbitmq", that has been started."""
+    """Run a broker, "redis" or "rabbitmq"."""
     port = free_port()
 
     def redis() -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
@@ -80,15 +80,16 @@ def interruptible(kind: str, folder: Path) -> Iterator[Interruptible]:
 
 @contextlib.contextmanager
 def deaf_port() -> Iterator[tuple[int, socket.socket]]:
-    """A port where connections are taken and nothing is ever said, and the socket that listens there."""
+    """Yield a port that accepts connections but never answers, and its listening socket."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening.getsockname()[1], listening
 
 
 def leaves_a_deaf_broker(script: str, scheme: str) -> tuple[str, int]:
-    """Run a program that is to end at a line of input, while its broker, the argument, says nothing.
+    """Run a program that has to exit after a line of input while its broker does not answer.
 
-    :returns: what it printed, and its status.
+    :param script: gets the broker's URL as its argument.
+    :returns: its output and its status.
     """
     with deaf_port() as (port, listening):
         command = [sys.executable, "-c", script, f"{scheme}://127.0.0.1:{port}"]
@@ -96,6 +97,6 @@ def leaves_a_deaf_broker(script: str, scheme: str) -> tuple[str, int]:
         with subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd=PROJECT, text=True) as process:
             listening.settimeout(30)
             with listening.accept()[0]:
-                # Now it waits for an answer
+                # Now the program waits for the broker
                 output, _ = process.communicate("\n", timeout=30)
                 return output, process.returncode

@@ -1,4 +1,4 @@
-"""The programs the tests stand on: Redis, a Celery worker, nginx, and Flower (stock or ours)."""
+"""The programs that tests run: Redis, a Celery worker, nginx, and Flower (stock or ours)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ WORKER = "w1"
 CREDENTIALS = "demo:secret"
 USER = CREDENTIALS.partition(":")[0]
 COLLEAGUE = "bob:secret"
-# What lets the tests in where they ask Flower itself: by password, or by the word of a trusted proxy
+# Credentials for Flower without a proxy: the password, and the header for --auth_header
 KNOWN = {**basic(CREDENTIALS), "X-Forwarded-User": USER}
 
-# As on Debian, the main file includes what stands in conf.d. Without folders of its own nginx would write below /var
+# As on Debian, the main file includes conf.d. The temporary folders replace those below /var
 NGINX_MAIN = """
 events {}
 http {
@@ -55,31 +55,32 @@ class Broker:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What tells every Celery program which broker to use."""
+        """The environment variables with which Celery programs use this broker."""
         return {"CELERY_BROKER_URL": self.url, "CELERY_RESULT_BACKEND": self.results or self.url}
 
     def run_tasks(self) -> list[str]:
-        """Run a few tasks, one of which fails, and return their ids once all have ended."""
+        """Run a few tasks, one of which fails, and return their ids when all have ended."""
         with Celery(broker=self.url, backend=self.url) as app:
             results = [app.send_task("server.add", (n, n)) for n in range(2)]
             results.append(app.send_task("server.fail"))
             try:
                 for result in results:
-                    wait_until(result.ready, what="a worker runs the tasks")
+                    wait_until(result.ready, what="the tasks to end")
                 return [result.id for result in results]
             finally:
                 app.backend.result_consumer.stop()
                 app.backend.client.close()
                 for result in results:
-                    # When it is thrown away it would connect again, to tell that nobody waits for it any more
+                    # Otherwise its finalizer would connect again to cancel the subscription
                     result.backend = None
 
 
 @dataclass(frozen=True)
 class Flower:
-    """A Flower that runs, and the path below which it answers without a proxy.
+    """A running Flower.
 
-    :ivar known: headers by which it lets the tests in.
+    :ivar path: the path below which it answers without a proxy.
+    :ivar known: headers that authenticate the tests.
     """
 
     address: Address
@@ -87,28 +88,28 @@ class Flower:
     known: Mapping[str, str] = field(default_factory=lambda: KNOWN)
 
     def tasks(self) -> dict[str, dict[str, object]]:
-        """The tasks that Flower knows, by id."""
+        """Return the tasks of Flower's API by id."""
         answer = request(self.address, f"{self.path}/api/tasks", headers=self.known)
         tasks: dict[str, dict[str, object]] = json.loads(answer.text) if answer.status == 200 else {}
         return tasks
 
     def workers(self) -> list[dict[str, object]]:
-        """The workers as the workers page gets them."""
+        """Return the workers as the workers page requests them."""
         answer = request(self.address, f"{self.path}/workers?json=1", headers=self.known)
         workers: list[dict[str, object]] = json.loads(answer.text)["data"] if answer.status == 200 else []
         return workers
 
     def watch_tasks(self, broker: Broker) -> None:
-        """Run a few tasks while Flower looks on: it knows only those whose events it has heard."""
-        wait_until(lambda: any(worker.get("status") for worker in self.workers()), what="Flower hears the worker")
+        """Run a few tasks, and wait until Flower has received their events."""
+        wait_until(lambda: any(worker.get("status") for worker in self.workers()), what="an online worker in Flower")
         ids = set(broker.run_tasks())
-        wait_until(lambda: ids <= self._ended(), what=f"Flower has seen {ids} end")
+        wait_until(lambda: ids <= self._ended(), what=f"the end of {ids} in Flower")
 
     def _ended(self) -> set[str]:
         return {uuid for uuid, task in self.tasks().items() if task["state"] in ("SUCCESS", "FAILURE")}
 
     def metrics(self) -> list[Metric]:
-        """The metrics as a scrape gives them."""
+        """Return the metrics of a scrape."""
         answer = request(self.address, f"{self.path}/metrics", headers=self.known)
         if answer.status != 200:
             raise ValueError(f"/metrics answers {answer.status}")
@@ -116,7 +117,10 @@ class Flower:
 
 
 def redis_server(folder: Path, port: int, *, keeps: bool) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
-    """A Redis server that listens there; what it `keeps` is in the folder, and there again for the next one."""
+    """Run a Redis server.
+
+    :param keeps: the data outlives it in the folder.
+    """
     command = [program("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder)]
     command += ["--save", "", "--appendonly", "yes" if keeps else "no"]
     return running(command, log=folder / "redis.log", ready=Address(port).accepts)
@@ -124,7 +128,7 @@ def redis_server(folder: Path, port: int, *, keeps: bool) -> contextlib.Abstract
 
 @contextlib.contextmanager
 def redis(folder: Path) -> Iterator[Broker]:
-    """A Redis server that keeps nothing."""
+    """Run a Redis server without persistence."""
     port = free_port()
     with redis_server(folder, port, keeps=False):
         yield Broker(f"redis://127.0.0.1:{port}/0")
@@ -139,7 +143,7 @@ def worker_process(
     options: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A real worker that is ready, with one process for its tasks."""
+    """Run a worker with one pool process, until it is ready."""
     command = [sys.executable, "-m", "celery", "-A", APPLICATION, "worker", "-P", "prefork", "-c", "1"]
     command += ["-n", name, "-l", "info", *options]
     folder.mkdir(parents=True, exist_ok=True)
@@ -151,7 +155,7 @@ def worker_process(
 
 @contextlib.contextmanager
 def worker(broker: Broker, folder: Path) -> Iterator[None]:
-    """The same, which has already run a few tasks."""
+    """Run a worker that has already run a few tasks."""
     with worker_process(broker, folder):
         broker.run_tasks()
         yield
@@ -169,10 +173,11 @@ def launch(
     options: Sequence[str] = (),
     env: Mapping[str, str] | None = None,
 ) -> Iterator[Flower]:
-    """Flower: "stock" is Celery's own command, "ours" is the launcher, "without-app" the same for a broker alone.
+    """Run Flower.
 
+    :param kind: "stock" for Celery's own command, "ours" for the launcher, "without-app" for the launcher without -A.
     :param url_prefix: the option of that name.
-    :param authenticates: whether Flower asks for `CREDENTIALS`; otherwise `options` say who may enter.
+    :param authenticates: Flower requires `CREDENTIALS`; otherwise `options` configure authentication.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if unix_socket:
@@ -181,12 +186,12 @@ def launch(
     else:
         address = Address(free_port())
         listen = [f"--port={address.port}", "--address=127.0.0.1"]
-    told = [f"--url_prefix={url_prefix}"] if url_prefix else []
-    enter = [f"--basic_auth={CREDENTIALS}"] if authenticates else []
-    # stock Flower answers nowhere but below the prefix
+    prefix = [f"--url_prefix={url_prefix}"] if url_prefix else []
+    auth = [f"--basic_auth={CREDENTIALS}"] if authenticates else []
+    # Stock Flower answers only below the prefix
     flower = Flower(address, f"/{url_prefix.strip('/')}" if url_prefix else "")
     with running(
-        [sys.executable, *_LAUNCHED[kind], *listen, *told, *enter, *options],
+        [sys.executable, *_LAUNCHED[kind], *listen, *prefix, *auth, *options],
         log=folder / "flower.log",
         ready=lambda: answers(address, f"{flower.path}/healthcheck"),
         env={**broker.environment, **(env or {})},
@@ -195,7 +200,7 @@ def launch(
 
 
 def htpasswd(folder: Path, *credentials: str) -> Path:
-    """A file of users for --auth_file and for nginx, each line as `hash-password` makes it."""
+    """Write an htpasswd file with `hash-password`, for --auth_file and nginx."""
     file = folder / "htpasswd"
     lines = []
     for entry in credentials:
@@ -210,30 +215,30 @@ def htpasswd(folder: Path, *credentials: str) -> Path:
 def nginx_command(config: str, folder: Path) -> list[str]:
     """Return the command that runs nginx with this configuration, as a file in ``conf.d``.
 
-    :raises RuntimeError: nginx refuses it.
+    :raises RuntimeError: nginx rejects it.
     """
     (folder / "conf.d").mkdir(parents=True, exist_ok=True)
     (folder / "nginx.conf").write_text(NGINX_MAIN)
     (folder / "conf.d" / "flower.conf").write_text(config)
-    # one process that stays in front and changes no user, so that it works as root and not as root
+    # A single foreground process does not change its user, so it works with and without root
     directives = "daemon off; master_process off; pid nginx.pid; error_log error.log;"
     command = [program("nginx"), "-p", str(folder), "-c", "nginx.conf", "-e", "error.log", "-g", directives]
     check = subprocess.run([*command, "-t"], capture_output=True, text=True)
     if check.returncode != 0:
-        raise RuntimeError(f"nginx -t refuses the configuration:\n{check.stderr}")
+        raise RuntimeError(f"nginx -t rejects the configuration:\n{check.stderr}")
     return command
 
 
 @contextlib.contextmanager
 def nginx(config: str, folder: Path, *, ready: Address) -> Iterator[None]:
-    """nginx with this configuration; `ready` is where it will accept connections."""
+    """Run nginx with this configuration, until it accepts connections on `ready`."""
     command = nginx_command(config, folder)
     with running(command, log=folder / "nginx.log", ready=ready.accepts):
         yield
 
 
 def certificate(folder: Path) -> tuple[Path, Path]:
-    """A certificate that signs itself, for any of the names the tests use, and its key."""
+    """Create a self-signed certificate for all host names of the tests, and its key."""
     certfile, keyfile = folder / "fullchain.pem", folder / "privkey.pem"
     command = [
         program("openssl"),

@@ -1,4 +1,4 @@
-"""Prometheus and its promtool, both of Debian's package ``prometheus``."""
+"""Prometheus and promtool of Debian's package ``prometheus``."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from .processes import Address, answers, free_port, program, request, running
 
 
 def promtool(*arguments: str) -> str:
-    """What promtool says.
+    """Run promtool and return its output.
 
-    :raises AssertionError: with what it says, where it finds fault.
+    :raises AssertionError: it fails.
     """
     done = subprocess.run([program("promtool"), *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -29,18 +29,18 @@ class Prometheus:
     address: Address
 
     def get(self, path: str, **parameters: str | float) -> Any:
-        """The ``data`` of its answer under ``/api/v1/``.
+        """Return the ``data`` of a response below ``/api/v1/``.
 
-        :raises ValueError: with what it says, where it refuses.
+        :raises ValueError: the response is an error.
         """
         answer = request(self.address, f"/api/v1/{path}?{urlencode(parameters)}")
-        found = json.loads(answer.content)
-        if found["status"] != "success":
-            raise ValueError(f"{path} {parameters}: {found['error']}")
-        return found["data"]
+        body = json.loads(answer.content)
+        if body["status"] != "success":
+            raise ValueError(f"{path} {parameters}: {body['error']}")
+        return body["data"]
 
     def query(self, expression: str, *, at: float | None = None) -> list[tuple[dict[str, str], float]]:
-        """The series that an expression gives now, or at this time, with their values."""
+        """Evaluate an expression, now by default, and return the series with their values."""
         time = {} if at is None else {"time": at}
         result = self.get("query", query=expression, **time)["result"]
         return [(series["metric"], float(series["value"][1])) for series in result]
@@ -48,7 +48,7 @@ class Prometheus:
 
 @contextlib.contextmanager
 def prometheus(config: Path, folder: Path, options: Sequence[str] = ()) -> Iterator[Prometheus]:
-    """Prometheus with this configuration, and with what is in `folder` as its data."""
+    """Run Prometheus with this configuration, and with its data in `folder`."""
     address = Address(free_port())
     command = [program("prometheus"), f"--config.file={config}", f"--storage.tsdb.path={folder}"]
     command += [f"--web.listen-address=127.0.0.1:{address.port}", "--log.level=warn", *options]
@@ -58,11 +58,11 @@ def prometheus(config: Path, folder: Path, options: Sequence[str] = ()) -> Itera
 
 @contextlib.contextmanager
 def remembering(samples: str, folder: Path) -> Iterator[Prometheus]:
-    """Prometheus that scrapes nothing, and remembers `samples`: OpenMetrics text, with timestamps and ``# EOF``."""
+    """Run Prometheus with `samples` as its data: OpenMetrics text, with timestamps and ``# EOF``."""
     folder.mkdir()
     (folder / "samples").write_text(samples)
     promtool("tsdb", "create-blocks-from", "openmetrics", str(folder / "samples"), str(folder))
     (folder / "prometheus.yml").write_text("{}")
-    # the samples may be of any time
+    # The samples may be older than the default retention
     with prometheus(folder / "prometheus.yml", folder, ["--storage.tsdb.retention.time=100y"]) as running_prometheus:
         yield running_prometheus

@@ -1,4 +1,4 @@
-"""Which metrics and labels a PromQL expression names: as much of PromQL as our rules and panels use."""
+"""The metrics and labels of PromQL expressions, limited to the syntax of our rules and panels."""
 
 from __future__ import annotations
 
@@ -20,22 +20,21 @@ _WORDS = {"and", "or", "unless", "bool", "offset"}
 
 
 def named(expression: str) -> list[tuple[str, set[str]]]:
-    """Return each metric in the order in which it is named, with the labels that are asked of it.
+    """Return the metrics of an expression in order, each with the labels that it must have.
 
-    These are the labels in its braces, those by which something around it is aggregated, and those on which what stands
-    in the same parentheses is matched.
+    These are the labels of its selector, of the aggregations around it, and of the vector matching in its parentheses.
 
-    :raises ValueError: the labels of an aggregation stand behind it; put them in front: ``sum by (job) (up)``.
+    :raises ValueError: an aggregation has its labels at the end; put them in front: ``sum by (job) (up)``.
     """
     tokens = [(match[0], match["name"]) for match in _TOKEN.finditer(expression)] + [("", None)]
     found: list[tuple[str, set[str]]] = []
-    # of each open parenthesis: how much had been found before it, and the labels asked of what it holds
+    # For each open parenthesis: the number of metrics before it, and the labels of those within
     scopes: list[tuple[int, set[str]]] = [(0, set())]
     aggregated: set[str] = set()
     index = 0
 
     def listed(end: str) -> set[str]:
-        """Read to the end of the list that begins with the current token; what stands before a comma or operator."""
+        """Read a list of labels to its end, and return their names without the values."""
         nonlocal index
         names, value_follows = set(), False
         while tokens[index][0] != end:
@@ -48,15 +47,15 @@ def named(expression: str) -> list[tuple[str, set[str]]]:
 
     def leave() -> None:
         start, labels = scopes.pop()
-        for _, its in found[start:]:
-            its |= labels
+        for _, required in found[start:]:
+            required |= labels
 
     while index < len(tokens) - 1:
         text, name = tokens[index]
         index += 1
         if name in _AGGREGATE:
             if tokens[index - 2][0] == ")":
-                raise ValueError(f"{name} behind what it aggregates: {expression}")
+                raise ValueError(f"{name} after the aggregated expression: {expression}")
             aggregated = listed(")")
             index += 1
         elif name in _MATCH:

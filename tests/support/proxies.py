@@ -1,4 +1,4 @@
-"""Real proxies with the configuration that ``flower-proxy config`` prints, but for ports, paths and the host's name."""
+"""Real proxies with the configurations that ``flower-proxy config`` prints; ports, paths and host names differ."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .processes import Address, program, running
 from .programs import nginx_command
 
 MODULES = Path("/usr/lib/apache2/modules")
-# What Debian's Apache has by itself, beside what the configuration asks for
+# Enabled by default in Debian's Apache
 BASE_MODULES = [
     "mpm_event",
     "authz_core",
@@ -40,7 +40,7 @@ LISTEN: Mapping[str, Callable[[Address, Address], dict[str, str]]] = {
     "haproxy": lambda plain, tls: {"bind :80\n": f"bind {plain}\n", "bind :443 ": f"bind {tls} "},
 }
 
-# Servers of the operator's own, for what `--snippet` prints
+# Servers into which the output of `--snippet` is inserted
 OWN_SERVERS = {
     "nginx": "server {{\nlisten 80;\nserver_name example.com;\n{}}}\n",
     "apache": "<VirtualHost *:80>\nServerName example.com\n{}</VirtualHost>\n",
@@ -49,7 +49,7 @@ OWN_SERVERS = {
 
 
 def substitute(text: str, table: Mapping[str, str]) -> str:
-    """Replace each key by its value, the longest first."""
+    """Replace each key with its value, the longest first."""
     return re.sub("|".join(map(re.escape, sorted(table, key=len, reverse=True))), lambda match: table[match[0]], text)
 
 
@@ -60,9 +60,9 @@ def proxy(
     """Run a proxy with this configuration.
 
     :param kind: the target of ``flower-proxy config``.
-    :param plain: where it is to listen for HTTP.
-    :param tls: where it is to listen for HTTPS, if the configuration has it.
-    :param files: those that the configuration names, and where they are.
+    :param plain: its address for HTTP.
+    :param tls: its address for HTTPS, if configured.
+    :param files: paths in the configuration, and those that replace them.
     """
     text = substitute(text, {**LISTEN[kind](plain, tls), **files, "example.com": "localhost"})
     if kind == "apache":
@@ -79,7 +79,7 @@ def proxy(
 def checked(kind: str, text: str, folder: Path) -> list[str]:
     """Return the command that runs a proxy with this configuration.
 
-    :raises RuntimeError: the proxy refuses it.
+    :raises RuntimeError: the proxy rejects it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if kind == "nginx":
@@ -98,7 +98,7 @@ def checked(kind: str, text: str, folder: Path) -> list[str]:
         check = [*command, "-c"]
     done = subprocess.run(check, capture_output=True, text=True, env=_folders(folder))
     if done.returncode != 0:
-        raise RuntimeError(f"{kind} refuses the configuration:\n{done.stdout}{done.stderr}")
+        raise RuntimeError(f"{kind} rejects the configuration:\n{done.stdout}{done.stderr}")
     return command
 
 
@@ -107,7 +107,7 @@ def _folders(folder: Path) -> dict[str, str]:
 
 
 def _apache_modules(text: str) -> str:
-    """What loads those modules that the configuration's comment says to enable."""
-    (asked,) = re.findall(r"^#   a2enmod (.*)$", text, re.MULTILINE)
-    loads = [f"LoadModule {name}_module {MODULES / f'mod_{name}.so'}" for name in (*BASE_MODULES, *asked.split())]
+    """Return the directives that load the modules in the configuration's a2enmod command."""
+    (enabled,) = re.findall(r"^#   a2enmod (.*)$", text, re.MULTILINE)
+    loads = [f"LoadModule {name}_module {MODULES / f'mod_{name}.so'}" for name in (*BASE_MODULES, *enabled.split())]
     return "\n".join([*loads, "PidFile apache2.pid", "ErrorLog error.log", "ServerName localhost"])

@@ -1,4 +1,4 @@
-"""One Redis server that listens in all the ways that a broker's URL can name, and its Sentinel."""
+"""A Redis server that listens with every transport of a broker's URL, and its Sentinel."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ MASTER = "mymaster"
 
 @dataclass(frozen=True)
 class RedisServers:
-    """A Redis server and its Sentinel, which calls it `MASTER` and wants a password.
+    """A Redis server and its Sentinel, which monitors it as `MASTER` and requires a password.
 
-    :ivar tls_port: where it wants TLS, as ``localhost``.
-    :ivar authority: the file of the certificate that its own is to be verified by.
+    :ivar tls_port: the port for TLS, with a certificate for ``localhost``.
+    :ivar authority: the file of the certificate authority.
     """
 
     port: int
@@ -30,20 +30,20 @@ class RedisServers:
 
 @contextlib.contextmanager
 def redis_servers(folder: Path, certificate: tuple[Path, Path]) -> Iterator[RedisServers]:
-    """A Redis server that keeps nothing, and its Sentinel.
+    """Run a Redis server without persistence, and its Sentinel.
 
-    :param certificate: the server's certificate, which signs itself, and its key.
+    :param certificate: the server's self-signed certificate and its key.
     """
     certfile, keyfile = certificate
     servers = RedisServers(free_port(), free_port(), free_port(), "of-sentinel", folder / "redis.sock", certfile)
     command = [program("redis-server"), "--bind", "127.0.0.1", "--dir", str(folder), "--save", ""]
     command += ["--port", str(servers.port), "--unixsocket", str(servers.socket), "--tls-port", str(servers.tls_port)]
     command += ["--tls-cert-file", str(certfile), "--tls-key-file", str(keyfile), "--tls-auth-clients", "no"]
-    # Debian's build wants to know an authority even where clients need no certificate
+    # Debian's build requires an authority even without client certificates
     command += ["--tls-ca-cert-file", str(certfile)]
     config = [f"port {servers.sentinel_port}", "bind 127.0.0.1", f"requirepass {servers.sentinel_password}"]
     config += [f"dir {folder}", f"sentinel monitor {MASTER} 127.0.0.1 {servers.port} 1"]
-    # A file, as the Sentinel writes there what it learns
+    # The Sentinel saves its state in this file
     (folder / "sentinel.conf").write_text("\n".join(config))
     with (
         running(command, log=folder / "redis.log", ready=Address(servers.port).accepts),

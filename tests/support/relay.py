@@ -1,4 +1,4 @@
-"""Passes on what comes to a port: the part of a network that a test may take away. ``python -m`` with both ports."""
+"""A TCP relay from one port to another, which a test stops to interrupt the network: ``python -m`` with both ports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Celery application that Flower watches. Its broker and result backend come from the environment."""
+"""The Celery application that Flower monitors; the environment names its broker and result backend."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def slow(seconds: float) -> None:
 
 
 def wait(file: str) -> None:
-    """Run until there is such a file."""
+    """Run until the file exists."""
     while not Path(file).exists():
         time.sleep(0.02)
 
 
 def retry() -> None:
-    raise ConnectionError("this task is tried again on purpose")
+    raise ConnectionError("this task is retried on purpose")
 
 
 app.task(add, name="server.add")
@@ -62,7 +62,7 @@ app.task(fail, name="server.fail")
 app.task(fail_otherwise, name="server.fail_otherwise")
 app.task(slow, name="server.slow")
 app.task(wait, name="server.wait")
-# Delivered again where the worker, or its process, dies
+# Redelivered if the worker or its pool process dies
 app.task(wait, name="server.wait_late", acks_late=True, reject_on_worker_lost=True)
 app.task(retry, name="server.retry", autoretry_for=(ConnectionError,), max_retries=2, default_retry_delay=0)
 

@@ -1,4 +1,4 @@
-"""Small servers that stand in for what is not ours: an identity provider, a host application, and a mirror."""
+"""Small servers that replace others: an identity provider, a host application, and a mirror of request headers."""
 
 from __future__ import annotations
 
@@ -28,37 +28,37 @@ class Answering(BaseHTTPRequestHandler):
 
 
 class IdentityProvider(Answering):
-    """Signs everybody in, and tells nginx who is."""
+    """Authenticates every user for the proxy, like oauth2-proxy."""
 
     SESSION = "session=signed-in"
     USER = "alice@host.example"
 
     def do_GET(self) -> None:
-        # like any server, waits for as much as the request says it will send
+        # A server reads the whole announced body
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         url = urlsplit(self.path)
         if url.path == "/oauth2/auth":
             known = self.SESSION in self.headers.get("Cookie", "")
-            self.answer(200 if known else 401, **(self.told() if known else {}))
+            self.answer(200 if known else 401, **(self.user_headers() if known else {}))
         elif url.path == "/oauth2/start":
-            back = parse_qs(url.query)["rd"][0]
-            self.answer(302, Set_Cookie=f"{self.SESSION}; Path=/", Location=back)
+            original = parse_qs(url.query)["rd"][0]
+            self.answer(302, Set_Cookie=f"{self.SESSION}; Path=/", Location=original)
         else:
             self.answer(404)
 
-    def told(self) -> dict[str, str]:
+    def user_headers(self) -> dict[str, str]:
         return {"X_Auth_Request_User": self.USER}
 
 
 class NamelessProvider(IdentityProvider):
-    """Lets people in, and does not say who they are."""
+    """Authenticates users without naming them."""
 
-    def told(self) -> dict[str, str]:
+    def user_headers(self) -> dict[str, str]:
         return {}
 
 
 class HostApplication(Answering):
-    """Has a page at the root, and an ``_xsrf`` cookie of its own for the whole host."""
+    """Serves a page, and sets its own ``_xsrf`` cookie for the whole host."""
 
     PAGE = "the host application"
     COOKIE = ("_xsrf", "the-host-applications")
@@ -68,11 +68,11 @@ class HostApplication(Answering):
 
 
 class Mirror(Answering):
-    """Tells which headers it got, names in lower case, and the path."""
+    """Returns the headers of the request as JSON, names in lower case, and the path."""
 
     def do_GET(self) -> None:
-        told = {name.lower(): value for name, value in self.headers.items()}
-        self.answer(200, json.dumps({**told, "path": self.path}))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.answer(200, json.dumps({**headers, "path": self.path}))
 
 
 class _UnixServer(ThreadingMixIn, UnixStreamServer):
@@ -80,7 +80,7 @@ class _UnixServer(ThreadingMixIn, UnixStreamServer):
 
 
 class CutOff(Answering):
-    """Announces more than comes."""
+    """Closes the connection within the body."""
 
     def do_GET(self) -> None:
         self.send_response(200)
@@ -91,7 +91,7 @@ class CutOff(Answering):
 
 @contextlib.contextmanager
 def serving(handler: type[Answering], socket_path: Path | None = None) -> Iterator[Address]:
-    """Run such a server, on a free port or on a unix socket."""
+    """Run a server on a free port or a unix socket."""
     server: BaseServer
     if socket_path is None:
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

@@ -1,4 +1,4 @@
-"""States of the cluster to save, and what others may read of their files."""
+"""Saved states of the cluster."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from flower_proxy.events.state import State
 
 
 def state_with(*uuids: str, size: int = 0) -> State:
-    """Return a state with these tasks, each with arguments of so many characters."""
+    """Return a state with these tasks.
+
+    :param size: of the arguments of each task, in characters.
+    """
     state = State(max_tasks_in_memory=10_000, max_workers_in_memory=10)
     for uuid in uuids:
-        # Pickle writes equal objects twice, but the same one once
+        # Distinct arguments, since pickle writes the same object only once
         event = {"type": "task-received", "uuid": uuid, "name": "tasks.add", "args": uuid.ljust(size)}
         sender = {"hostname": "w1@test", "pid": 1, "utcoffset": 0, "clock": 1}
         state.event({**event, **sender, "timestamp": 1.0, "local_received": 1.0})
@@ -22,12 +25,12 @@ def state_with(*uuids: str, size: int = 0) -> State:
 
 
 def private(path: Path) -> bool:
-    """Tell whether only its owner can read a file, by its own mode or that of its folder."""
+    """Return whether only the owner can read a file, by its own mode or that of its folder."""
     return any(one.stat().st_mode & 0o077 == 0 for one in (path, path.parent))
 
 
 def restored(state: EventsState, **limits: int) -> State:
-    """Return a state as it is after a restart."""
+    """Return the state after a restart."""
     after = State(**{"max_tasks_in_memory": 10, **limits})
     after.restore(SavedState(pickle.dumps(state), dict(state.counter)))
     return after

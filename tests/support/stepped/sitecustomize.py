@@ -1,4 +1,4 @@
-"""The clock of `tests.support.clock`, which Python imports at the start of a program."""
+"""The clock of `tests.support.clock`, which Python imports at start-up."""
 
 import os
 import time
