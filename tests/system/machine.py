@@ -1,4 +1,4 @@
-"""A Debian with systemd as process 1: made by debootstrap, booted by systemd-nspawn, thrown away at the end."""
+"""A disposable Debian with systemd as process 1, created by debootstrap and booted by systemd-nspawn."""
 
 from __future__ import annotations
 
@@ -14,31 +14,32 @@ from pathlib import Path
 from tests.support.processes import PROJECT, program, running, wait_until
 
 SUITE = "bookworm"
-# By default that of debootstrap
+# Empty for the default of debootstrap
 MIRROR = os.environ.get("MIRROR", "")
 CACHE = PROJECT / "build" / "system"
 PACKAGES = (
     *("ca-certificates", "curl", "dbus", "libnss-systemd", "nginx", "openssl", "python3-venv", "redis-server", "sudo"),
     "systemd-sysv",
 )
-# What the host downloads for the machine, which has no network but loopback
+# Requirements that the host downloads, as the machine has no network but loopback
 NEEDED = ["celery[redis]", "hatchling", "--requirement", "examples/django/requirements.txt"]
 PIP_CONF = "[global]\nno-index = true\nfind-links = /wheels\ndisable-pip-version-check = true\n"
 
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine that runs.
+    """A running machine.
 
-    :ivar leader: its process 1, as the host numbers it.
+    :ivar leader: the host's process id of the machine's process 1.
     """
 
     leader: int
 
     def run(self, script: str, *, text: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
-        """Run a script of bash on it, as root, in ``/root``, with this text as standard input.
+        """Run a bash script as root in ``/root``.
 
-        :raises RuntimeError: it fails, with its output, unless `check` is False.
+        :param text: standard input.
+        :raises RuntimeError: the script fails and `check` is true.
         """
         enter = [program("nsenter"), f"--target={self.leader}", "--mount", "--uts", "--ipc", "--net", "--pid", "--root"]
         environment = ["env", "--ignore-environment", "--chdir=/root", "HOME=/root", "LANG=C.UTF-8"]
@@ -47,15 +48,15 @@ class Machine:
         done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=300)
         if check and done.returncode != 0:
             journal = self.run("journalctl --no-pager --lines=30", check=False).stdout
-            raise RuntimeError(f"{script}\nended with {done.returncode}\n{done.stdout}{done.stderr}\n{journal}")
+            raise RuntimeError(f"{script}\nexited with status {done.returncode}\n{done.stdout}{done.stderr}\n{journal}")
         return done
 
     def write(self, path: str, text: str) -> None:
-        """Write a file, and its folder."""
+        """Write a file, and create its folder."""
         self.run(f"install -D -m 0644 /dev/stdin {path}", text=text)
 
     def status(self, path: str, *options: str, user: str = "www-data") -> int:
-        """Return the status of one request, sent by this user without another attempt; 0 if nothing answers."""
+        """Send one request as this user, without retries, and return its status, or 0 without a response."""
         words = " ".join([f"runuser -u {user} -- curl -sk -o /dev/null -w '%{{http_code}}' -u me:secret", *options])
         return int(self.run(f"{words} {path}", check=False).stdout)
 
@@ -67,7 +68,7 @@ class Machine:
 
 
 def _base() -> Path:
-    """Return the tree that the machine starts from, made once."""
+    """Return the root file system of the machine, and create it if it is missing."""
     base = CACHE / SUITE
     if not base.exists():
         partial = base.with_suffix(".partial")
@@ -83,9 +84,9 @@ def _base() -> Path:
 
 
 def _wheels(base: Path) -> Path:
-    """Return the folder with all that pip installs on the machine, for its Python, as this one's pip can find it."""
+    """Download the wheels for the machine, and return their folder."""
     wheels = CACHE / "wheels"
-    # Its Python, which chooses what suits it; this one's configuration, which knows the package index
+    # pip selects wheels for the machine's Python, with the package index of the host's configuration
     pip = [sys.executable, "-m", "pip", "--quiet", f"--python={base}/usr/bin/python3"]
     built = [*pip, "wheel", "--no-deps", f"--wheel-dir={wheels}", str(PROJECT)]
     fetched = [*pip, "wheel", f"--find-links={wheels}", f"--wheel-dir={wheels}", "flower-proxy", *NEEDED]
@@ -96,11 +97,11 @@ def _wheels(base: Path) -> Path:
 
 @contextlib.contextmanager
 def booted(folder: Path) -> Iterator[Machine]:
-    """A machine with ``/source``, a copy of this repository, from which pip installs without a network.
+    """Boot a machine with a copy of this repository in ``/source``.
 
-    It has a network namespace of its own; changes to its files are gone at the end.
+    It has its own network namespace; pip installs without a network, and changes to files are discarded.
 
-    :param folder: for the copy of the repository, and the log of its console.
+    :param folder: for the copy of the repository, and the console log.
     """
     base = _base()
     command = [program("systemd-nspawn"), "--quiet", "--boot", "--register=no", "--keep-unit", "--private-network"]
@@ -112,13 +113,13 @@ def booted(folder: Path) -> Iterator[Machine]:
         leader = wait_until(lambda: _leader(process.pid), what="process 1 of the machine")
         machine = Machine(leader)
         up = lambda: machine.run("systemctl is-system-running", check=False).stdout.strip() == "running"  # noqa: E731
-        wait_until(up, timeout=120, what=f"the machine is up: {log}")
+        wait_until(up, timeout=120, what=f"the end of the boot: {log}")
         machine.write("/etc/pip.conf", PIP_CONF)
         yield machine
 
 
 def _leader(nspawn: int) -> int:
-    """Return the process that is number 1 in the namespace that nspawn has made; 0 before it is there."""
+    """Return the process that has id 1 in the namespace created by nspawn, or 0 before it exists."""
     for child in Path(f"/proc/{nspawn}/task/{nspawn}/children").read_text().split():
         with contextlib.suppress(OSError):
             lines = Path(f"/proc/{child}/status").read_text().splitlines()

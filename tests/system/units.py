@@ -1,7 +1,7 @@
-"""Every unit that ``flower-proxy config`` prints and that the examples have, started by systemd as process 1.
+"""The systemd units of ``flower-proxy config`` and of the examples, run by systemd as process 1.
 
-Each test follows the commands at the head of the file. No request is sent twice: ``systemctl start`` returns once
-flower-proxy answers.
+Each test runs the commands in the comment of the unit. No request is retried, as ``systemctl start`` returns when
+flower-proxy is ready.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ server {
   }
 }
 """
-# Sends requests until there is a file "stop", and prints how many were answered and how many were not
+# Sends requests until the file /tmp/stop exists, and prints the number of each status and error
 LOAD = """
 import base64, collections, os, threading, urllib.request
 
@@ -58,7 +58,7 @@ import json; print(json.dumps(counts))
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    """The machine, with a project in /srv/app whose environment has flower-proxy."""
+    """The machine, with a project in /srv/app and flower-proxy in its virtual environment."""
     with booted(tmp_path_factory.mktemp("machine")) as machine:
         make_project(machine, "/srv/app")
         yield machine
@@ -83,7 +83,7 @@ class Units:
     machine: Machine
 
     def install(self, words: str, *, folder: str = "/", program: str = "/srv/app/.venv/bin/flower-proxy") -> None:
-        """Print the units for these words in a folder, and follow the commands at their head."""
+        """Write the units for these arguments of ``config``, and run the commands in their comment."""
         self.write_printed("systemd", words, SERVICE, folder, program)
         if self.has_socket():
             self.write_printed("systemd-socket", words, SOCKET, folder, program)
@@ -101,16 +101,16 @@ class Units:
         return self.machine.run(f"cat {UNITS}/{unit}").stdout
 
     def follow(self, unit: str) -> None:
-        """Run the commands at the head of a file, and add its lines to the environment as an editor would.
+        """Run the commands in the comment of a unit, except the first one, which starts flower-proxy without systemd.
 
-        The first command starts flower-proxy without systemd.
+        Lines such as ``CELERY_BROKER_URL=...`` are added to the environment file.
         """
         _, *commands = re.findall(r"^#   (.*)$", self.text(unit).partition("\n[")[0], re.MULTILINE)
         lines = [re.sub(r"^(\w+)=\.\.\.$", _added, command) for command in commands]
         self.machine.run("\n".join(lines), text="secret\n")
 
     def stop(self) -> None:
-        """Stop, and see that it was a clean end."""
+        """Stop the units, and assert that flower-proxy exited with status 0."""
         self.machine.run(f"cd {UNITS} && systemctl stop $(ls -r flower-proxy.*)")
         shown = self.machine.show(SERVICE, "ActiveState", "Result", "ExecMainCode", "ExecMainStatus")
         assert shown == ["inactive", "success", "1", "0"], "exited, with status 0"
@@ -119,7 +119,7 @@ class Units:
 
 @pytest.fixture
 def units(machine: Machine) -> Iterator[Units]:
-    """No units at first, and none at the end."""
+    """Units that are removed after the test."""
     yield Units(machine)
     machine.run(f"systemctl disable --now {SERVICE} {SOCKET}", check=False)
     machine.run(f"rm -rf {UNITS}/flower-proxy.* /etc/flower /etc/nginx/conf.d/* /var/lib/private/flower-proxy")
@@ -142,7 +142,7 @@ AT_PORT = {
         "",
         [PORT, "http://127.0.0.1:9808/metrics"],
     ),
-    "users elsewhere": (f"{PREFIX} --auth_file=/etc/flower/users", "", [PORT]),
+    "other password file": (f"{PREFIX} --auth_file=/etc/flower/users", "", [PORT]),
     "passwords": (f"{PREFIX} --basic_auth_file=/etc/flower/passwords", "passwords", [PORT]),
     "TLS": (
         f"{PREFIX} --certfile=/etc/flower/cert.pem --keyfile=/etc/flower/key.pem",
@@ -164,7 +164,7 @@ AT_PORT = {
 
 
 @pytest.mark.parametrize(("words", "prepare", "pages"), AT_PORT.values(), ids=AT_PORT)
-def test_units_at_a_port(units: Units, words: str, prepare: str, pages: list[str]) -> None:
+def test_units_that_listen_on_a_port(units: Units, words: str, prepare: str, pages: list[str]) -> None:
     units.machine.run("systemctl stop nginx")
     units.machine.run(PREPARE.get(prepare, ""))
     units.install(words)
@@ -174,11 +174,11 @@ def test_units_at_a_port(units: Units, words: str, prepare: str, pages: list[str
     units.stop()
 
 
-def test_words_that_would_mean_something_else_arrive(units: Units) -> None:
-    odd = """--queues=100%,$HOME,$$(HOME),%n,a b,x"z"""
-    units.install(f"{PREFIX} '{odd}'")
+def test_special_characters_in_options_are_escaped(units: Units) -> None:
+    option = """--queues=100%,$HOME,$$(HOME),%n,a b,x"z"""
+    units.install(f"{PREFIX} '{option}'")
     (pid,) = units.machine.show(SERVICE, "MainPID")
-    assert odd in units.machine.run(f"tr '\\0' '\\n' < /proc/{pid}/cmdline").stdout.splitlines()
+    assert option in units.machine.run(f"tr '\\0' '\\n' < /proc/{pid}/cmdline").stdout.splitlines()
     units.stop()
 
 
@@ -186,18 +186,18 @@ AT_SOCKET = {"a unix socket": "", "with state": "--persistent", "another group":
 
 
 @pytest.mark.parametrize("words", AT_SOCKET.values(), ids=AT_SOCKET)
-def test_units_at_a_unix_socket(units: Units, words: str) -> None:
+def test_units_that_listen_on_a_unix_socket(units: Units, words: str) -> None:
     units.install(f"{PREFIX} --unix_socket={FILE} {words}")
     units.machine.run(f"systemctl is-active {SERVICE} {SOCKET}")
-    at, page = f"--unix-socket {FILE}", "http://localhost/flower/"
-    member, stranger = ("games", "www-data") if "games" in words else ("www-data", "nobody")
-    assert units.machine.status(page, at, user=member) == 200
-    assert units.machine.status(page, at, user=stranger) == 0, "the socket is closed to other groups"
+    option, page = f"--unix-socket {FILE}", "http://localhost/flower/"
+    member, other = ("games", "www-data") if "games" in words else ("www-data", "nobody")
+    assert units.machine.status(page, option, user=member) == 200
+    assert units.machine.status(page, option, user=other) == 0, "only members of the group can connect"
     units.stop()
 
 
 @pytest.mark.parametrize("service", [SERVICE, "with-socket.service"])
-def test_the_units_of_the_examples(units: Units, service: str) -> None:
+def test_units_of_the_examples(units: Units, service: str) -> None:
     units.machine.run(f"cp /source/examples/systemd/{service} {UNITS}/{SERVICE}")
     page = PORT
     if service != SERVICE:
@@ -208,7 +208,7 @@ def test_the_units_of_the_examples(units: Units, service: str) -> None:
     units.stop()
 
 
-def test_state_is_kept_over_a_restart(units: Units) -> None:
+def test_state_persists_across_a_restart(units: Units) -> None:
     units.install(f"{PREFIX} --persistent")
     units.machine.run(f"systemctl restart {SERVICE}")
     assert units.machine.status(PORT) == 200
@@ -217,9 +217,9 @@ def test_state_is_kept_over_a_restart(units: Units) -> None:
 
 
 @pytest.mark.parametrize("folder", ["/home/dev/app", "/root/app", "/var/tmp/app"])
-def test_a_unit_printed_in_a_project_that_is_hidden_from_services(units: Units, folder: str) -> None:
+def test_units_for_projects_in_folders_that_hardening_hides(units: Units, folder: str) -> None:
     make_project(units.machine, folder)
-    # As useradd makes homes where login.defs says so
+    # HOME_MODE in login.defs may be 0700
     units.machine.run(f"chmod 0700 {folder.rpartition('/')[0]}" if folder.startswith("/home") else "")
     units.install(PREFIX, folder=folder, program=f"{folder}/.venv/bin/flower-proxy")
     assert f"ExecStart={folder}/.venv/bin/flower-proxy " in units.text(SERVICE)
@@ -229,7 +229,7 @@ def test_a_unit_printed_in_a_project_that_is_hidden_from_services(units: Units, 
     units.stop()
 
 
-def test_the_change_from_a_port_to_a_socket(units: Units) -> None:
+def test_migration_from_a_port_to_a_unix_socket(units: Units) -> None:
     units.install(PREFIX)
     assert units.machine.status(PORT) == 200
     for target, unit in (("systemd", SERVICE), ("systemd-socket", SOCKET)):
@@ -237,11 +237,11 @@ def test_the_change_from_a_port_to_a_socket(units: Units) -> None:
     units.follow(SOCKET)
     units.machine.run(f"systemctl is-active {SERVICE} {SOCKET}")
     assert units.machine.status(f"--unix-socket {FILE} {PORT}") == 200
-    assert units.machine.status(PORT) == 0, "nothing listens there any more"
+    assert units.machine.status(PORT) == 0, "the port is closed"
     units.stop()
 
 
-def test_the_change_to_a_socket_at_the_same_port(units: Units) -> None:
+def test_migration_to_socket_activation_on_the_same_port(units: Units) -> None:
     units.install(PREFIX)
     for target, unit in (("systemd", SERVICE), ("systemd-socket", SOCKET)):
         units.write_printed(target, PREFIX, unit)
@@ -253,7 +253,7 @@ def test_the_change_to_a_socket_at_the_same_port(units: Units) -> None:
     units.stop()
 
 
-def test_no_request_is_lost_while_it_restarts_behind_nginx(units: Units) -> None:
+def test_restarts_behind_nginx_lose_no_request(units: Units) -> None:
     units.install(f"{PREFIX} --unix_socket={FILE}")
     units.machine.write("/etc/nginx/conf.d/flower.conf", NGINX % FILE)
     units.machine.write("/tmp/load.py", LOAD)
@@ -262,11 +262,11 @@ def test_no_request_is_lost_while_it_restarts_behind_nginx(units: Units) -> None
         "systemd-run --unit=load -p RemainAfterExit=yes -p StandardOutput=file:/tmp/load python3 /tmp/load.py"
     )
     for _ in range(5):
-        # It also resets the limit of five starts in ten seconds
+        # reset-failed resets the rate limit of five starts in ten seconds
         units.machine.run(f"systemctl reset-failed {SERVICE}; systemctl restart {SERVICE}")
         assert units.machine.status("http://127.0.0.1:8080/flower/") == 200
     units.machine.run("touch /tmp/stop")
-    counts = wait_until(lambda: units.machine.run("cat /tmp/load").stdout, what="the load ends")
+    counts = wait_until(lambda: units.machine.run("cat /tmp/load").stdout, what="the end of the load")
     units.machine.run("systemctl stop load; rm /tmp/stop")
     answered = json.loads(counts)
     errors = units.machine.run("tail -n 5 /var/log/nginx/error.log").stdout
@@ -275,7 +275,7 @@ def test_no_request_is_lost_while_it_restarts_behind_nginx(units: Units) -> None
     units.stop()
 
 
-def test_a_wrong_option_is_not_tried_again(units: Units) -> None:
+def test_an_unknown_option_is_not_restarted(units: Units) -> None:
     units.install(PREFIX)
     units.machine.run(f"systemctl stop {SERVICE} && sed -i 's/{PREFIX}/--url_prefx=flower/' {UNITS}/{SERVICE}")
     started = units.machine.run(f"systemctl daemon-reload && systemctl start {SERVICE}", check=False)
@@ -285,9 +285,9 @@ def test_a_wrong_option_is_not_tried_again(units: Units) -> None:
 
 
 def test_commands_of_the_django_readme(units: Units) -> None:
-    """Its commands, on a machine that has the packages already; certbot and the terminal's dialogues have stand-ins."""
+    """The packages are installed before; stubs replace apt-get, certbot and the prompts."""
     readme = (PROJECT / "examples" / "django" / "README.md").read_text()
-    walk = "".join(re.findall(r"```sh\n(.*?)```", readme, re.DOTALL))
+    commands = "".join(re.findall(r"```sh\n(.*?)```", readme, re.DOTALL))
     folder = "/etc/letsencrypt/live/flower.test"
     units.machine.write("/usr/local/bin/apt-get", "#!/bin/sh\n")
     units.machine.write(
@@ -296,14 +296,14 @@ def test_commands_of_the_django_readme(units: Units) -> None:
         f" -keyout {folder}/privkey.pem -out {folder}/fullchain.pem\n",
     )
     units.machine.run("chmod +x /usr/local/bin/*")
-    walk = walk.replace("name=example.com", "name=flower.test")
-    units.machine.run(f"cd /source\n{walk}", text="secret\n")
+    commands = commands.replace("name=example.com", "name=flower.test")
+    units.machine.run(f"cd /source\n{commands}", text="secret\n")
     units.machine.run("systemctl is-active gunicorn celery-worker celery-beat flower-proxy nginx redis-server")
-    at = "--resolve flower.test:443:127.0.0.1"
+    resolve = "--resolve flower.test:443:127.0.0.1"
     for path in ("", "flower/", "flower/ready", "static/server/front.css"):
-        assert units.machine.status(f"https://flower.test/{path}", at) == 200, path
-    workers = f"curl -sk -u me:secret {at} 'https://flower.test/flower/workers?json=1'"
-    wait_until(lambda: '"status": true' in units.machine.run(workers).stdout, what="Flower sees the worker")
+        assert units.machine.status(f"https://flower.test/{path}", resolve) == 200, path
+    workers = f"curl -sk -u me:secret {resolve} 'https://flower.test/flower/workers?json=1'"
+    wait_until(lambda: '"status": true' in units.machine.run(workers).stdout, what="an online worker in Flower")
     units.machine.run("systemctl stop flower-proxy")
     assert units.machine.show(SERVICE, "Result", "ExecMainStatus") == ["success", "0"]
     assert units.machine.run("systemctl --failed --no-legend").stdout == ""
