@@ -1,4 +1,4 @@
-"""Flower inside a program of one's own. CELERY_BROKER_URL names the broker; Ctrl-C ends it."""
+"""Flower embedded in an asyncio program, which Ctrl-C stops; CELERY_BROKER_URL overrides the broker."""
 
 import asyncio
 import contextlib
