@@ -1,4 +1,4 @@
-"""No client can occupy the server: real connections that are silent, slow, too many, or never read."""
+"""Limits of connections: idle, slow and excess connections do not exhaust the server."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from flower_proxy.web.limits import MAX_BODY
 from tests.support.processes import Address, answers, free_port, program, request, running, wait_until
 
 SHORT = 0.5  # seconds
-LARGE = 32 * 1024 * 1024  # bytes, more than the kernel holds for a connection
+LARGE = 32 * 1024 * 1024  # bytes, more than the kernel buffers for a connection
 
 
 class Stream:
-    """Stands for a connection where only the order matters."""
+    """A fake connection that records when it is closed."""
 
     def __init__(self, name: str, closed: list[str]) -> None:
         self.close = lambda: closed.append(name)
 
 
-def test_the_connection_that_has_waited_longest_gives_way() -> None:
+def test_the_longest_idle_connection_is_replaced() -> None:
     closed: list[str] = []
     limit = ConnectionLimit(3)
     first, second, third, fourth, fifth, sixth = (cast(IOStream, Stream(name, closed)) for name in "abcdef")
@@ -52,16 +52,16 @@ def test_the_connection_that_has_waited_longest_gives_way() -> None:
     limit.works(first)
     limit.add(fourth)
     assert closed == ["b"]
-    # Its answer is finished: it waits for the next request, less long than the third
+    # The first is idle again, but the third has been idle for longer
     limit.waits(first)
     limit.add(fifth)
     assert closed == ["b", "c"]
     for stream in (fourth, fifth, first):
         limit.works(stream)
     limit.add(sixth)
-    assert closed == ["b", "c", "d"], "of those that are at a request the one that has been at it for longest"
+    assert closed == ["b", "c", "d"], "without idle connections, the one with the longest request is closed"
     assert (len(limit), limit.replaced) == (3, 3)
-    # Replaced ones end later
+    # Replaced connections still report their state
     for stream in (second, third, fourth):
         limit.waits(stream)
         limit.works(stream)
@@ -71,7 +71,7 @@ def test_the_connection_that_has_waited_longest_gives_way() -> None:
 
 
 def test_replaced_connections_are_logged_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    # The first is of the limit itself
+    # The limit reads the first time on creation
     times = iter((0, 1, 2, 59, 61, 62, 130))
     limit = ConnectionLimit(1, clock=lambda: next(times))
     with caplog.at_level(logging.WARNING):
@@ -93,25 +93,23 @@ def test_replaced_connections_are_logged_once_a_minute(caplog: pytest.LogCapture
         pytest.param(resource.RLIM_INFINITY, None, 2000, id="unlimited"),
         pytest.param(resource.RLIM_INFINITY, 5000, 5000, id="unlimited-option"),
         pytest.param(1024, 100, 100, id="option"),
-        pytest.param(1024, 480, 480, id="option-as-many-as-possible"),
+        pytest.param(1024, 480, 480, id="option-at-maximum"),
     ],
 )
-def test_the_limit_follows_the_descriptors(
+def test_the_limit_depends_on_file_descriptors(
     descriptors: int, wanted: int | None, maximum: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (descriptors, descriptors))
     assert max_connections(wanted) == maximum
 
 
-def test_more_connections_than_descriptors_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_connections_than_file_descriptors_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
     with pytest.raises(ValueError, match=r"^--max_connections: 481 need 1026 file descriptors, and the limit is 1024:"):
         max_connections(481)
 
 
-# A server of its own, with little patience
-
-
+# A server with short timeouts
 class Large(RequestHandler):
     def get(self) -> None:
         self.write(bytes(LARGE))
@@ -129,8 +127,8 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @contextlib.asynccontextmanager
-async def impatient(**options: Any) -> AsyncIterator[Callable[[], Awaitable[Connection]]]:
-    """A server with these options, and what connects to it; the kernel takes little for such a connection."""
+async def bounded_server(**options: Any) -> AsyncIterator[Callable[[], Awaitable[Connection]]]:
+    """Run a server with these options, and yield a function that connects with a small receive buffer."""
     listening = socket.create_server(("127.0.0.1", 0))
     listening.setblocking(False)
     server = BoundedServer(Application([("/large", Large), ("/", Short)]), connections=ConnectionLimit(100), **options)
@@ -138,11 +136,11 @@ async def impatient(**options: Any) -> AsyncIterator[Callable[[], Awaitable[Conn
     writers = []
 
     async def connect() -> Connection:
-        ours = socket.socket()
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        ours.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(ours, listening.getsockname())
-        reader, writer = await asyncio.open_connection(sock=ours, limit=1024)
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(client, listening.getsockname())
+        reader, writer = await asyncio.open_connection(sock=client, limit=1024)
         writers.append(writer)
         return reader, writer
 
@@ -159,14 +157,14 @@ async def impatient(**options: Any) -> AsyncIterator[Callable[[], Awaitable[Conn
     "sent",
     [
         pytest.param(b"", id="silent"),
-        pytest.param(b"GET / HTTP/1.1\r\nHost: a\r\nX: ", id="unfinished-head"),
-        pytest.param(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", id="kept-alive"),
-        pytest.param(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET ", id="kept-alive-unfinished-head"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: a\r\nX: ", id="incomplete-headers"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", id="keep-alive"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET ", id="keep-alive-incomplete-headers"),
     ],
 )
-def test_idle_connections_and_unfinished_heads_are_closed(sent: bytes) -> None:
+def test_connections_that_are_idle_or_send_incomplete_headers_are_closed(sent: bytes) -> None:
     async def run() -> None:
-        async with impatient(idle_timeout=SHORT) as connect:
+        async with bounded_server(idle_timeout=SHORT) as connect:
             reader, writer = await connect()
             writer.write(sent)
             answer = await asyncio.wait_for(reader.read(), 10)
@@ -175,12 +173,12 @@ def test_idle_connections_and_unfinished_heads_are_closed(sent: bytes) -> None:
     asyncio.run(run())
 
 
-def test_unfinished_tls_handshakes_are_closed(certificate: tuple[Path, Path]) -> None:
+def test_connections_with_incomplete_tls_handshakes_are_closed(certificate: tuple[Path, Path]) -> None:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(*certificate)
 
     async def run() -> None:
-        async with impatient(idle_timeout=SHORT, ssl_options=context) as connect:
+        async with bounded_server(idle_timeout=SHORT, ssl_options=context) as connect:
             reader, _ = await connect()
             assert await asyncio.wait_for(reader.read(), 10) == b""
 
@@ -190,9 +188,9 @@ def test_unfinished_tls_handshakes_are_closed(certificate: tuple[Path, Path]) ->
 @pytest.mark.parametrize(
     "head", [b"Content-Length: 10\r\n\r\n12345", b"Transfer-Encoding: chunked\r\n\r\n5\r\n12345\r\n"]
 )
-def test_unfinished_bodies_are_closed(head: bytes) -> None:
+def test_connections_with_incomplete_bodies_are_closed(head: bytes) -> None:
     async def run() -> None:
-        async with impatient(body_timeout=SHORT) as connect:
+        async with bounded_server(body_timeout=SHORT) as connect:
             reader, writer = await connect()
             writer.write(b"POST / HTTP/1.1\r\nHost: a\r\n" + head)
             assert await asyncio.wait_for(reader.read(), 10) == b""
@@ -200,13 +198,13 @@ def test_unfinished_bodies_are_closed(head: bytes) -> None:
     asyncio.run(run())
 
 
-def test_a_client_that_does_not_read_its_answer_is_closed() -> None:
+def test_connections_of_clients_that_do_not_read_are_closed() -> None:
     async def run() -> None:
-        async with impatient(write_timeout=1) as connect:
+        async with bounded_server(write_timeout=1) as connect:
             reader, writer = await connect()
             writer.write(b"GET /large HTTP/1.1\r\nHost: a\r\n\r\n")
             await reader.readuntil(b"\r\n\r\n")
-            # It reads on only when the server has given up
+            # The client reads nothing more until the server has closed the connection
             with pytest.raises(ConnectionError):
                 await asyncio.wait_for(_until_reset(writer), 30)
 
@@ -220,9 +218,9 @@ async def _until_reset(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.05)
 
 
-def test_a_slow_reader_gets_the_whole_answer() -> None:
+def test_slow_readers_get_the_whole_response() -> None:
     async def run() -> None:
-        async with impatient(write_timeout=2) as connect:
+        async with bounded_server(write_timeout=2) as connect:
             reader, writer = await connect()
             writer.write(b"GET /large HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
             received = 0
@@ -236,7 +234,7 @@ def test_a_slow_reader_gets_the_whole_answer() -> None:
 # flower-proxy
 
 
-def test_both_servers_have_the_limits() -> None:
+def test_the_limits_apply_to_both_servers() -> None:
     async def run() -> None:
         options = make_options(address="127.0.0.1", port=0, metrics_port=0, metrics_address="127.0.0.1")
         async with FlowerProxy(capp=Celery(broker="memory://"), options=options) as flower:
@@ -253,8 +251,8 @@ def test_both_servers_have_the_limits() -> None:
 
 
 @pytest.mark.parametrize("unix", [False, True], ids=["port", "unix socket"])
-def test_silent_connections_keep_nobody_out(unix: bool, tmp_path: Path) -> None:
-    """Stock Flower answers nobody any more, and logs an error for each round of its loop."""
+def test_idle_connections_do_not_block_other_clients(unix: bool, tmp_path: Path) -> None:
+    """Stock Flower stops answering, and logs an error in each iteration of its event loop."""
     address = Address(socket_path=tmp_path / "flower.sock") if unix else Address(free_port())
     listen = [f"--unix_socket={address.socket_path}"] if unix else ["--address=127.0.0.1", f"--port={address.port}"]
     flower = [sys.executable, "-m", "flower_proxy", "-b", "memory://", "--no_auth", *listen]
@@ -263,7 +261,7 @@ def test_silent_connections_keep_nobody_out(unix: bool, tmp_path: Path) -> None:
     with running(command, log=log, ready=lambda: answers(address, "/healthcheck")), contextlib.ExitStack() as stack:
         lines = len(log.read_text().splitlines())
         for _ in range(400):
-            stack.enter_context(wait_until(lambda: connected(address), what="there is room in the backlog"))
+            stack.enter_context(wait_until(lambda: connected(address), what="room in the backlog"))
         assert request(address, "/healthcheck").status == 200
         page = request(address, "/", headers={"Host": "localhost"})
         assert page.status == 200
@@ -271,64 +269,64 @@ def test_silent_connections_keep_nobody_out(unix: bool, tmp_path: Path) -> None:
         assert "All 96 connections are in use" in log.read_text()
 
 
-HEAD = b"POST /api/task/apply/add HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
+HEADERS = b"POST /api/task/apply/add HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\nExpect: 100-continue\r\n\r\n"
 CLOSING = b"\r\nConnection: close\r\n"
 
 
 @contextlib.asynccontextmanager
-async def ending() -> AsyncIterator[tuple[Connection, Callable[[], Awaitable[None]]]]:
-    """A connection to flower-proxy, and a function that begins the end; it has come with the block's."""
+async def stoppable() -> AsyncIterator[tuple[Connection, Callable[[], Awaitable[None]]]]:
+    """Yield a connection to flower-proxy, and a function that starts its shutdown, which the block's end awaits."""
     options = make_options(address="127.0.0.1", port=0, no_auth=True)
     flower = FlowerProxy(capp=Celery(broker="memory://"), options=options)
     await flower.open()
     reader, writer = await asyncio.open_connection("127.0.0.1", flower.port)
-    while not flower.connections:
-        await asyncio.sleep(0)  # until it has accepted
+    # Connections are accepted in order, so the first one is accepted when the second one is answered
+    await asyncio.to_thread(request, Address(flower.port or 0), "/healthcheck")
     closing: list[asyncio.Task[None]] = []
 
-    async def begin() -> None:
+    async def shut_down() -> None:
         closing.append(asyncio.create_task(flower.close(30)))
         await asyncio.sleep(0)
         assert not Address(flower.port or 0).accepts()
 
     try:
-        yield (reader, writer), begin
+        yield (reader, writer), shut_down
     finally:
         await asyncio.wait_for(asyncio.gather(*closing), 60)
         writer.close()
 
 
-def test_a_request_under_way_is_answered_before_the_end() -> None:
+def test_a_request_in_progress_is_answered_during_shutdown() -> None:
     async def run() -> None:
-        async with ending() as ((reader, writer), begin):
-            writer.write(HEAD)
+        async with stoppable() as ((reader, writer), shut_down):
+            writer.write(HEADERS)
             assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 (Continue)\r\n\r\n"
-            await begin()
+            await shut_down()
             writer.write(b"{}")
             assert (await reader.read()).startswith(b"HTTP/1.1 404 ")
 
     asyncio.run(run())
 
 
-def test_the_first_request_of_a_connection_is_answered_before_the_end() -> None:
+def test_the_first_request_of_a_connection_is_answered_during_shutdown() -> None:
     async def run() -> None:
-        async with ending() as ((reader, writer), begin):
-            await begin()
+        async with stoppable() as ((reader, writer), shut_down):
+            await shut_down()
             writer.write(b"GET /healthcheck HTTP/1.1\r\nHost: localhost\r\n\r\n")
             answer = await reader.read()
             assert answer.startswith(b"HTTP/1.1 200 ")
-            assert CLOSING in answer, "the client has to connect to the next process"
+            assert CLOSING in answer, "the client has to reconnect, to the next process"
 
     asyncio.run(run())
 
 
-def test_silent_and_idle_connections_do_not_hold_up_the_end() -> None:
+def test_idle_connections_do_not_delay_the_shutdown() -> None:
     async def run() -> None:
-        async with ending() as ((reader, writer), begin):
+        async with stoppable() as ((reader, writer), shut_down):
             silent, other = await asyncio.open_connection(*writer.get_extra_info("peername"))
             writer.write(b"GET /healthcheck HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
-            await begin()
+            await shut_down()
             assert await silent.read() == b""
             other.close()
 
@@ -341,7 +339,7 @@ def connected(address: Address) -> Any:
     return None
 
 
-def test_a_limit_without_the_descriptors_starts_nothing(tmp_path: Path) -> None:
+def test_a_limit_beyond_the_file_descriptors_prevents_the_start(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "flower_proxy", "-b", "memory://", "--max_connections=10000000"]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert result.returncode == 2

@@ -18,7 +18,7 @@ from tests.support.processes import Address, answers, free_port, running, tail, 
 
 @contextlib.contextmanager
 def manager(address: str) -> Iterator[socket.socket]:
-    """A socket like systemd's; ``@`` begins an abstract name."""
+    """A socket like systemd's; ``@`` starts an abstract name."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
         listening.settimeout(30)
         listening.bind("\0" + address[1:] if address.startswith("@") else address)
@@ -27,7 +27,7 @@ def manager(address: str) -> Iterator[socket.socket]:
 
 @contextlib.contextmanager
 def started(address: str, where: Address, log: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
-    """flower-proxy, as soon as its process is there."""
+    """Run flower-proxy without waiting until it is ready."""
     flower = [sys.executable, "-m", "flower_proxy", "-b", "memory://", "--basic_auth=demo:secret"]
     words = [*flower, "--address=127.0.0.1", f"--port={where.port}", *options]
     with running(words, log=log, ready=lambda: True, env={"NOTIFY_SOCKET": address}) as process:
@@ -39,14 +39,14 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(tmp_path / "notify") if request.param == "path" else f"@flower-proxy-{secrets.token_hex(8)}"
 
 
-def test_readiness_is_reported_when_requests_are_answered(address: str, tmp_path: Path) -> None:
+def test_ready_is_reported_when_requests_are_answered(address: str, tmp_path: Path) -> None:
     where = Address(free_port())
     with manager(address) as received, started(address, where, tmp_path / "log"):
         assert received.recv(64) == b"READY=1", tail(tmp_path / "log")
         assert answers(where, "/healthcheck")
 
 
-def test_the_end_is_reported_when_it_begins(address: str, tmp_path: Path) -> None:
+def test_stopping_is_reported_on_sigterm(address: str, tmp_path: Path) -> None:
     with manager(address) as received, started(address, Address(free_port()), tmp_path / "log") as process:
         assert received.recv(64) == b"READY=1", tail(tmp_path / "log")
         process.send_signal(signal.SIGTERM)
@@ -54,7 +54,7 @@ def test_the_end_is_reported_when_it_begins(address: str, tmp_path: Path) -> Non
         assert process.wait(timeout=30) == 0
 
 
-def test_a_failed_start_is_not_reported_as_ready(address: str, tmp_path: Path) -> None:
+def test_ready_is_not_reported_if_the_start_fails(address: str, tmp_path: Path) -> None:
     with manager(address) as received, socket.create_server(("127.0.0.1", free_port())) as taken:
         where = Address(taken.getsockname()[1])
         with started(address, where, tmp_path / "log") as process:
@@ -65,10 +65,10 @@ def test_a_failed_start_is_not_reported_as_ready(address: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("address", ["/nowhere/notify", "notify", "@", "vsock:2:1", "/" + "x" * 200, ""])
-def test_an_address_that_nobody_listens_on_is_ignored(address: str, tmp_path: Path) -> None:
+def test_an_unusable_address_is_ignored(address: str, tmp_path: Path) -> None:
     where = Address(free_port())
     with started(address, where, tmp_path / "log") as process:
-        wait_until(lambda: answers(where, "/healthcheck"), what="it answers")
+        wait_until(lambda: answers(where, "/healthcheck"), what="an answer")
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
     assert "Traceback" not in (tmp_path / "log").read_text()

@@ -1,6 +1,7 @@
-"""A unix socket to listen on: who may connect, what the proxy in front says, and what is left behind.
+"""A unix socket: permissions, forwarded headers, and the file after the exit.
 
-P26: stock Flower lets everybody on the machine connect, reads no forwarded header there, and leaves the file.
+Stock Flower permits every local user to connect, ignores forwarded headers, and does not remove the file:
+mher/flower#725.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ from tests.support.programs import CREDENTIALS, USER
 
 @dataclass(frozen=True)
 class Listening:
-    """A Flower on a socket."""
+    """A Flower that listens on a unix socket."""
 
     file: Path
     process: subprocess.Popen[bytes]
     log: Path
 
     def ask(self, path: str, *, method: str = "GET", headers: dict[str, str] | None = None) -> Answer:
-        """Ask as somebody who may enter."""
+        """Send an authenticated request."""
         return request(
             Address(socket_path=self.file), path, method=method, headers={**basic(CREDENTIALS), **(headers or {})}
         )
@@ -57,7 +58,7 @@ def listening(folder: Path, *options: str) -> Iterator[Listening]:
 
 @pytest.fixture(scope="module")
 def flower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Listening]:
-    """One that is told nothing but where to listen."""
+    """A Flower with the default options."""
     with listening(tmp_path_factory.mktemp("socket")) as flower:
         yield flower
 
@@ -66,49 +67,49 @@ def mode(file: Path) -> int:
     return stat.S_IMODE(file.stat().st_mode)
 
 
-def test_its_owner_and_group_may_connect_and_nobody_else(flower: Listening) -> None:
+def test_only_owner_and_group_can_connect_by_default(flower: Listening) -> None:
     assert mode(flower.file) == 0o660
 
 
 @pytest.mark.parametrize(("option", "expected"), [("0666", 0o666), ("666", 0o666), ("0600", 0o600)])
-def test_who_else_may_connect_can_be_said(option: str, expected: int, tmp_path: Path) -> None:
+def test_unix_socket_mode_sets_the_permissions(option: str, expected: int, tmp_path: Path) -> None:
     with listening(tmp_path, f"--unix_socket_mode={option}") as flower:
         assert mode(flower.file) == expected
 
 
-def test_the_prefix_that_the_proxy_tells_is_in_the_links(flower: Listening) -> None:
+def test_links_have_the_forwarded_prefix(flower: Listening) -> None:
     page = flower.ask("/", headers={"X-Forwarded-Prefix": "/a/flower"})
     assert page.status == 200
     assert 'href="/a/flower/tasks"' in page.text
 
 
-def test_the_log_names_the_client_that_the_proxy_tells(flower: Listening) -> None:
-    told = {"X-Forwarded-For": "203.0.113.7, 127.0.0.1"}
+def test_the_forwarded_client_is_logged(flower: Listening) -> None:
+    forwarded = {"X-Forwarded-For": "203.0.113.7, 127.0.0.1"}
     path = "/api/worker/pool/grow/w9@nowhere"
-    answer = flower.ask(path, method="POST", headers=told)
+    answer = flower.ask(path, method="POST", headers=forwarded)
     assert answer.status == 404, "there is no such worker"
     line = f'control action: user="{USER}" client="203.0.113.7" path={json.dumps(path)} arguments={{}} status=404'
     wait_until(lambda: line in flower.log.read_text(), what=line)
 
 
-def test_whoever_connects_is_not_believed_if_told_so(tmp_path: Path) -> None:
-    told = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Prefix": "/a/flower"}
+def test_forwarded_headers_are_ignored_if_unix_is_not_a_trusted_proxy(tmp_path: Path) -> None:
+    forwarded = {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Prefix": "/a/flower"}
     with listening(tmp_path, "--trusted_proxies=127.0.0.1") as flower:
-        assert "/a/flower" not in flower.ask("/", headers=told).text
-        flower.ask("/api/worker/pool/grow/w9@nowhere", method="POST", headers=told)
-        wait_until(lambda: 'client="unix"' in flower.log.read_text(), what="the line of the control action")
+        assert "/a/flower" not in flower.ask("/", headers=forwarded).text
+        flower.ask("/api/worker/pool/grow/w9@nowhere", method="POST", headers=forwarded)
+        wait_until(lambda: 'client="unix"' in flower.log.read_text(), what="the log line of the control action")
         assert "203.0.113.7" not in flower.log.read_text()
 
 
 @pytest.mark.parametrize("signal_", [signal.SIGTERM, signal.SIGINT])
-def test_the_file_is_gone_at_the_end(signal_: signal.Signals, tmp_path: Path) -> None:
+def test_the_file_is_removed_on_exit(signal_: signal.Signals, tmp_path: Path) -> None:
     with listening(tmp_path) as flower:
         flower.end(signal_)
         assert flower.process.returncode == 0
         assert not flower.file.exists()
 
 
-def test_the_file_that_a_killed_one_left_is_replaced(tmp_path: Path) -> None:
+def test_the_stale_file_of_a_killed_process_is_replaced(tmp_path: Path) -> None:
     with listening(tmp_path) as killed:
         killed.end(signal.SIGKILL)
         assert killed.file.exists()
@@ -117,7 +118,7 @@ def test_the_file_that_a_killed_one_left_is_replaced(tmp_path: Path) -> None:
         assert mode(flower.file) == 0o660
 
 
-def test_a_socket_on_which_another_one_listens_is_left_to_it(flower: Listening) -> None:
+def test_a_socket_in_use_by_another_process_is_not_replaced(flower: Listening) -> None:
     second = subprocess.run(command(flower.file), capture_output=True, text=True, timeout=60)
     assert second.returncode == 1
     assert second.stderr.count("\n") == 1
@@ -125,7 +126,7 @@ def test_a_socket_on_which_another_one_listens_is_left_to_it(flower: Listening) 
     assert flower.ask("/").status == 200
 
 
-def test_a_file_that_somebody_else_has_put_there_meanwhile_stays(tmp_path: Path) -> None:
+def test_a_file_replaced_by_another_process_is_not_removed(tmp_path: Path) -> None:
     with listening(tmp_path) as flower, socket.socket(socket.AF_UNIX) as other:
         os.unlink(flower.file)
         other.bind(str(flower.file))
@@ -134,7 +135,7 @@ def test_a_file_that_somebody_else_has_put_there_meanwhile_stays(tmp_path: Path)
         assert Address(socket_path=flower.file).accepts()
 
 
-def test_no_file_is_left_where_it_cannot_start(tmp_path: Path) -> None:
+def test_the_file_is_removed_if_the_start_fails(tmp_path: Path) -> None:
     file = tmp_path / "flower.sock"
     with socket.create_server(("127.0.0.1", free_port())) as taken:
         metrics = ["--metrics_address=127.0.0.1", f"--metrics_port={taken.getsockname()[1]}"]
