@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.support import programs
 from tests.support.browser import Browser, chromium
 from tests.support.journey import Journey
-from tests.support.setups import SETUPS, Setup, deployed
+from tests.support.setups import SETUPS, Flowers, Setup, deployed
 
 # what is not there after this many seconds will not come any more
 PATIENCE = 3.0
@@ -49,7 +49,8 @@ def print_table(
     for number, setup in enumerate(setups):
         faults: dict[str, list[str]] = {}
         browser.forget()
-        with deployed(setup, kind, broker, certificate, folder / f"{kind}{number}") as places:
+        part = folder / f"{kind}{number}"
+        with Flowers(kind, broker, part) as flowers, deployed(setup, flowers, certificate, part) as places:
             # all instances, and the first once more after the last
             for place in [*places, *places[:-1]]:
                 journey = Journey(browser, place)

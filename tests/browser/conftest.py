@@ -1,4 +1,4 @@
-"""Fixtures of a browser."""
+"""Fixtures of a browser and of Flower behind nginx."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.browser import Browser, chromium
+from tests.support.programs import Broker
+from tests.support.setups import Flowers
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +22,10 @@ def browser(chromium_process: Browser) -> Browser:
     """A browser without cookies and cache, from one Chromium process for all tests."""
     chromium_process.forget()
     return chromium_process
+
+
+@pytest.fixture(scope="module")
+def flowers(worker: Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flowers]:
+    """The Flowers of a module's set-ups."""
+    with Flowers("ours", worker, tmp_path_factory.mktemp("flowers")) as flowers:
+        yield flowers

@@ -8,17 +8,16 @@ import pytest
 
 from tests.support.browser import Browser
 from tests.support.journey import Journey
-from tests.support.programs import Broker
-from tests.support.setups import SETUPS, Setup, deployed
+from tests.support.setups import SETUPS, Flowers, Setup, deployed
 
 # They share no server
 SEPARATE = [pytest.param(setup, id=setup.id, marks=pytest.mark.xdist_group(setup.id)) for setup in SETUPS]
 
 @pytest.mark.parametrize("setup", SEPARATE)
 def test_every_page_works(
-    setup: Setup, worker: Broker, certificate: tuple[Path, Path], browser: Browser, tmp_path: Path
+    setup: Setup, flowers: Flowers, certificate: tuple[Path, Path], browser: Browser, tmp_path: Path
 ) -> None:
-    with deployed(setup, "ours", worker, certificate, tmp_path) as places:
+    with deployed(setup, flowers, certificate, tmp_path) as places:
         # The first one again, as cookies of the second instance on the host must not affect it
         for place in [*places, *places[:-1]]:
             journey = Journey(browser, place, screenshots=tmp_path)

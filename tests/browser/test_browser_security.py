@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from tests.support.browser import Browser
 from tests.support.journey import Journey, Place
 from tests.support.processes import request
 from tests.support.programs import WORKER, Broker, Flower, launch
-from tests.support.setups import HOST, LISTEN, PORT, SETUPS, Setup, deployed, kept, server
+from tests.support.setups import HOST, LISTEN, PORT, SETUPS, Flowers, Setup, deployed, kept, server
 
 BY_ID = {setup.id: setup for setup in SETUPS}
 PUBLIC_HOST = "proxy_set_header X-Forwarded-Host $http_host;"
@@ -23,7 +23,7 @@ SPOOFED_USER = {"X-Forwarded-User": "alice"}
 
 @pytest.mark.parametrize("id_", ["kept", "stripped-unknown-prefix"])
 def test_the_selected_theme_persists(
-    id_: str, worker: Broker, certificate: tuple[Path, Path], browser: Browser, tmp_path: Path
+    id_: str, flowers: Flowers, certificate: tuple[Path, Path], browser: Browser, tmp_path: Path
 ) -> None:
     def is_shown(theme: str) -> bool:
         return browser.find("html").get_attribute("data-bs-theme") == theme
@@ -35,7 +35,7 @@ def test_the_selected_theme_persists(
         browser.driver.refresh()
         browser.wait(lambda: is_shown(theme), what=f"the {theme} theme on the next page")
 
-    with deployed(BY_ID[id_], "ours", worker, certificate, tmp_path) as [place]:
+    with deployed(BY_ID[id_], flowers, certificate, tmp_path) as [place]:
         journey = Journey(browser, place, screenshots=tmp_path)
         journey.log_in()
         assert not journey.take("slash", journey.open_with_slash)
@@ -45,12 +45,12 @@ def test_the_selected_theme_persists(
 
 
 def test_policy_violations_are_faults_of_each_step(
-    worker: Broker, certificate: tuple[Path, Path], browser: Browser, tmp_path: Path
+    flowers: Flowers, certificate: tuple[Path, Path], browser: Browser, tmp_path: Path
 ) -> None:
     """The other tests rely on this to detect policy violations."""
     no_images = "add_header Content-Security-Policy \"img-src 'none'\" always;"
     setup = Setup("stricter", server(kept("/flower", HOST, no_images)), url_prefixes=("flower",))
-    with deployed(setup, "ours", worker, certificate, tmp_path) as [place]:
+    with deployed(setup, flowers, certificate, tmp_path) as [place]:
         journey = Journey(browser, place)
         faults = journey.faults()
         assert faults.keys() == journey.steps().keys()
@@ -83,15 +83,13 @@ def test_every_page_works_in_the_frame_of_an_allowed_ancestor(
     host: str,
     portal: str,
     option: list[str],
-    worker: Broker,
+    flowers: Flowers,
     certificate: tuple[Path, Path],
     browser: Browser,
     tmp_path: Path,
 ) -> None:
     options = ["--no_auth", "--allowed_hosts=flower.test", *option]
-    with deployed(framing(host), "ours", worker, certificate, tmp_path, authenticates=False, options=options) as [
-        place
-    ]:
+    with deployed(framing(host), flowers, certificate, tmp_path, authenticates=False, options=options) as [place]:
         journey = Journey(browser, place, screenshots=tmp_path)
         browser.open(place.origin.replace(host, portal or host) + "/portal")
         browser.driver.switch_to.frame(browser.find("iframe"))
@@ -112,14 +110,12 @@ def test_every_page_works_in_the_frame_of_an_allowed_ancestor(
     ],
 )
 def test_other_pages_cannot_embed_flower_in_a_frame(
-    portal: str, option: list[str], worker: Broker, certificate: tuple[Path, Path], browser: Browser, tmp_path: Path
+    portal: str, option: list[str], flowers: Flowers, certificate: tuple[Path, Path], browser: Browser, tmp_path: Path
 ) -> None:
     """Stock Flower does not protect against clickjacking: mher/flower#1182."""
     host = "flower.test"
     options = ["--no_auth", f"--allowed_hosts={host}", *option]
-    with deployed(framing(host), "ours", worker, certificate, tmp_path, authenticates=False, options=options) as [
-        place
-    ]:
+    with deployed(framing(host), flowers, certificate, tmp_path, authenticates=False, options=options) as [place]:
         messages: list[str] = []
 
         def is_blocked() -> bool:
@@ -134,14 +130,9 @@ def test_other_pages_cannot_embed_flower_in_a_frame(
 
 # DNS rebinding: other.test belongs to an attacker, and resolves to Flower's address
 @pytest.fixture(scope="module", params=["--no_auth", "--auth_header=X-Forwarded-User"])
-def passwordless(
-    request: pytest.FixtureRequest, worker: Broker, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Flower]:
+def passwordless(request: pytest.FixtureRequest, flowers: Flowers) -> Flower:
     """A Flower that requires no password, without a proxy."""
-    folder = tmp_path_factory.mktemp("passwordless")
-    with launch("ours", worker, folder, authenticates=False, options=[request.param]) as flower:
-        flower.watch_tasks(worker)
-        yield flower
+    return flowers.get(authenticates=False, options=[request.param])
 
 
 def fetch(browser: Browser, path: str, method: str, headers: Mapping[str, str]) -> tuple[int, str]:
@@ -214,12 +205,12 @@ def test_a_page_on_flowers_own_host_is_not_denied(passwordless: Flower, browser:
     ],
 )
 def test_a_host_forwarded_by_the_proxy_needs_no_allowed_hosts(
-    connection: str, worker: Broker, certificate: tuple[Path, Path], browser: Browser, tmp_path: Path
+    connection: str, flowers: Flowers, certificate: tuple[Path, Path], browser: Browser, tmp_path: Path
 ) -> None:
     servers = server(kept("/flower", HOST, PUBLIC_HOST, connection))
     setup = Setup("public-name", servers, url_prefixes=("flower",), host="flower.test")
     options = ["--no_auth"]
-    with deployed(setup, "ours", worker, certificate, tmp_path, authenticates=False, options=options) as [place]:
+    with deployed(setup, flowers, certificate, tmp_path, authenticates=False, options=options) as [place]:
         assert not Journey(browser, place, screenshots=tmp_path).faults(credentials="")
 
 
@@ -228,11 +219,11 @@ def test_a_host_forwarded_by_the_proxy_needs_no_allowed_hosts(
 
 @pytest.mark.parametrize("id_", ["no-proxy-no-prefix", "kept", "stripped-forwarded-prefix", "stripped-unknown-prefix"])
 def test_every_page_works_with_authentication_disabled(
-    id_: str, worker: Broker, certificate: tuple[Path, Path], browser: Browser, tmp_path: Path
+    id_: str, flowers: Flowers, certificate: tuple[Path, Path], browser: Browser, tmp_path: Path
 ) -> None:
     """In stock Flower, API and buttons need FLOWER_UNAUTHENTICATED_API: mher/flower#1231."""
     options = ["--no_auth"]
-    with deployed(BY_ID[id_], "ours", worker, certificate, tmp_path, authenticates=False, options=options) as [place]:
+    with deployed(BY_ID[id_], flowers, certificate, tmp_path, authenticates=False, options=options) as [place]:
         assert not Journey(browser, place, screenshots=tmp_path).faults(credentials="")
         browser.open(place.url + "/api/tasks")
         assert "server.add" in browser.text("body")

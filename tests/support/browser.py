@@ -110,7 +110,10 @@ class Browser:
         return str(self.driver.execute_script(script, selector, name))
 
     def wait(self, condition: Callable[[], object], *, what: str) -> None:
-        wait_until(condition, timeout=self.timeout, what=f"{what}, at {self.driver.current_url}")
+        try:
+            wait_until(condition, timeout=self.timeout, what=what)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}, at {self.driver.current_url}") from None
 
     def forget(self) -> None:
         """Delete cookies, cache and recorded requests."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from .journey import Place
 from .processes import Address, free_port
-from .programs import Broker, launch, nginx
+from .programs import Broker, Flower, launch, nginx
 
 # Placeholders for addresses that are assigned at start-up
 LISTEN, INNER, FLOWER, SECOND = "@LISTEN@", "@INNER@", "@FLOWER@", "@SECOND@"
@@ -193,49 +194,93 @@ SETUPS = [
 ]
 
 
+class Flowers:
+    """Flowers that are started on demand, and shared by set-ups with the same options.
+
+    :param kind: as for `launch`.
+    """
+
+    def __init__(self, kind: str, broker: Broker, folder: Path) -> None:
+        self._kind, self._broker, self._folder = kind, broker, folder
+        self._running: dict[tuple[object, ...], Flower] = {}
+        self._stacks: list[contextlib.ExitStack] = []
+
+    def __enter__(self) -> Flowers:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        # Each waits for its connections
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(contextlib.ExitStack.close, self._stacks))
+
+    def get(
+        self,
+        url_prefix: str = "",
+        *,
+        instance: int = 0,
+        unix_socket: bool = False,
+        authenticates: bool = True,
+        options: Sequence[str] = (),
+    ) -> Flower:
+        """Return a Flower that has received the events of a few tasks.
+
+        :param instance: distinguishes Flowers with the same options.
+        """
+        key = (url_prefix, instance, unix_socket, authenticates, *options)
+        if key not in self._running:
+            self._stacks.append(contextlib.ExitStack())
+            flower = self._stacks[-1].enter_context(
+                launch(
+                    self._kind,
+                    self._broker,
+                    self._folder / f"flower{len(self._running)}",
+                    url_prefix=url_prefix,
+                    unix_socket=unix_socket,
+                    authenticates=authenticates,
+                    options=options,
+                )
+            )
+            flower.watch_tasks(self._broker)
+            self._running[key] = flower
+        return self._running[key]
+
+
 @contextlib.contextmanager
 def deployed(
     setup: Setup,
-    kind: str,
-    broker: Broker,
+    flowers: Flowers,
     certificate: tuple[Path, Path],
     folder: Path,
     *,
     authenticates: bool = True,
     options: Sequence[str] = (),
 ) -> Iterator[list[Place]]:
-    """Start the programs of a set-up, run a few tasks, and yield the public URL of each Flower.
+    """Run nginx in front of the Flowers of a set-up, and yield the public URL of each Flower.
 
     :param authenticates: as for `launch`.
     :param options: further options of Flower; `PORT` in them becomes nginx's port.
     """
+    public, inner = Address(free_port()), Address(free_port())
+    running = [
+        flowers.get(
+            url_prefix,
+            instance=instance,
+            unix_socket=setup.unix_socket,
+            authenticates=authenticates,
+            options=[option.replace(PORT, str(public.port)) for option in options],
+        )
+        for instance, url_prefix in enumerate(setup.url_prefixes)
+    ]
     with contextlib.ExitStack() as stack:
-        public, inner = Address(free_port()), Address(free_port())
-        flowers = [
-            stack.enter_context(
-                launch(
-                    kind,
-                    broker,
-                    folder / f"flower{number}",
-                    url_prefix=url_prefix,
-                    unix_socket=setup.unix_socket,
-                    authenticates=authenticates,
-                    options=[option.replace(PORT, str(public.port)) for option in options],
-                )
-            )
-            for number, url_prefix in enumerate(setup.url_prefixes)
-        ]
-        for flower in flowers:
-            flower.watch_tasks(broker)
         if not setup.servers:
-            public = flowers[0].address
+            public = running[0].address
         else:
             listen = f"{public} ssl" if setup.tls else str(public)
             table = {
                 LISTEN: listen,
                 INNER: str(inner),
-                FLOWER: str(flowers[0].address),
-                SECOND: str(flowers[-1].address),
+                FLOWER: str(running[0].address),
+                SECOND: str(running[-1].address),
             }
             text = setup.servers
             for placeholder, value in table.items():
