@@ -27,6 +27,8 @@ FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
+    # Toasts appear without a transition
+    "--force-prefers-reduced-motion",
     "--disable-dev-shm-usage",
     "--no-first-run",
     "--disable-background-networking",
