@@ -21,7 +21,7 @@ from tornado.web import RequestHandler, decode_signed_value
 
 from flower_proxy._flower import EmbeddedFlower, FlowersLoop
 from flower_proxy._timer import Timer
-from flower_proxy.auth.factory import build_entrance
+from flower_proxy.auth.factory import build_access
 from flower_proxy.check.report import PATH
 from flower_proxy.events.control import CheckedCelery, Inspected
 from flower_proxy.events.receiver import Receiver
@@ -62,7 +62,7 @@ class FlowerProxy(EmbeddedFlower):
     :ivar port: the TCP port, once the server listens; None on a unix socket.
     :ivar metrics_port: the TCP port of the separate metrics server; None without one.
 
-    If the options configure no users, `entrance.made_up` holds a generated user and password.
+    If the options configure no users, `access.generated` holds a generated user and password.
 
     Create and open it once, in a running event loop. Leaving the block closes it:
 
@@ -78,7 +78,7 @@ class FlowerProxy(EmbeddedFlower):
         self.port: int | None = None
         self.metrics_port: int | None = None
         flowers_loop = FlowersLoop(self.loop)
-        self.entrance = build_entrance(options)
+        self.access = build_access(options)
         self._access_log = options.access_log
         self.frame_ancestors = parse_frame_ancestors(options.frame_ancestors)
         self.policy = content_security_policy("", self.frame_ancestors)
@@ -109,7 +109,7 @@ class FlowerProxy(EmbeddedFlower):
             is_page=self._routes.is_page,
             xheaders=options.xheaders,
         )
-        self._router = PublicRouter(self, self.locator, self.entrance.gate)
+        self._router = PublicRouter(self, self.locator, self.access.policy)
         self._purge_timer = Timer(self.forget_workers, _PURGE_INTERVAL)
         self.http_servers: list[BoundedServer] = []
         self._socket_file: SocketFile | None = None
@@ -235,7 +235,7 @@ class FlowerProxy(EmbeddedFlower):
         """
         if self.options.metrics_port is None:
             return None
-        router = PublicRouter(self, self.locator, self.entrance.metrics_gate, paths=_METRICS_PATHS)
+        router = PublicRouter(self, self.locator, self.access.metrics_policy, paths=_METRICS_PATHS)
         return self._serve(
             router, bind(self.options.metrics_address or "", self.options.metrics_port, prefix="metrics_")
         )
@@ -265,7 +265,7 @@ class FlowerProxy(EmbeddedFlower):
         if self._socket_file is not None:
             self._socket_file.remove()
             self._socket_file = None
-        self.entrance.close()
+        self.access.close()
         super().stop()
         # Flower stops the receiver only after having started it
         self.monitor.receiver.release()

@@ -11,7 +11,7 @@ from typing import Any
 from flower_proxy.auth.authenticator import Authenticator, PasswordCheck
 from flower_proxy.auth.csrf import parse_origin
 from flower_proxy.auth.hosts import parse_allowed_host
-from flower_proxy.auth.policy import Gate, Roles, fold
+from flower_proxy.auth.policy import AccessPolicy, Roles, fold
 from flower_proxy.auth.throttle import Throttle
 from flower_proxy.auth.user_files import parse_entries
 from flower_proxy.auth.users import Users
@@ -24,38 +24,38 @@ _AUTH_OPTIONS = ("basic_auth", "basic_auth_file", "auth_file", "auth", "auth_hea
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entrance:
+class Access:
     """The access policies and their users.
 
-    :ivar gate: the policy of the web interface.
-    :ivar metrics_gate: the policy of the metrics listener.
+    :ivar policy: the policy of the web interface.
+    :ivar metrics_policy: the policy of the metrics listener.
     :ivar users: the users with a password.
     :ivar checks: the bcrypt checks of both policies.
-    :ivar made_up: the generated user and password, if no authentication is configured; else None.
+    :ivar generated: the generated user and password, if no authentication is configured; else None.
     """
 
-    gate: Gate
-    metrics_gate: Gate
+    policy: AccessPolicy
+    metrics_policy: AccessPolicy
     users: Users
     checks: Checks
-    made_up: tuple[str, str] | None
+    generated: tuple[str, str] | None
 
     def close(self) -> None:
         """Shut down the threads that check passwords."""
         self.checks.close()
 
 
-def build_entrance(options: Any) -> Entrance:
+def build_access(options: Any) -> Access:
     """Build the access policies for these options.
 
     :param options: the options of Flower and flower-proxy.
     :raises ValueError: options contradict each other, or a file is invalid; the message is one line.
     """
     refuse_contradictions(options)
-    made_up = None
+    generated = None
     if not (options.no_auth or any(getattr(options, name) for name in _AUTH_OPTIONS)):
-        made_up = (_GENERATED_USER, secrets.token_urlsafe(12))
-    entries = [":".join(made_up)] if made_up else options.basic_auth
+        generated = (_GENERATED_USER, secrets.token_urlsafe(12))
+    entries = [":".join(generated)] if generated else options.basic_auth
     users = Users(entries, options.basic_auth_file, options.auth_file)
     _refuse_unknown_viewers(options, users)
     checks, throttle, browsers = Checks(), Throttle(), Throttle()
@@ -74,7 +74,7 @@ def build_entrance(options: Any) -> Entrance:
             browsers=browsers,
         )
     password_check = PasswordCheck(passwords=Verifier(users.current, checks), throttle=throttle, browsers=browsers)
-    gate = Gate(
+    policy = AccessPolicy(
         authenticator=Authenticator(
             password_check=password_check if users else None,
             is_allowed=partial(matches_address, options.auth) if options.auth else None,
@@ -86,10 +86,14 @@ def build_entrance(options: Any) -> Entrance:
         roles=Roles(viewers=frozenset(map(fold, options.viewers)), read_only=options.read_only),
         cors_origins=frozenset(map(parse_origin, options.cors_origins)),
     )
-    opened = replace(gate, metrics_open=options.metrics_open)
+    opened = replace(policy, metrics_open=options.metrics_open)
     own_listener = options.metrics_port is not None
-    return Entrance(
-        gate=gate if own_listener else opened, metrics_gate=opened, users=users, checks=checks, made_up=made_up
+    return Access(
+        policy=policy if own_listener else opened,
+        metrics_policy=opened,
+        users=users,
+        checks=checks,
+        generated=generated,
     )
 
 

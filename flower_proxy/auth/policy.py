@@ -66,7 +66,7 @@ def fold(name: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gate:
+class AccessPolicy:
     """The access policy that every request must pass.
 
     :ivar authenticator: the authentication methods.

@@ -106,9 +106,9 @@ def _announce(flower: FlowerProxy, address: str, *, quiet: bool) -> None:
     if not quiet:
         for level, line in banner(flower, address):
             logger.log(level, line)
-    if flower.entrance.made_up:
+    if flower.access.generated:
         # Printed instead of logged, as logs are stored
-        user, password = flower.entrance.made_up
+        user, password = flower.access.generated
         click.echo(f"Log in as {user} with the password {password} (generated for this run)", err=True)
 
 
@@ -175,17 +175,17 @@ def banner(flower: FlowerProxy, address: str) -> Iterator[tuple[int, str]]:
 
 
 def _access_policy(flower: FlowerProxy) -> Iterator[str]:
-    options, entrance = flower.options, flower.entrance
+    options, access = flower.options, flower.access
     methods = []
     if options.no_auth:
         methods.append("disabled (--no_auth)")
     if options.auth_header:
         methods.append(f"{options.auth_header} from trusted proxies")
     secrets = []
-    if entrance.made_up:
+    if access.generated:
         secrets.append("generated password for one user")
-    elif entrance.users:
-        secrets.append(f"passwords of {len(entrance.users.names())} user(s)")
+    elif access.users:
+        secrets.append(f"passwords of {len(access.users.names())} user(s)")
     if options.auth:
         secrets.append(f"OAuth with {options.auth_provider}")
     if secrets:

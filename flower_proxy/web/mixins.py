@@ -19,7 +19,7 @@ from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 
 from flower_proxy.auth.authenticator import AccessDenied, Attempt, Principal
 from flower_proxy.auth.csrf import refusal
-from flower_proxy.auth.policy import SAFE_METHODS, Gate, Permission
+from flower_proxy.auth.policy import SAFE_METHODS, AccessPolicy, Permission
 from flower_proxy.proxy.location import Location, PublicURL
 from flower_proxy.web import audit
 from flower_proxy.web.limits import MAX_BODY
@@ -35,7 +35,7 @@ _ANONYMOUS = "anonymous"
 _RELATIVE_LINKS = (packaged_overrides() / "js" / "relative_links.js").read_text(encoding="utf-8")
 
 
-def set_location(request: HTTPServerRequest, location: Location, gate: Gate) -> None:
+def set_location(request: HTTPServerRequest, location: Location, policy: AccessPolicy) -> None:
     """Rewrite a request so that to Flower's handlers it looks like a direct one, without a prefix."""
     query = request.uri.partition("?")[2] if request.uri else ""
     request.path = location.path
@@ -43,7 +43,7 @@ def set_location(request: HTTPServerRequest, location: Location, gate: Gate) -> 
     request.protocol = location.scheme
     request.host = location.host
     request.remote_ip = location.client
-    vars(request).update(location=location, gate=gate)
+    vars(request).update(location=location, access_policy=policy)
 
 
 def _of_user(cookie: bytes | None, user: str) -> str | None:
@@ -69,7 +69,7 @@ class SecurityHeadersMixin(RequestHandler):
 
 
 class AuthMixin(SecurityHeadersMixin):
-    """Mixin that authenticates and authorizes requests by the gate that `set_location` has attached.
+    """Mixin that authenticates and authorizes requests by the policy that `set_location` has attached.
 
     :cvar permission: the permission required; if missing, that of the method, see `Permission.of`.
     :cvar max_body: maximum size of a body in bytes.
@@ -87,9 +87,9 @@ class AuthMixin(SecurityHeadersMixin):
         return cast(Location, vars(self.request)["location"])
 
     @cached_property
-    def gate(self) -> Gate:
+    def access_policy(self) -> AccessPolicy:
         """The access policy for the request."""
-        return cast(Gate, vars(self.request)["gate"])
+        return cast(AccessPolicy, vars(self.request)["access_policy"])
 
     def set_default_headers(self) -> None:
         """Set the headers of every response, with CSP and CORS headers where they apply."""
@@ -98,7 +98,7 @@ class AuthMixin(SecurityHeadersMixin):
             self.clear_header("Cache-Control")
         else:
             self.set_header("Content-Security-Policy", self.application.policy)
-        if self.gate.cors_origins:
+        if self.access_policy.cors_origins:
             self._set_cors_headers()
 
     def _set_cors_headers(self) -> None:
@@ -108,7 +108,7 @@ class AuthMixin(SecurityHeadersMixin):
             self.set_header("Access-Control-Allow-Credentials", "true")
 
     def _is_from_cors_origin(self) -> bool:
-        return self.request.headers.get("Origin", "").lower() in self.gate.cors_origins
+        return self.request.headers.get("Origin", "").lower() in self.access_policy.cors_origins
 
     # Authentication
 
@@ -137,7 +137,7 @@ class AuthMixin(SecurityHeadersMixin):
             known_browser=self._known_browser,
         )
         try:
-            self.principal = await self.gate.admit(self._required, attempt, reads=reads)
+            self.principal = await self.access_policy.admit(self._required, attempt, reads=reads)
         except AccessDenied as denied:
             self._deny(denied)
             return
@@ -186,7 +186,7 @@ class AuthMixin(SecurityHeadersMixin):
     @property
     def may_control(self) -> bool:
         """Whether the user may perform control actions."""
-        return self.gate.roles.may_control(self.principal)
+        return self.access_policy.roles.may_control(self.principal)
 
     @property
     def user_name(self) -> str | None:

@@ -13,7 +13,7 @@ from tornado.httputil import HTTPMessageDelegate, HTTPServerRequest
 from tornado.routing import Router
 from tornado.web import RequestHandler
 
-from flower_proxy.auth.policy import Gate
+from flower_proxy.auth.policy import AccessPolicy
 from flower_proxy.proxy.addresses import UNIX, normalize_peer
 from flower_proxy.proxy.headers import HEADERS, ForwardedHeaderError
 from flower_proxy.proxy.location import Locator
@@ -41,12 +41,14 @@ class PublicRouter(Router):
 
     :param application: the application, which is unaware of any prefix.
     :param locator: determines the location.
-    :param gate: the access policy for all requests.
+    :param policy: the access policy for all requests.
     :param paths: the only paths served; empty for all.
     """
 
-    def __init__(self, application: Routed, locator: Locator, gate: Gate, *, paths: Sequence[str] = ()) -> None:
-        self._application, self._locator, self._gate, self._paths = application, locator, gate, paths
+    def __init__(
+        self, application: Routed, locator: Locator, policy: AccessPolicy, *, paths: Sequence[str] = ()
+    ) -> None:
+        self._application, self._locator, self._policy, self._paths = application, locator, policy, paths
         # The cache limits the log to one warning per peer
         self._warn_untrusted = lru_cache(maxsize=256)(_warn_untrusted)
 
@@ -76,11 +78,11 @@ class PublicRouter(Router):
         if location.repeated:
             # Repeating the prefix must not bypass access rules of the proxy; temporary, as it can depend on headers
             return answer(request, Redirect, path=location.url(location.path), status=307)
-        set_location(request, location, self._gate)
+        set_location(request, location, self._policy)
         return self._application.find_page(request)
 
     def _ignore_headers(self, request: HTTPServerRequest, peer: str) -> None:
-        user_header = self._gate.authenticator.user_header
+        user_header = self._policy.authenticator.user_header
         if any(name in request.headers for name in (*HEADERS, user_header or HEADERS[0])):
             self._warn_untrusted(peer)
         if user_header:

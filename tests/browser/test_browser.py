@@ -13,6 +13,7 @@ from tests.support.setups import SETUPS, Flowers, Setup, deployed
 # They share no server
 SEPARATE = [pytest.param(setup, id=setup.id, marks=pytest.mark.xdist_group(setup.id)) for setup in SETUPS]
 
+
 @pytest.mark.parametrize("setup", SEPARATE)
 def test_every_page_works(
     setup: Setup, flowers: Flowers, certificate: tuple[Path, Path], browser: Browser, tmp_path: Path

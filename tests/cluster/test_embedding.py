@@ -295,7 +295,7 @@ def test_without_options_it_has_the_defaults(io_loop: IOLoop, capp: Celery) -> N
     with mock.patch.object(tornado_options.mockable(), "port", 1234):
         flower = FlowerProxy(capp=capp)
     assert flower.options.port == OPTIONS["port"].default
-    assert flower.entrance.made_up
+    assert flower.access.generated
     flower.stop()
     flower.executor.shutdown()
 

@@ -331,7 +331,7 @@ def test_forwarded_authorization_does_not_disable_csrf_protection(site: Site) ->
 @pytest.mark.parametrize("settings", [{}, {"basic_auth": []}, {"metrics_auth": "prometheus:scrape"}])
 def test_a_password_is_generated_if_no_users_are_configured(site: Site) -> None:
     """Flower then requires no authentication, on all interfaces."""
-    generated = site.app.entrance.made_up
+    generated = site.app.access.generated
     assert generated is not None
     user, password = generated
     assert (user, len(password) >= 16) == ("flower", True)
@@ -346,7 +346,7 @@ def test_each_start_generates_another_password(options: OptionParser, io_loop: I
     generated = set()
     for _ in range(2):
         app = FlowerProxy(capp=capp, options=options)
-        generated.add(app.entrance.made_up)
+        generated.add(app.access.generated)
         app.stop()
         app.executor.shutdown()
     assert len(generated) == 2
@@ -354,7 +354,7 @@ def test_each_start_generates_another_password(options: OptionParser, io_loop: I
 
 @pytest.mark.parametrize("settings", [PASSWORD, OAUTH, HEADER, OPEN])
 def test_no_password_is_generated_if_authentication_is_configured(app: FlowerProxy) -> None:
-    assert app.entrance.made_up is None
+    assert app.access.generated is None
 
 
 @pytest.mark.parametrize(
@@ -1010,8 +1010,8 @@ def test_the_generated_password_is_in_no_response_and_not_in_the_log(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    assert site.app.entrance.made_up is not None
-    user, password = site.app.entrance.made_up
+    assert site.app.access.generated is not None
+    user, password = site.app.access.generated
     assert password not in site.page("/tasks", headers=basic(f"{user}:{password}"))
     assert password not in text_of(site.fetch("/tasks"))
     assert password not in caplog.text
