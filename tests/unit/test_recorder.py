@@ -650,6 +650,7 @@ def zone(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         # Workers read it as UTC
         IN_AN_HOUR.replace(tzinfo=None).isoformat(),
     ],
+    ids=["UTC", "+09:00", "-04:00", "Z", "naive"],
 )
 def test_an_eta_does_not_depend_on_the_local_time_zone(eta: str) -> None:
     cluster = Cluster(online(), sent(at=0), {**received(), "eta": eta})
