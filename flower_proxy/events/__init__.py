@@ -1,1 +1,1 @@
-"""From the broker to listeners: the way of Celery's events."""
+"""Reception of Celery's events, remote control of workers, and the persistent state."""

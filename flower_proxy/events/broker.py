@@ -1,4 +1,4 @@
-"""Connections to the broker with timeouts, and the lengths of its queues (P4, P22)."""
+"""Connections to the broker with timeouts, and queue lengths."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from kombu import Connection, Producer
 from kombu.pidbox import Mailbox
 
 ANSWER_TIMEOUT = 5.0
-"""Seconds that a broker may take for one answer."""
+"""Maximum time for one response of the broker, in seconds."""
 
-# So that a host which is gone without a word is noticed within half a minute, where the system has these
+# Detects an unreachable host within 30 s, on systems that have these options
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4}
 _KEEPALIVE_OPTIONS = {getattr(socket, name): value for name, value in _KEEPALIVE.items() if hasattr(socket, name)}
 
-# By the name of the transport's driver; others may refuse what they do not know
+# By transport driver; other drivers may refuse unknown options
 _TIMEOUTS: dict[str, dict[str, Any]] = {
     "redis": {
         "socket_timeout": ANSWER_TIMEOUT,
@@ -37,7 +37,7 @@ _TIMEOUTS: dict[str, dict[str, Any]] = {
 _NOT_FOUND = "404"
 
 NO_ANSWER = "the broker does not answer"
-# By the names of classes, as the libraries of other transports need not be installed; the first that fits
+# By class name, since the libraries of other transports may not be installed; the first match wins
 _PROBLEMS = {
     "the broker refuses the credentials": {
         "AccessRefused",
@@ -47,46 +47,46 @@ _PROBLEMS = {
         "NotAllowed",
     },
     NO_ANSWER: {"TimeoutError"},
-    "the broker's TLS fails": {"SSLError"},
+    "the TLS handshake with the broker fails": {"SSLError"},
     "the broker cannot be reached": {"ConnectionError", "OSError"},
 }
 
 
 @contextlib.contextmanager
 def connected(capp: Celery) -> Iterator[Connection]:
-    """Connect to the broker, at the first of its addresses that answers, until the block ends.
+    """Connect to the first of the broker's URLs that answers, until the block ends.
 
-    What `broker_transport_options` say about timeouts counts; where they say nothing, nothing waits for ever.
+    Timeouts in `broker_transport_options` override the defaults of this module.
 
-    :raises Exception: whatever the transport raises, while it connects and later; see `problem_of`.
+    :raises Exception: any error of the transport, while connecting and later; see `problem_of`.
     """
     with capp.connection_for_write() as connection:
         for name, value in _TIMEOUTS.get(connection.transport.driver_name, {}).items():
             connection.transport_options.setdefault(name, value)
         if sentinel := connection.transport_options.get("sentinel_kwargs"):
-            # Without these, redis uses the timeouts for its connections to Sentinels too
+            # redis-py applies the socket options to Sentinels only where `sentinel_kwargs` is unset
             sockets = {
                 name: value for name, value in connection.transport_options.items() if name.startswith("socket_")
             }
             connection.transport_options["sentinel_kwargs"] = {**sockets, **sentinel}
-        for others in reversed(range(max(1, len(connection.alt)))):
+        for remaining in reversed(range(max(1, len(connection.alt)))):
             try:
-                # Left to itself it would try for ever, at intervals of its own
+                # By default kombu retries for ever
                 connection.ensure_connection(max_retries=0)
-                # Redis is not spoken to before
+                # On Redis, opening a channel is the first access to the server
                 _ = connection.default_channel
                 break
             except Exception:
-                if not others:
+                if not remaining:
                     raise
                 connection.maybe_switch_next()
         yield connection
 
 
 def problem_of(error: BaseException) -> str:
-    """Return what is wrong with the broker, as one of a few phrases that hold nothing of its URL."""
+    """Return the cause of a broker error as a fixed phrase, which contains no part of the broker's URL."""
     names: set[str] = set()
-    # redis says of failing TLS no more than that it cannot connect
+    # redis-py raises its ConnectionError from the SSLError
     cause: BaseException | None = error
     while cause is not None:
         names.update(base.__name__ for base in type(cause).__mro__)
@@ -94,21 +94,21 @@ def problem_of(error: BaseException) -> str:
     return next((phrase for phrase, known in _PROBLEMS.items() if names & known), "the broker answers with an error")
 
 
-def back_off(longest: float) -> Iterator[float]:
-    """Yield the seconds to wait before the next attempt, and the next: ever more, but never above `longest` (P9).
+def back_off(max_interval: float) -> Iterator[float]:
+    """Yield the seconds to wait before each attempt: exponential back-off from 1 s to `max_interval`, with jitter.
 
-    A part of them is left to chance, so that not everybody comes at the same moment when a broker is back.
+    Stock Flower doubles the interval without a limit (mher/flower#321).
     """
-    pause = 1.0
+    interval = 1.0
     while True:
-        yield random.uniform(pause / 2, pause)  # noqa: S311
-        pause = min(2 * pause, longest)
+        yield random.uniform(interval / 2, interval)  # noqa: S311
+        interval = min(2 * interval, max_interval)
 
 
 def mailbox_of(capp: Celery, connection: Connection) -> Mailbox:
-    """Return the workers' mailbox over this connection alone."""
+    """Return the workers' mailbox, bound to this connection."""
     mailbox = capp.control.mailbox(connection)
-    # In place of the application's pool, whose connections wait for ever
+    # The application's own pool opens connections without timeouts
     mailbox.producer_pool = _ProducerPool(connection)
     return mailbox
 
@@ -118,33 +118,33 @@ class _ProducerPool:
         self._connection = connection
 
     def acquire(self) -> contextlib.AbstractContextManager[Producer]:
-        return contextlib.nullcontext(_Once(self._connection.default_channel, auto_declare=False))
+        return contextlib.nullcontext(_SingleAttemptProducer(self._connection.default_channel, auto_declare=False))
 
 
-class _Once(Producer):
-    """Publishes at the first attempt or not at all: to connect again is its user's affair."""
+class _SingleAttemptProducer(Producer):
+    """Producer that never retries; its user reconnects."""
 
     def publish(self, *args: Any, **kwargs: Any) -> Any:
         return super().publish(*args, **{**kwargs, "retry": False})
 
 
 class Counted(NamedTuple):
-    """What the broker tells of a queue. Transports other than amqp know of no consumers, and say 0."""
+    """Messages and consumers of a queue; transports other than AMQP report 0 consumers."""
 
     messages: int
     consumers: int
 
 
 def count(connection: Connection, name: str) -> Counted | None:
-    """Count a queue through the transport itself.
+    """Count the messages and consumers of a queue.
 
-    :returns: None where the broker refuses to tell.
-    :raises Exception: whatever the transport raises for a connection that fails.
+    :returns: None if the broker refuses access to the queue.
+    :raises Exception: any error of the transport when the connection fails.
     """
     try:
         declared = connection.default_channel.queue_declare(queue=name, passive=True)
     except connection.channel_errors as error:
-        # On amqp the channel is closed by that, and opened again by its library
+        # AMQP brokers close the channel with this error; py-amqp opens it again
         missing = str(getattr(error, "reply_code", None)) == _NOT_FOUND
         return Counted(0, 0) if missing else None
     return Counted(declared.message_count, declared.consumer_count)

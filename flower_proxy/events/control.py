@@ -1,4 +1,4 @@
-"""Questions to workers, whose replies are validated and bounded."""
+"""Remote control of workers, with validated replies of limited size."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ MAX_REPLY = 16 * 2**20
 """Maximum size of a worker's reply in bytes; 10,000 reserved tasks take about 6 MB."""
 
 MAX_REPLIES = 8 * MAX_REPLY
-"""Maximum size of all replies to one question, in bytes."""
+"""Maximum size of all replies to one command, in bytes."""
 
-# However many workers reply one after the other
+# Each valid reply extends the wait by the timeout, up to this multiple of it
 _MAX_TIMEOUTS = 10
 
 
 class _Replies:
-    """Collects the valid replies to one question.
+    """Valid replies to one command.
 
     :ivar valid: the latest valid reply of each worker, by its name.
     """
@@ -46,26 +46,26 @@ class _Replies:
     def __init__(self, command: str, ticket: str, accepts: Callable[[str, int], bool], rejections: Rejections) -> None:
         self.valid: dict[str, Any] = {}
         self._command, self._ticket, self._accepts, self._rejections = command, ticket, accepts, rejections
-        self._room = MAX_REPLIES
+        self._remaining_size = MAX_REPLIES
 
-    def take(self, message: Message) -> None:
+    def receive(self, message: Message) -> None:
         headers = message.headers
         if not isinstance(headers, dict) or headers.get("ticket") != self._ticket:
-            # A late reply to an earlier question
+            # A late reply to an earlier command
             return
         size = len(message.body or b"")
-        if size > min(MAX_REPLY, self._room):
+        if size > min(MAX_REPLY, self._remaining_size):
             self.reject(TOO_LARGE, f"{size} bytes")
             return
-        self._room -= size
+        self._remaining_size -= size
         body = message.decode()
         if not isinstance(body, dict):
             self.reject(MALFORMED, f"{type(body).__name__} instead of an object")
             return
         for name, reply in body.items():
-            self._take(str(name), reply)
+            self._receive(str(name), reply)
 
-    def _take(self, name: str, reply: Any) -> None:
+    def _receive(self, name: str, reply: Any) -> None:
         if not (is_worker_name(name) and self._accepts(name, len(self.valid))):
             self.reject(UNKNOWN_WORKER, name)
             return
@@ -88,39 +88,39 @@ def ask(
     rejections: Rejections,
     accepts_from_all: Callable[[str, int], bool] = lambda name, count: True,
 ) -> dict[str, Any]:
-    """Ask workers, and return their valid replies, by worker.
+    """Send a command to workers and return their valid replies, by worker name.
 
-    In place of `Mailbox.call`, where one malformed reply loses those of all workers.
+    Replaces `Mailbox.call`, where one malformed reply discards the replies of all workers.
 
-    :param mailbox: of the workers, bound to a connection.
-    :param destination: the workers to ask; None for all.
+    :param mailbox: the workers' mailbox, bound to a connection.
+    :param destination: names of the workers; None for all.
     :param timeout: seconds to wait for the next valid reply; ten times that for all of them.
-    :param rejections: counts the replies that are rejected, by the reasons of `flower_proxy.events.replies`.
-    :param accepts_from_all: with a worker's name and the number of replies before its own, whether to accept the reply
-        to a question to all.
-    :raises Exception: whatever the transport raises for a connection that fails.
+    :param rejections: counts rejected replies, by the reasons of `flower_proxy.events.replies`.
+    :param accepts_from_all: takes a worker's name and the number of valid replies so far; returns whether to accept
+        this worker's reply to a broadcast.
+    :raises Exception: any error of the transport when the connection fails.
     """
     if destination is not None and not destination:
-        # Workers take a question to nobody for one to all
+        # Workers treat an empty destination as a broadcast
         return {}
     connection, ticket = mailbox.connection, uuid()
     names = None if destination is None else set(destination)
     accepts = accepts_from_all if names is None else lambda name, count: name in names
     replies = _Replies(command, ticket, accepts, rejections)
     channel, queue = connection.default_channel, mailbox.reply_queue
-    consumer = Consumer(channel, [queue], accept=mailbox.accept, no_ack=True, on_message=replies.take)
+    consumer = Consumer(channel, [queue], accept=mailbox.accept, no_ack=True, on_message=replies.receive)
     try:
         with consumer:
             _publish(mailbox, command, arguments, destination, ticket, timeout)
             _collect(connection, replies, names, timeout)
     finally:
-        # On Redis nothing else deletes it
+        # Deletes the reply queue, which would otherwise stay in Redis
         channel.after_reply_message_received(queue.name)
     return replies.valid
 
 
 def _collect(connection: Connection, replies: _Replies, names: set[str] | None, timeout: float) -> None:
-    lost = (*connection.connection_errors, *connection.channel_errors)
+    connection_lost = (*connection.connection_errors, *connection.channel_errors)
     now = time.monotonic()
     deadline, end = now + timeout, now + _MAX_TIMEOUTS * timeout
     while (remaining := min(deadline, end) - time.monotonic()) > 0 and replies.valid.keys() != names:
@@ -129,7 +129,7 @@ def _collect(connection: Connection, replies: _Replies, names: set[str] | None, 
             connection.drain_events(timeout=remaining)
         except TimeoutError:
             return
-        except lost:
+        except connection_lost:
             raise
         except Exception as error:
             replies.reject(MALFORMED, f"{type(error).__name__}: {error}")
@@ -166,14 +166,14 @@ def _publish(
 
 
 class _InspectionLog:
-    """Logs why inspections fail, once until another outcome; Flower sends several at the same time."""
+    """Logs the outcome of inspections whenever it changes; Flower sends several at the same time."""
 
     def __init__(self) -> None:
         self._outcome = ""
         self._lock = threading.Lock()
 
-    def note(self, level: int, outcome: str) -> None:
-        """Note the outcome of an inspection; empty for a success."""
+    def record(self, level: int, outcome: str) -> None:
+        """Record the outcome of an inspection; empty for a success."""
         with self._lock:
             changed, self._outcome = outcome != self._outcome, outcome
         if changed and outcome:
@@ -181,14 +181,12 @@ class _InspectionLog:
 
 
 class Inspections:
-    """Celery's inspections, by the names of its `Inspect`. A failed one is logged and returns no replies.
-
-    Flower would log each of them without the cause.
+    """Celery's `Inspect`, but a failed inspection is logged with its cause and returns no replies.
 
     :param app: the Celery application, with a `CheckedControl` as its ``control``.
-    :param log: notes the outcome.
+    :param log: records the outcome.
     :param timeout: seconds to wait for replies.
-    :param options: others of `Inspect`.
+    :param options: other options of `Inspect`.
     """
 
     def __init__(self, app: Any, log: _InspectionLog, *, timeout: float = 1.0, **options: Any) -> None:
@@ -202,11 +200,11 @@ class Inspections:
             try:
                 replies: dict[str, Any] = method(**arguments) or {}
             except Exception as error:
-                self._log.note(logging.WARNING, f"Failed to inspect workers: {problem_of(error)}")
+                self._log.record(logging.WARNING, f"Failed to inspect workers: {problem_of(error)}")
                 logger.debug("Failed to inspect workers", exc_info=True)
                 return {}
-            nobody = f"No worker replied within {self._timeout:g} s: none is running, or increase --inspect_timeout"
-            self._log.note(logging.INFO, "" if replies else nobody)
+            no_reply = f"No worker replied within {self._timeout:g} s; start a worker or increase --inspect_timeout"
+            self._log.record(logging.INFO, "" if replies else no_reply)
             return replies
 
         return inspect
@@ -215,9 +213,9 @@ class Inspections:
 class CheckedControl(Control):
     """Celery's remote control, which returns valid replies only.
 
-    :param app: the Celery application whose workers are controlled, with this as its ``control``.
-    :param rejections: counts the replies that are rejected.
-    :param accepts_from_all: as for `ask`.
+    :param app: the Celery application that has this object as its ``control``.
+    :param rejections: counts rejected replies.
+    :param accepts_from_all: see `ask`.
     """
 
     def __init__(self, app: Any, *, rejections: Rejections, accepts_from_all: Callable[[str, int], bool]) -> None:
@@ -227,7 +225,7 @@ class CheckedControl(Control):
 
     @property
     def inspect(self) -> Callable[..., Inspections]:
-        """Return what makes inspections, which ask through this."""
+        """Return the factory of inspections, in place of Celery's `Inspect`."""
         return partial(Inspections, self.app, self._log)
 
     def broadcast(
@@ -242,7 +240,7 @@ class CheckedControl(Control):
     ) -> list[dict[str, Any]] | None:
         """Send a command to workers, with Celery's parameters.
 
-        :param options: Celery's others, which only count without `reply`.
+        :param options: Celery's other parameters, used only without `reply`.
         :returns: ``{name: reply}`` for each worker whose reply is valid; None without `reply`.
         """
         if not reply:
@@ -258,15 +256,15 @@ class CheckedControl(Control):
                 rejections=self._rejections,
                 accepts_from_all=self._accepts_from_all,
             )
-        return [{name: told} for name, told in replies.items()]
+        return [{name: value} for name, value in replies.items()]
 
 
 class CheckedCelery:
-    """The Celery application as Flower gets it: replies of workers are validated.
+    """Celery application for Flower, with validated replies of workers.
 
     :param capp: the Celery application.
-    :param inspected: keeps the replies to inspections.
-    :param rejections: counts the replies that are rejected.
+    :param inspected: stores the replies to inspections.
+    :param rejections: counts rejected replies.
     """
 
     def __init__(self, capp: Celery, inspected: Inspected, rejections: Rejections) -> None:
@@ -278,10 +276,10 @@ class CheckedCelery:
 
 
 class Inspected(dict[str, dict[str, Any]]):
-    """The latest replies of workers to inspections, by worker and inspection; filled by Flower's inspector.
+    """Latest replies to inspections, by worker and inspection; filled by Flower's inspector.
 
     :param max_workers: maximum number of workers.
-    :param is_known: with a worker's name, whether it has sent events; others make way for it.
+    :param is_known: takes a worker's name and returns whether it has sent events; other workers are evicted first.
     """
 
     def __init__(self, max_workers: int, is_known: Callable[[str], bool]) -> None:
@@ -289,8 +287,8 @@ class Inspected(dict[str, dict[str, Any]]):
         self._max_workers, self._is_known = max_workers, is_known
 
     def accepts(self, name: str, count: int) -> bool:
-        """Return whether to accept a worker's reply to a question to all, after so many replies of others."""
-        # Flower takes a reply of this name for the failure of all
+        """Return whether to accept a worker's reply to a broadcast, after `count` replies of others."""
+        # Flower interprets a reply of this name as the failure of the inspection
         return name != "error" and (count < self._max_workers or self._is_known(name))
 
     def __missing__(self, name: str) -> dict[str, Any]:

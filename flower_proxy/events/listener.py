@@ -1,4 +1,4 @@
-"""The protocol of everything that processes events."""
+"""Protocol of event listeners."""
 
 from __future__ import annotations
 
@@ -12,5 +12,5 @@ class Listener(Protocol):
     def on_events(self, batch: Sequence[Mapping[str, Any]]) -> None:
         """Process events.
 
-        :param batch: events in the order of their arrival; Flower's state has accepted these and no later one.
+        :param batch: events in order of arrival; Flower's state has processed these and no later one.
         """

@@ -1,4 +1,4 @@
-"""Client of RabbitMQ's management API, for details of queues that AMQP does not offer."""
+"""Client of RabbitMQ's management API, for queue details that AMQP does not provide."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _NO_RESPONSE = 599  # Tornado's code
 
 
 class ManagementApi:
-    """RabbitMQ's management API.
+    """Client of RabbitMQ's management API.
 
-    :param capp: the Celery application whose broker it manages.
-    :param url: its URL; without a user, those of the broker log in.
+    :param capp: the Celery application whose broker is queried.
+    :param url: URL of the API; without a user name, the broker's credentials are used.
     """
 
     def __init__(self, capp: Celery, url: str) -> None:
@@ -35,7 +35,7 @@ class ManagementApi:
     async def details(self) -> dict[str, dict[str, Any]]:
         """Return ``messages_unacknowledged`` and ``idle_since`` of the queues that have them, by queue.
 
-        :returns: nothing for a broker other than RabbitMQ, nor while the API fails; the log has the cause once.
+        :returns: an empty dict for brokers other than RabbitMQ, and while the API fails; the cause is logged once.
         """
         with self._capp.connection_for_write() as connection:
             if connection.transport.driver_type != "amqp":
@@ -64,7 +64,7 @@ def _request(
     parts = urlsplit(url)
     if parts.username:
         user, password = unquote(parts.username), unquote(parts.password or "")
-    # Flower replaced what stands behind the last slash, so that URLs which end with a virtual host are in use
+    # Flower replaces the last path segment, so URLs that end with a virtual host are in use
     named = re.match(r".*/api(?=/|$)", parts.path)
     root = named.group() if named else parts.path.rstrip("/") or "/api"
     host = parts.netloc.rpartition("@")[2]
@@ -76,7 +76,7 @@ def _request(
         connect_timeout=_CONNECT_TIMEOUT,
         request_timeout=_REQUEST_TIMEOUT,
         follow_redirects=False,
-        # py-amqp's names, and those that Flower takes
+        # py-amqp's option names, then Flower's
         validate_cert=options.get("cert_reqs", options.get("ssl_cert_reqs")) != ssl.CERT_NONE,
         ca_certs=options.get("ca_certs", options.get("ssl_ca_certs")),
     )
@@ -90,7 +90,7 @@ def _parse(body: bytes) -> dict[str, dict[str, Any]]:
 
 
 def _problem_of(error: Exception) -> str:
-    """Return what is wrong with the API, without any part of its URL."""
+    """Return the cause of an API error, without any part of the URL."""
     if isinstance(error, HTTPClientError):
         return "no response" if error.code == _NO_RESPONSE else f"status {error.code}"
     if isinstance(error, ssl.SSLError):

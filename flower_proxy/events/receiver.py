@@ -1,4 +1,4 @@
-"""The thread that receives events, and their way into the event loop."""
+"""Thread that receives events and passes them to the event loop."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ from flower_proxy.events.validation import REASONS
 logger = logging.getLogger(__name__)
 
 MAX_WAITING = 50_000
-"""How many events may wait for the event loop; further ones are dropped."""
+"""Maximum number of events that wait for the event loop; further events are dropped."""
 
-# Seconds; events that workers send between their reconnecting and ours are lost (P30)
-_MAX_PAUSE = 2.0
+# Short, since events that workers send before the receiver reconnects are lost
+_MAX_RECONNECT_INTERVAL = 2.0  # seconds
 _FAILED = "processing_failed"
-_SLICE = 0.005  # seconds that the event loop gives to events before it turns to the rest
+_MAX_SLICE = 0.005  # seconds for which events may block the event loop
 
 
 class Receiver(Events):
-    """Receives events as long as the process lives; the event loop processes them in slices (P9, P31).
+    """Receives events and reconnects until stopped; the event loop processes the events in slices.
 
-    Each event goes to Flower's state first, then to the listeners in their order.
+    Each event goes to Flower's state first, then to the listeners in order.
 
-    :param args: as for Flower's `Events`, like `kwargs`.
-    :param max_tasks_in_memory: how many tasks the state keeps.
-    :param max_workers_in_memory: how many workers the state keeps.
-    :param listeners: process the events that the state has accepted.
-    :param on_reconnect: called in this thread when events can arrive again; some may have been missed.
-    :param max_waiting: how many events may wait for the event loop.
-    :ivar connected: whether events can arrive at this moment.
-    :ivar received: how many valid events have arrived, including those that were dropped.
-    :ivar dropped: how many were dropped because too many were waiting.
-    :ivar rejections: the invalid events and messages.
-    :ivar reconnects: how often events could arrive again after they could not.
+    :param args: passed to Flower's `Events`, like `kwargs`.
+    :param max_tasks_in_memory: maximum number of tasks in the state.
+    :param max_workers_in_memory: maximum number of workers in the state.
+    :param listeners: process events after the state.
+    :param on_reconnect: called in this thread after a reconnection; events may have been missed.
+    :param max_waiting: maximum number of events that wait for the event loop.
+    :ivar connected: whether the receiver is subscribed to events.
+    :ivar received: number of valid events, including dropped ones.
+    :ivar dropped: number of events dropped because too many were waiting.
+    :ivar rejections: counts invalid events and messages.
+    :ivar reconnects: number of reconnections.
     :ivar saved: whether the last attempt to save the state succeeded; True before the first.
-    :ivar last_event: when the last one arrived, by `time.monotonic`; None before the first.
+    :ivar last_event: time of the last event, by `time.monotonic`; None before the first.
     """
 
-    # Flower loads the state while it is made
+    # Flower's constructor calls `load_state`
     _state_file: StateFile | None = None
     _loaded: SavedState | None = None
 
@@ -86,25 +86,25 @@ class Receiver(Events):
         self.last_event: float | None = None
         self._listeners = tuple(listeners)
         self._on_reconnect = on_reconnect
-        self._has_received = False
+        self._was_connected = False
         self._stopping = threading.Event()
         self._waiting: deque[dict[str, Any]] = deque()
         self._max_waiting = max_waiting
-        self._called = False
+        self._is_scheduled = False
 
     def stop(self) -> None:
-        """End the thread, within a second unless the broker keeps it waiting, and save the state if it is kept."""
+        """End the thread, within a second unless the broker hangs, and save a persistent state."""
         self._stopping.set()
         super().stop()
         self.release()
 
     def release(self) -> None:
-        """Let another process, or another receiver, have the state file."""
+        """Release the lock of the state file."""
         if self._state_file is not None:
             self._state_file.release()
 
     def load_state(self) -> None:
-        """Load the state that was saved, and return none, as what was saved is validated first."""
+        """Load the saved state, for validation by `_restore`."""
         self._state_file = StateFile(self.db, self.state_save_interval / 1000)
         self._loaded = self._state_file.load()
 
@@ -112,20 +112,22 @@ class Receiver(Events):
         self.state.restore(saved)
         if saved.invalid:
             logger.warning(
-                "Left %d invalid workers and tasks of %r behind; the first is %r",
+                "Skipped %d invalid workers and tasks in %r; the first is %r",
                 len(saved.invalid),
                 self.db,
                 saved.invalid[0],
             )
 
     def save_state(self) -> None:
+        """Save the state to its file, if it is persistent."""
         if self._state_file is not None:
             self.saved = self._state_file.save(self.state, last=self._stopping.is_set())
 
     # In the thread
 
     def run(self) -> None:
-        pauses, missed = back_off(_MAX_PAUSE), False
+        """Receive events until `stop`; after an error, reconnect."""
+        intervals, is_logged = back_off(_MAX_RECONNECT_INTERVAL), False
         while not self._stopping.is_set():
             try:
                 with connected(self.capp) as connection:
@@ -133,13 +135,13 @@ class Receiver(Events):
                         self._receive(connection)
                     finally:
                         if self.connected:
-                            self.connected, pauses, missed = False, back_off(_MAX_PAUSE), False
+                            self.connected, intervals, is_logged = False, back_off(_MAX_RECONNECT_INTERVAL), False
             except Exception as error:
-                if not missed:
-                    logger.warning("No events arrive: %s; trying again and again", problem_of(error))
-                missed = True
-                logger.debug("No events arrive", exc_info=True)
-                self._stopping.wait(next(pauses))
+                if not is_logged:
+                    logger.warning("Lost the broker connection (%s); reconnecting", problem_of(error))
+                is_logged = True
+                logger.debug("Lost the broker connection", exc_info=True)
+                self._stopping.wait(next(intervals))
 
     def _receive(self, connection: Connection) -> None:
         stream = Stream(
@@ -154,45 +156,47 @@ class Receiver(Events):
             pass
 
     def on_ready(self) -> None:
-        """Note that events can arrive."""
-        if self._has_received:
+        """Record that the receiver is subscribed to events."""
+        if self._was_connected:
             self.reconnects += 1
-            logger.info("Events arrive again")
+            logger.info("Reconnected to the broker")
             self._on_reconnect()
-        self.connected = self._has_received = True
+        self.connected = self._was_connected = True
 
     def on_event(self, event: dict[str, Any]) -> None:
+        """Queue a valid event for the event loop; drop it if too many are waiting."""
         self.received += 1
         self.last_event = time.monotonic()
         if len(self._waiting) >= self._max_waiting:
             self.dropped += 1
             return
         self._waiting.append(event)
-        self._call()
+        self._schedule()
 
-    def _call(self) -> None:
-        # One callback for all that wait. Two threads may both find none under way: then one of two finds nothing left
-        if not self._called:
-            self._called = True
+    def _schedule(self) -> None:
+        # One callback for all waiting events; a second one, scheduled in a race of two threads, finds none left
+        if not self._is_scheduled:
+            self._is_scheduled = True
             self.io_loop.add_callback(self._process_waiting)
 
     # In the event loop
 
     def _process_waiting(self) -> None:
         # Reset before the queue is read, so that an event which arrives after the last read schedules another call
-        self._called = False
-        end = time.perf_counter() + _SLICE
+        self._is_scheduled = False
+        end = time.perf_counter() + _MAX_SLICE
         while self._waiting:
             self.process(self._waiting.popleft())
             if time.perf_counter() >= end:
-                self._call()
+                self._schedule()
                 return
 
     def process(self, event: dict[str, Any]) -> None:
-        """Hand an event to the state, and then to the listeners.
+        """Pass an event to the state, then to each listener.
 
-        One at a time, since the state is to be read as it is right after the event. Exceptions are counted and logged.
-        An event that the state fails to process reaches no listener; a listener that fails keeps it from no other.
+        Events are passed one at a time, since listeners read the state right after the event. Exceptions are counted
+        and logged. An event that the state fails to process reaches no listener; a failing listener does not affect
+        the others.
         """
         try:
             self.state.event(event)
@@ -208,9 +212,10 @@ class Receiver(Events):
 
     def _fail(self, error: Exception) -> None:
         self.rejections.count(_FAILED, f"{type(error).__name__}: {error}")
-        logger.debug("Failed to process an event", exc_info=True)
+        logger.debug("Failed to process an event", exc_info=error)
 
     async def on_enable_events(self) -> None:
-        # Without a broker it would keep a thread, and the end of the process, waiting (P10)
+        """Ask workers to send task events, while the broker is connected."""
+        # Without a broker, the call blocks a thread and the end of the process (mher/flower#771)
         if self.connected:
             await super().on_enable_events()

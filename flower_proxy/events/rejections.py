@@ -1,4 +1,4 @@
-"""Counts and log lines of what is rejected because it is invalid."""
+"""Counters and log lines of rejected input."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class _Logged:
 
 
 class Rejections:
-    """Counts what is rejected by reason, and logs it at most once a minute for each reason. Used in any thread.
+    """Counts rejections by reason and logs at most one per minute and reason. Thread-safe.
 
-    :param kind: of what is rejected, for the log, like ``an event``.
-    :param reasons: all reasons; each is counted from 0.
-    :param clock: returns seconds from any point in time.
-    :ivar counts: how many were rejected, by reason.
+    :param kind: the rejected input in log lines, like ``an event``.
+    :param reasons: all reasons; their counters start at 0.
+    :param clock: returns monotonic seconds.
+    :ivar counts: number of rejections by reason.
     """
 
     def __init__(self, kind: str, reasons: Collection[str], *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -36,11 +36,11 @@ class Rejections:
         self._lock = threading.Lock()
 
     def count(self, reason: str, detail: str) -> None:
-        """Count one.
+        """Count a rejection.
 
         :param reason: one of `reasons`.
-        :param detail: any text, also from outside, for the log.
-        :raises KeyError: the reason is none of `reasons`.
+        :param detail: text for the log; may be untrusted.
+        :raises KeyError: the reason is not one of `reasons`.
         """
         now = self._clock()
         with self._lock:
@@ -50,6 +50,6 @@ class Rejections:
                 logged.suppressed += 1
                 return
             logged.next_at, suppressed, logged.suppressed = now + _LOG_INTERVAL, logged.suppressed, 0
-        # The representation has no line ends, control characters or surrogates
+        # repr escapes line breaks, control characters and surrogates
         text = repr(detail[:_MAX_DETAIL])
         logger.warning("Rejected %s (%s): %s; %d more since the last such line", self._kind, reason, text, suppressed)

@@ -16,8 +16,8 @@ ERROR = "error"
 INVALID = "invalid"
 
 REASONS = (MALFORMED, UNKNOWN_WORKER, TOO_LARGE, ERROR, INVALID)
-"""Why a reply is rejected: its message cannot be decoded; nobody asked this worker; it has too many bytes or levels;
-the worker replied with an error; a part of it is missing or has another type."""
+"""Reasons for rejecting a reply, in this order: the message cannot be decoded; the command was not sent to this worker;
+the size or nesting exceeds a limit; the worker replied with an error; a field is missing or has the wrong type."""
 
 MAX_QUEUES = 1000
 """Maximum number of queues of one worker."""
@@ -25,11 +25,11 @@ MAX_QUEUES = 1000
 _MAX_DEPTH = 50
 _MAX_BITS = 4096
 _MAX_COUNT = 2**63
-# An AMQP short string
+# Limit of AMQP's short strings
 _MAX_QUEUE_NAME = 255  # bytes
 
-# What Flower's worker page reads without a default
-_OF_QUEUE = (
+# Required by Flower's worker page
+_QUEUE_FIELDS = (
     "name",
     "exclusive",
     "exchange",
@@ -44,7 +44,7 @@ _OF_QUEUE = (
 
 
 class InvalidReplyError(ValueError):
-    """A reply that is rejected.
+    """A reply is rejected.
 
     :ivar reason: one of `REASONS`.
     """
@@ -55,18 +55,18 @@ class InvalidReplyError(ValueError):
 
 
 def is_worker_name(name: str) -> bool:
-    """Return whether a text can be the name of a worker."""
+    """Return whether a string is a valid worker name."""
     return 0 < len(name) <= MAX_TEXT and _to_text(name) == name
 
 
 def validate_reply(command: str, reply: Any) -> Any:
-    """Return a reply as JSON data in the shape that pages, API and metrics read.
+    """Return a reply as JSON data of the structure that pages, API and metrics read.
 
-    What JSON cannot express becomes text: dates, numbers that are not finite, and the like in arguments of tasks.
+    Values that JSON cannot express, such as dates and non-finite numbers, become strings.
 
     :param command: the inspection or control command, like ``stats`` or ``pool_grow``.
-    :param reply: of one worker, decoded.
-    :raises InvalidReplyError: the reply must not be used.
+    :param reply: decoded reply of one worker.
+    :raises InvalidReplyError: the reply is invalid, or contains an error.
     """
     valid = _to_json(reply, _MAX_DEPTH)
     check = _CHECKS.get(command)
@@ -79,23 +79,23 @@ def validate_reply(command: str, reply: Any) -> Any:
     return valid
 
 
-def _to_json(value: Any, levels: int) -> Any:
+def _to_json(value: Any, max_depth: int) -> Any:
     if isinstance(value, str):
         return _to_text(value)
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
-        # Python limits the digits of decimal numbers
+        # Python limits the digits of integers in decimal notation
         return value if value.bit_length() <= _MAX_BITS else hex(value)
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, (dict, list, tuple, set, frozenset)):
-        if not levels:
-            raise InvalidReplyError(TOO_LARGE, f"the reply is nested in more than {_MAX_DEPTH} levels")
+        if not max_depth:
+            raise InvalidReplyError(TOO_LARGE, f"the reply has more than {_MAX_DEPTH} levels of nesting")
         if isinstance(value, dict):
-            return {_to_text(str(key)): _to_json(item, levels - 1) for key, item in value.items()}
-        return [_to_json(item, levels - 1) for item in value]
-    # Kombu decodes dates, decimal numbers and UUIDs
+            return {_to_text(str(key)): _to_json(item, max_depth - 1) for key, item in value.items()}
+        return [_to_json(item, max_depth - 1) for item in value]
+    # Kombu decodes dates, decimals and UUIDs
     return _to_text(str(value))
 
 
@@ -104,7 +104,7 @@ def _to_text(text: str) -> str:
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
-# Checks of the parts that are read
+# Checks of the fields that are read
 
 
 def _expect(condition: bool, message: str) -> None:
@@ -112,15 +112,15 @@ def _expect(condition: bool, message: str) -> None:
         raise InvalidReplyError(INVALID, message)
 
 
-def _expect_keys(item: Any, keys: Collection[str], what: str) -> None:
-    _expect(isinstance(item, dict), f"{what} is not an object")
+def _expect_keys(item: Any, keys: Collection[str], subject: str) -> None:
+    _expect(isinstance(item, dict), f"{subject} is not an object")
     for key in keys:
-        _expect(key in item, f"{what} has no {key}")
+        _expect(key in item, f"{subject} has no {key}")
 
 
-def _expect_texts(item: dict[str, Any], keys: Collection[str], what: str) -> None:
+def _expect_strings(item: dict[str, Any], keys: Collection[str], subject: str) -> None:
     for key in keys:
-        _expect(isinstance(item.get(key), str), f"{key} of {what} is not text")
+        _expect(isinstance(item.get(key), str), f"{key} of {subject} is not a string")
 
 
 def _is_number(value: Any) -> bool:
@@ -141,7 +141,7 @@ def _check_stats(reply: Any) -> None:
     processes = pool.get("processes")
     _expect(processes is None or isinstance(processes, list) or _is_number(processes), "processes is not a list")
     rusage = reply.get("rusage")
-    # On systems without resource usage it is a text
+    # A string on systems without resource usage
     usage = rusage if isinstance(rusage, dict) else {}
     numbers = {"uptime": reply.get("uptime"), "max-concurrency": pool.get("max-concurrency")}
     numbers |= {name: usage.get(name) for name in ("utime", "stime")}
@@ -154,8 +154,8 @@ def _check_active_queues(reply: Any) -> None:
     if len(reply) > MAX_QUEUES:
         raise InvalidReplyError(TOO_LARGE, f"the reply has more than {MAX_QUEUES} queues")
     for queue in reply:
-        _expect_keys(queue, _OF_QUEUE, "a queue")
-        _expect_texts(queue, ["name"], "a queue")
+        _expect_keys(queue, _QUEUE_FIELDS, "a queue")
+        _expect_strings(queue, ["name"], "a queue")
         _expect(0 < len(queue["name"].encode()) <= _MAX_QUEUE_NAME, "the name of a queue is empty or too long")
 
 
@@ -163,7 +163,7 @@ def _check_tasks(reply: Any, keys: Collection[str]) -> None:
     _expect(isinstance(reply, list), "the reply is not a list")
     for task in reply:
         _expect_keys(task, keys, "a task")
-        _expect_texts(task, ["id", "name"], "a task")
+        _expect_strings(task, ["id", "name"], "a task")
 
 
 def _check_active(reply: Any) -> None:
@@ -181,9 +181,9 @@ def _check_scheduled(reply: Any) -> None:
     _check_reserved([entry["request"] for entry in reply])
 
 
-def _check_texts(reply: Any) -> None:
+def _check_strings(reply: Any) -> None:
     _expect(isinstance(reply, list), "the reply is not a list")
-    _expect(all(isinstance(item, str) for item in reply), "the reply is not a list of texts")
+    _expect(all(isinstance(item, str) for item in reply), "the reply is not a list of strings")
 
 
 def _check_conf(reply: Any) -> None:
@@ -195,9 +195,9 @@ _CHECKS = MappingProxyType[str, Callable[[Any], None]](
         "active": _check_active,
         "active_queues": _check_active_queues,
         "conf": _check_conf,
-        "registered": _check_texts,
+        "registered": _check_strings,
         "reserved": _check_reserved,
-        "revoked": _check_texts,
+        "revoked": _check_strings,
         "scheduled": _check_scheduled,
         "stats": _check_stats,
     }

@@ -1,4 +1,4 @@
-"""States as they were saved: their workers and tasks are data that has not been validated."""
+"""Loading and validation of saved states."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _LINKS = frozenset(("worker", "children", "root", "parent"))
 
 
 class _Pickled:
-    """An instance of a class whose constructor is not called, with the arguments that it would have got."""
+    """Constructor arguments of a pickled object, whose class is not instantiated."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
 
 
-# By module and name. The constructors sort and index, and fail for all if one task or worker is invalid
-_IN_PLACE_OF = {
+# By module and name. The original constructors sort and index, and fail if a single task or worker is invalid
+_REPLACEMENTS = {
     ("flower.events", "EventsState"): _Pickled,
     ("celery.events.state", "Worker"): _Pickled,
     ("celery.events.state", "_depickle_task"): lambda kind, fields: fields,
@@ -33,27 +33,27 @@ _IN_PLACE_OF = {
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        return _IN_PLACE_OF.get((module, name)) or super().find_class(module, name)
+        return _REPLACEMENTS.get((module, name)) or super().find_class(module, name)
 
 
 class SavedWorker(NamedTuple):
-    """A worker that is valid.
+    """Valid worker.
 
     :ivar fields: arguments of Celery's worker, by name.
-    :ivar heard: when it was last heard, in seconds since the epoch; None if that is not known.
-    :ivar stopped: whether it had stopped.
+    :ivar last_event: time of its last event, in seconds since the epoch; None if unknown.
+    :ivar stopped: whether it has shut down.
     """
 
     fields: dict[str, Any]
-    heard: float | None
+    last_event: float | None
     stopped: bool
 
 
 class SavedTask(NamedTuple):
-    """A task that is valid.
+    """Valid task.
 
-    :ivar fields: of Celery's task, by name, but for its links to other objects.
-    :ivar worker: None for a task that no worker has received.
+    :ivar fields: fields of Celery's task, by name, without references to other objects.
+    :ivar worker: None if no worker has received the task.
     """
 
     fields: dict[str, Any]
@@ -61,18 +61,18 @@ class SavedTask(NamedTuple):
 
 
 class SavedState:
-    """A state that was saved by `flower_proxy.events.state_file.StateFile` or by stock Flower.
+    """State saved by `flower_proxy.events.state_file.StateFile` or by stock Flower.
 
-    :param events: pickled, as the file has it.
+    :param events: pickled state.
     :param counter: numbers of events by sender and type.
-    :raises Exception: it is no state.
-    :ivar invalid: the reason for each worker and task that was left out, one line each.
+    :raises Exception: the data is not a state.
+    :ivar invalid: one line for each worker and task that was skipped, with the reason.
     """
 
     def __init__(self, events: bytes, counter: Mapping[Any, Any]) -> None:
         saved = _Unpickler(io.BytesIO(events)).load()
         if not isinstance(saved, _Pickled):
-            raise TypeError(f"it contains a {type(saved).__name__}")
+            raise TypeError(f"expected a state, got {type(saved).__name__}")
         _, workers, tasks, *_ = saved.arguments
         self._workers, self._tasks = dict(workers.items()), dict(tasks.items())
         self._counter = counter
@@ -80,19 +80,19 @@ class SavedState:
         self.invalid: list[str] = []
 
     def workers(self) -> Iterator[tuple[str, SavedWorker]]:
-        """Yield the valid workers by name, the least recently heard one first."""
+        """Yield the valid workers by name, least recent first."""
         return self._valid("a worker", self._workers, self._worker)
 
     def tasks(self) -> Iterator[tuple[str, SavedTask]]:
-        """Yield the valid tasks by id, the least recent one first."""
+        """Yield the valid tasks by id, least recent first."""
         return self._valid("a task", self._tasks, self._task)
 
-    def _valid(self, what: str, saved: Mapping[Any, Any], check: Callable[[Any, Any], T]) -> Iterator[tuple[str, T]]:
+    def _valid(self, kind: str, saved: Mapping[Any, Any], check: Callable[[Any, Any], T]) -> Iterator[tuple[str, T]]:
         for key, value in saved.items():
             try:
                 yield key, check(key, value)
             except InvalidEventError as error:
-                self.invalid.append(f"{what}: {error}")
+                self.invalid.append(f"{kind}: {error}")
 
     def _worker(self, name: Any, pickled: Any) -> SavedWorker:
         worker = self._checked_worker(pickled)
@@ -102,21 +102,21 @@ class SavedState:
 
     def _task(self, uuid: Any, fields: Any) -> SavedTask:
         if type(fields) is not dict or fields.get("uuid") != uuid:
-            raise InvalidEventError(WRONG_TYPE, f"{type(fields).__name__} is no task of this id")
+            raise InvalidEventError(WRONG_TYPE, f"{type(fields).__name__} is not a task with this id")
         worker = None if fields.get("worker") is None else self._checked_worker(fields["worker"])
         known = {name: value for name, value in fields.items() if name in state.Task._fields and name not in _LINKS}
         return SavedTask(_validate("task-saved", "saved", fields.get("timestamp"), known), worker)
 
     def _checked_worker(self, pickled: Any) -> SavedWorker:
         if not isinstance(pickled, _Pickled):
-            raise InvalidEventError(WRONG_TYPE, f"{type(pickled).__name__} is no worker")
-        # The tasks of a worker share it
+            raise InvalidEventError(WRONG_TYPE, f"{type(pickled).__name__} is not a worker")
+        # Tasks share the object of their worker
         if pickled not in self._checked:
             self._checked[pickled] = _worker(pickled)
         return self._checked[pickled]
 
     def counts(self, worker: str) -> dict[str, int]:
-        """Return the numbers of a worker's events by type."""
+        """Return the numbers of a worker's events, by type."""
         counts = self._counter.get(worker)
         if not isinstance(counts, Mapping):
             return {}

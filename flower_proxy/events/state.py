@@ -1,4 +1,4 @@
-"""The state of the cluster: its workers and tasks."""
+"""State of the cluster: its workers and tasks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from flower_proxy.events.worker_cache import WorkerCache
 
 _MAX_TASK_NAMES = 1000
 _MAX_EVENT_TYPES = 100
-# Each event adds its undocumented fields to those of the task
+# Undocumented fields of events accumulate in the task
 _MAX_TASK_FIELDS = 100
 _TASK_FIELDS = {*Task._fields, *vars(Task()), "queue"}
 
 
 class State(EventsState):
-    """Flower's state of the cluster, without its metrics. Used in the event loop only."""
+    """Flower's state of the cluster, without its metrics. Not thread-safe: used in the event loop only."""
 
     Worker = Worker
 
@@ -29,13 +29,13 @@ class State(EventsState):
         self.metrics = NoMetrics()
         self.search_engine = TaskSearch()
         self.workers = WorkerCache(self.max_workers_in_memory)
-        # Older releases of Celery never drop the parents of which they see no event
+        # Older releases of Celery never drop parents without events
         self._tasks_to_resolve = LRUCache(self.max_tasks_in_memory)
 
     def restore(self, saved: SavedState) -> None:
-        """Add the valid workers and tasks of a state that was saved.
+        """Add the valid workers and tasks of a saved state.
 
-        :param saved: has a list of what was left out afterwards.
+        :param saved: lists the skipped ones in its `invalid` afterwards.
         """
         for name, worker in saved.workers():
             self.workers[name] = Worker.restored(worker)
@@ -50,14 +50,14 @@ class State(EventsState):
         self.rebuild_taskheap()
 
     def event(self, event: dict[str, Any]) -> None:
-        """Process an event, and make its worker the most recently heard one."""
+        """Process an event and mark its worker as the most recent one."""
         super().event(event)
         name, kind, counts = event["hostname"], event["type"], self.counter
         if kind.startswith("task-") and len(fields := vars(task_of(self, event["uuid"]))) > _MAX_TASK_FIELDS:
             for field in fields.keys() - _TASK_FIELDS - event.keys():
                 del fields[field]
         if not self.workers.touch(name):
-            # Flower shows no counts of clients, each process of which has a name of its own
+            # Clients have one name per process, and Flower does not display their counts
             counts.pop(name, None)
         elif len(types := counts[name]) > _MAX_EVENT_TYPES and types[kind] == 1:
             types["other"] += types.pop(kind)
@@ -65,14 +65,14 @@ class State(EventsState):
             self.forget_evicted()
 
     def forget_evicted(self) -> None:
-        """Drop what is kept by name of workers and tasks that are no longer in memory.
+        """Drop the counts and names of evicted workers and tasks.
 
-        Task names are kept for Flower's list of them, until there are more than a thousand.
+        Up to 1000 task names are kept for Flower's list of task names.
         """
         forget_counts(self, lambda name: name not in self.workers)
         forget_task_names(self, _MAX_TASK_NAMES)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # As Flower's own, so that Flower can load what was saved here
+        # Pickled as Flower's own class, so that stock Flower can load it
         _, *rest = super().__reduce__()
         return EventsState, *rest

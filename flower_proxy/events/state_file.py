@@ -1,4 +1,4 @@
-"""The file that keeps the state over a restart."""
+"""File that preserves the state across restarts."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from flower_proxy.events.saved_state import SavedState
 
 logger = logging.getLogger(__name__)
 
-# A dbm backend makes one file or several
+# Depending on the dbm backend, a shelf is one file or several
 _SUFFIXES = ("", ".db", ".dat", ".dir", ".bak", ".pag", "-wal", "-shm", "-journal")
 
 
 class StateFileError(OSError):
-    """The state file cannot be used; the message is one line that names the option."""
+    """The state file cannot be used; the message is one line and names the option."""
 
 
 class StateFile:
-    """A shelf with a state, as Flower's ``--db`` is one. Only one `StateFile` at a time holds it.
+    """Shelf with a state, in the format of Flower's ``--db``. One `StateFile` at a time holds its lock.
 
-    The lock is `flock` on a file with the suffix ``.lock``, which stays. All files have mode 0600, since they contain
-    the arguments and results of tasks. A save replaces all files or none, even if the process is killed.
+    The lock is a `flock` on a file with the suffix ``.lock``, which is never removed. All files have mode 0600, since
+    they contain the arguments and results of tasks. Saving is atomic, even if the process is killed.
 
-    :param path: as for ``--db``. Where it is a symbolic link, the file that the link points to is locked and replaced.
+    :param path: value of ``--db``. The target of a symbolic link is locked and replaced.
     :param interval: seconds between two saves; 0 for a single one at the end.
-    :raises StateFileError: another process holds it, or it cannot be locked.
-    :ivar release: let go of the lock; it may be called again.
+    :raises StateFileError: another process holds the lock, or locking fails.
+    :ivar release: function that releases the lock; idempotent.
     """
 
     def __init__(self, path: str, interval: float = 0.0) -> None:
@@ -44,41 +44,41 @@ class StateFile:
         self.release = weakref.finalize(self, _unlock, _lock(self.path), os.getpid())
 
     def load(self) -> SavedState | None:
-        """Return the state that was saved; None if there is none.
+        """Return the saved state; None if there is none.
 
-        Files that contain no state are moved aside, with the suffix ``.corrupt``.
+        Files that contain no state are renamed, with the suffix ``.corrupt``.
 
-        :raises StateFileError: they cannot be accessed.
+        :raises StateFileError: the files cannot be accessed.
         """
         try:
             self._move_into_place()
             files = self._files()
             for file in files:
-                # Flower saves with the umask's mode
+                # Stock Flower creates files with the mode of the umask
                 os.chmod(file, 0o600)
         except OSError as error:
             raise StateFileError(f"--db: {self.path!r} cannot be loaded: {_reason(error)}") from None
         if not files:
             return None
         try:
-            # Not read-only, or else SQLite leaves files behind
+            # In read-only mode SQLite leaves its temporary files behind
             with dbm.open(self.path, "w") as database:
                 if not database.keys():
                     return None
-                # As shelve writes them; stock Flower may not have saved any counts
+                # shelve's format; stock Flower may have saved no counts
                 counter = pickle.loads(database.get(b"counter") or pickle.dumps({}))  # noqa: S301  only its owner writes it
                 return SavedState(database[b"events"], counter)
         except Exception as error:
-            logger.error("Failed to load the state from %r (%s); moved it aside", self.path, _reason(error))
+            logger.error("Failed to load the state from %r (%s); renamed it to *.corrupt", self.path, _reason(error))
             for file in self._files():
                 os.replace(file, f"{file}.corrupt")
             return None
 
     def save(self, state: EventsState, *, last: bool = False) -> bool:
-        """Save the state, and log a failure, once while its reason stays the same.
+        """Save the state; log a failure, once while its reason stays the same.
 
         :param last: whether the process ends afterwards.
-        :returns: whether it is saved; if not, what was saved before is unchanged.
+        :returns: whether it succeeded; after a failure, the previously saved state is unchanged.
         """
         started = time.monotonic()
         try:
@@ -86,9 +86,13 @@ class StateFile:
         except Exception as error:
             problem = _reason(error)
             if last:
-                logger.error("Failed to save the state to %r (%s); what is new is lost", self.path, problem)
+                logger.error(
+                    "Failed to save the state to %r (%s); changes since the last save are lost", self.path, problem
+                )
             elif problem != self._problem:
-                logger.error("Failed to save the state to %r (%s); keeping it in memory", self.path, problem)
+                logger.error(
+                    "Failed to save the state to %r (%s); keeping it in memory and retrying", self.path, problem
+                )
             logger.debug("Failed to save the state", exc_info=True)
             self._problem = problem
             return False
@@ -102,13 +106,13 @@ class StateFile:
 
     def _save(self, state: EventsState) -> None:
         self._move_into_place()
-        # A folder, since some backends restrict the mode of a file only after they have made it
+        # In a private folder, since some backends restrict the mode of a file only after creating it
         folder = f"{self.path}.saving"
         shutil.rmtree(folder, ignore_errors=True)
         os.mkdir(folder, 0o700)
         try:
             path = os.path.join(folder, os.path.basename(self.path))
-            # As shelve writes it, which has no parameter for the mode
+            # shelve's format; shelve.open has no parameter for the mode
             with dbm.open(path, "n", 0o600) as database:
                 database["events"] = pickle.dumps(state)
                 database["counter"] = pickle.dumps(dict(state.counter))
@@ -120,18 +124,18 @@ class StateFile:
             shutil.rmtree(folder, ignore_errors=True)
         complete = os.listdir(f"{self.path}.saved")
         for file in self._files():
-            # Of another backend, which would be loaded in place of the new one
+            # A file of another backend would be loaded instead of the new one
             if os.path.basename(file) not in complete:
                 os.unlink(file)
         self._move_into_place()
 
     def _move_into_place(self) -> None:
-        """Replace the files by those of the last complete save; a crash may have interrupted that."""
+        """Replace the files by those of the last complete save; completes a save that a crash interrupted."""
         saved, folder = f"{self.path}.saved", os.path.dirname(self.path)
         with contextlib.suppress(FileNotFoundError):
-            # In a folder that others can write to, it may be theirs, and loading runs code
+            # Loading a pickle runs code, and other users may be able to write to the folder
             if os.lstat(saved).st_uid != os.geteuid():
-                raise PermissionError(f"another user made {saved!r}; remove it")
+                raise PermissionError(f"another user owns {saved!r}; remove it")
             for name in os.listdir(saved):
                 os.replace(os.path.join(saved, name), os.path.join(folder, name))
             os.rmdir(saved)
@@ -158,7 +162,7 @@ def _lock(path: str) -> int:
 
 
 def _unlock(descriptor: int, process: int) -> None:
-    # A forked child shares the lock: it must not release it, nor keep it beyond the parent's release
+    # A forked child inherits the lock: it must neither release it, nor keep it after the parent's release
     if os.getpid() == process:
         fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Reading of events from a connection to the broker."""
+"""Consumer of events over a connection to the broker."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from flower_proxy.events.broker import mailbox_of
 from flower_proxy.events.rejections import Rejections
 from flower_proxy.events.validation import UNDECODABLE, InvalidEventError, validate
 
-_LOGGER_OF_REDIS = "kombu.transport.redis"
+_REDIS_LOGGER = "kombu.transport.redis"
 
 
 class Stream(EventReceiver):
-    """Consumes events over one connection, in the thread that calls `consume`, until that fails or it is to stop.
+    """Consumes events in the thread that calls `consume`, until the connection fails or `is_stopping` returns True.
 
-    Invalid messages and events are rejected; none of them ends the connection.
+    Invalid messages and events are rejected without closing the connection.
 
-    :param connection: to the broker.
+    :param connection: connection to the broker.
     :param capp: the Celery application.
-    :param rejections: counts what is rejected.
-    :param on_ready: called when events can arrive.
+    :param rejections: counts invalid messages and events.
+    :param on_ready: called after the subscription to events.
     :param on_event: called with each valid event.
-    :param is_stopping: called at least once a second, returns whether to stop.
+    :param is_stopping: called at least once a second; returns whether to stop.
     """
 
     def __init__(
@@ -53,33 +53,38 @@ class Stream(EventReceiver):
 
     @property
     def should_stop(self) -> bool:
+        """Return whether `consume` ends."""
         return self._is_stopping()
 
     @contextlib.contextmanager
     def establish_connection(self) -> Iterator[Connection]:
-        # In place of a second connection, which would be tried for ever
+        """Use the existing connection; kombu would retry a second one for ever."""
         yield self.connection
 
     @contextlib.contextmanager
     def consumer_context(self, **kwargs: Any) -> Iterator[Any]:
+        """Consume without kombu's log of undecodable messages."""
         with self._without_log_of_undecodable(), super().consumer_context(**kwargs) as context:
             yield context
 
     def get_consumers(self, consumer: Any, channel: Any) -> list[Any]:
+        """Return consumers whose channel tolerates invalid messages."""
         if isinstance(channel, virtual.Channel):
-            channel.Message = _tolerant(type(channel).Message)
+            channel.Message = _tolerant_message(type(channel).Message)
         if hasattr(channel, "_receive_one"):
             channel._receive_one = partial(self._receive_one, channel._receive_one)
         return list(super().get_consumers(consumer, channel))
 
     def on_consume_ready(self, connection: Connection, *args: Any, **kwargs: Any) -> None:
-        # Redis subscribes when it first looks for messages; the heartbeats asked for next would be missed
+        """Wait for the subscription, then ask workers for heartbeats."""
+        # On Redis, the first read subscribes; heartbeats sent before it are lost
         with contextlib.suppress(socket.timeout):
             connection.drain_events(timeout=0.01)
         self._on_ready()
         super().on_consume_ready(connection, *args, **kwargs)
 
     def wakeup_workers(self, channel: Any = None) -> None:
+        """Ask all workers for a heartbeat, over this connection."""
         mailbox_of(self.app, self.connection).abcast("heartbeat")
 
     # Messages
@@ -91,48 +96,48 @@ class Stream(EventReceiver):
             except InvalidEventError as error:
                 self._rejections.count(error.reason, str(error))
             else:
-                # Timestamps are in seconds since the epoch in every time zone, and need no shift by the utcoffset
+                # Timestamps are seconds since the epoch, which do not depend on the utcoffset
                 self._on_event(self.event_from_message(event, localize=False)[1])
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
-        # Nothing is acknowledged here, and kombu would log each
+        """Reject a message; event messages need no acknowledgement."""
         self._rejections.count(UNDECODABLE, f"{type(exc).__name__}: {exc}")
 
     def _receive_one(self, receive: Callable[[Any], Any], client: Any) -> Any:
-        """Receive a message from Redis; one that is no JSON must not keep those waiting that are read with it."""
+        """Receive a message from Redis; reject invalid JSON, whose error would delay messages of the same read."""
         try:
             return receive(client)
         except (Empty, RecursionError):
-            self._rejections.count(UNDECODABLE, "the message is not JSON, or nested too deeply")
+            self._rejections.count(UNDECODABLE, "the message is not JSON, or too deeply nested")
             return None
 
     @contextlib.contextmanager
     def _without_log_of_undecodable(self) -> Iterator[None]:
-        """Keep kombu from logging each message that is no JSON, with a traceback."""
+        """Suppress kombu's log record, with traceback, for each message that is not JSON."""
         thread = threading.get_ident()
 
-        def is_about_another(record: logging.LogRecord) -> bool:
+        def is_unrelated(record: logging.LogRecord) -> bool:
             return record.thread != thread or not record.msg.startswith("Cannot process event on channel")
 
-        logger = logging.getLogger(_LOGGER_OF_REDIS)
-        logger.addFilter(is_about_another)
+        logger = logging.getLogger(_REDIS_LOGGER)
+        logger.addFilter(is_unrelated)
         try:
             yield
         finally:
-            logger.removeFilter(is_about_another)
+            logger.removeFilter(is_unrelated)
 
 
 @lru_cache
-def _tolerant(kind: type[virtual.Message]) -> type[virtual.Message]:
-    """Return a class of messages that takes any envelope; an invalid one cannot be decoded."""
+def _tolerant_message(kind: type[virtual.Message]) -> type[virtual.Message]:
+    """Return a message class that accepts any envelope; decoding an invalid one raises the error."""
 
-    class Tolerant(kind):
+    class TolerantMessage(kind):
         def __init__(self, payload: Any, **kwargs: Any) -> None:
             try:
                 super().__init__(payload, **kwargs)
             except Exception:
                 super().__init__({"properties": {"delivery_tag": None}}, **kwargs)
-                # Raised when the message is decoded
+                # kombu raises it when the message is decoded
                 self.errors.append(sys.exc_info())
 
-    return Tolerant
+    return TolerantMessage

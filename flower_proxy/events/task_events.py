@@ -11,34 +11,33 @@ from flower_proxy._bounded import BoundedDict
 
 @dataclass(slots=True)
 class _Worker:
-    heard: bool = False
-    # How many tasks it had begun, by its heartbeats since the latest event of one of its tasks
+    has_sent: bool = False
+    # Tasks processed, according to the heartbeats since its latest task event
     first: int | None = None
     before_last: int = 0
     last: int = 0
 
 
 class TaskEvents:
-    """Compares the number of tasks in a worker's heartbeats with the task events received from it.
+    """Compares the number of processed tasks in a worker's heartbeats with the task events received from it.
 
-    A worker without ``-E`` sends heartbeats too. Without asking it to change something, only this comparison tells it
-    from an idle one.
+    A worker without ``-E`` sends heartbeats, too, so its other events do not distinguish it from an idle worker.
 
-    :param max_workers: maximum number of workers kept in memory.
+    :param max_workers: maximum number of workers in memory.
     """
 
     def __init__(self, max_workers: int) -> None:
         self._workers: BoundedDict[str, _Worker] = BoundedDict(max_workers)
 
     def on_events(self, batch: Sequence[Mapping[str, Any]]) -> None:
-        """Process events, as `flower_proxy.events.listener.Listener`."""
+        """Process events; see `flower_proxy.events.listener.Listener`."""
         for event in batch:
             kind = event["type"]
             if kind.startswith("task-"):
                 # The sender of task-sent is a client
                 if kind != "task-sent":
                     worker = self._find(event["hostname"])
-                    worker.heard, worker.first = True, None
+                    worker.has_sent, worker.first = True, None
             elif kind == "worker-heartbeat" and (processed := event.get("processed")) is not None:
                 worker = self._find(event["hostname"])
                 if worker.first is None or processed < worker.last:
@@ -56,11 +55,11 @@ class TaskEvents:
             self._workers.pop(name, None)
 
     def sends_task_events(self, name: str) -> bool | None:
-        """Return whether a worker sends task events; None as long as it has not run any task."""
+        """Return whether a worker sends task events; None if unknown, because it has not run a task."""
         worker = self._workers.get(name)
         if worker is None:
             return None
-        # Workers buffer task events for a moment, so the latest heartbeat may have overtaken them
+        # Workers buffer task events briefly, so the latest heartbeat may have overtaken them
         if worker.first is not None and worker.before_last > worker.first:
             return False
-        return True if worker.heard else None
+        return True if worker.has_sent else None

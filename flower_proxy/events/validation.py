@@ -1,6 +1,6 @@
-"""Validation of events: types, ranges and sizes of everything that the state, the metrics and the pages read.
+"""Validation of events: types, ranges and sizes of the fields that state, metrics and pages read.
 
-The fields are those of Celery's events reference; whoever can publish to the broker can send any others.
+Fields follow Celery's events reference; any client of the broker can send others.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from functools import lru_cache
 from typing import Any, NoReturn
 
 MAX_TEXT = 255
-"""Characters of a name, an id or any other short text; an event with a longer one is rejected."""
+"""Maximum length of names, ids and other short strings in characters; events with longer ones are rejected."""
 
 MAX_PAYLOAD = 65_536
-"""Bytes of UTF-8 of arguments, results, exceptions and tracebacks; longer ones are cut."""
+"""Maximum size of arguments, results, exceptions and tracebacks in bytes of UTF-8; longer ones are truncated."""
 
 MAX_UNKNOWN = 65_536
-"""Characters and values of all fields that Celery does not document, together; an event with more is rejected."""
+"""Maximum number of characters and values in all undocumented fields; events with more are rejected."""
 
 UNDECODABLE = "undecodable"
 NOT_AN_EVENT = "not_an_event"
@@ -36,12 +36,12 @@ REASONS = (
     NOT_ENCODABLE,
     RESERVED_FIELD,
 )
-"""Why an event is rejected."""
+"""Reasons for rejecting an event."""
 
-_CUT = "…"
+_ELLIPSIS = "…"
 _MAX_DEPTH = 20
 _MAX_NUMBER = 2**63 - 1
-# One day before the end of the year 9999, the last one that datetime knows, as time zones shift it
+# One day before datetime's maximum, the end of the year 9999, as a margin for time zones
 _MAX_TIMESTAMP = 253_402_214_400
 _MAX_LOADS = 16
 
@@ -49,7 +49,7 @@ Check = Callable[[str, Any], Any]
 
 
 class InvalidEventError(ValueError):
-    """An event that is rejected; the message is one line.
+    """An event is rejected; the message is one line.
 
     :ivar reason: one of this module's constants.
     """
@@ -60,12 +60,12 @@ class InvalidEventError(ValueError):
 
 
 def validate(message: object) -> dict[str, Any]:
-    """Return the event that a decoded message holds, with its payload cut to `MAX_PAYLOAD`.
+    """Return the event in a decoded message, with its payload truncated to `MAX_PAYLOAD`.
 
-    Fields that Celery does not document pass, as do events of other types than Celery's. The message is not changed.
+    Undocumented fields and custom event types pass. The message is not changed.
 
-    :param message: one event, not a list of them.
-    :raises InvalidEventError: it is none, or would break what reads it.
+    :param message: one event, not a list of events.
+    :raises InvalidEventError: the message is not an event, or a field is invalid.
     """
     if type(message) is not dict:
         raise InvalidEventError(NOT_AN_EVENT, f"{type(message).__name__} is not an event")
@@ -80,10 +80,10 @@ def validate(message: object) -> dict[str, Any]:
             event[name] = check(name, value)
             continue
         if type(name) is not str:
-            raise InvalidEventError(WRONG_TYPE, f"{name!r:.99} is no name of a field")
+            raise InvalidEventError(WRONG_TYPE, f"{name!r:.99} is not a field name")
         if name in reserved or (reserved and name.startswith("_")):
-            raise InvalidEventError(RESERVED_FIELD, f"{name:.99} is no field of such an event")
-        unknown += len(name) + _weigh(name, value)
+            raise InvalidEventError(RESERVED_FIELD, f"{name:.99} is reserved")
+        unknown += len(name) + _size(name, value)
         if unknown > MAX_UNKNOWN:
             raise InvalidEventError(TOO_LONG, f"{name:.99} and other undocumented fields are larger than {MAX_UNKNOWN}")
         event[name] = value
@@ -92,21 +92,21 @@ def validate(message: object) -> dict[str, Any]:
 
 @lru_cache
 def _rules_for(kind: str) -> tuple[tuple[str, ...], Mapping[str, Check], frozenset[str]]:
-    """Return the fields that an event of this type must have, the checks of fields, and the fields it must not have."""
+    """Return the required fields of an event type, the checks of fields, and the reserved fields."""
     group, _, subject = kind.partition("-")
     if group not in ("task", "worker"):
         return _REQUIRED, _COMMON, frozenset()
     if not subject:
-        raise InvalidEventError(WRONG_TYPE, f"type {kind!r} has no event after the group")
+        raise InvalidEventError(WRONG_TYPE, f"type {kind!r} has no event name after the group")
     if group == "worker":
         return _REQUIRED, _WORKER, frozenset()
     return (*_REQUIRED, "uuid"), _TASK, _RESERVED_OF_TASKS
 
 
-# Checks of fields, which return the value. They run for each field of each event, so the usual case comes first
+# Checks of fields, which return the value; a hot path, so the common case comes first
 
 
-def _wrong(name: str, value: Any, expected: str) -> NoReturn:
+def _raise_wrong_type(name: str, value: Any, expected: str) -> NoReturn:
     raise InvalidEventError(WRONG_TYPE, f"{name} is of type {type(value).__name__}, not {expected}")
 
 
@@ -114,7 +114,7 @@ def _text(name: str, value: Any) -> Any:
     if value is None or (type(value) is str and len(value) <= MAX_TEXT and value.isascii()):
         return value
     if type(value) is not str:
-        _wrong(name, value, "text")
+        _raise_wrong_type(name, value, "a string")
     if len(value) > MAX_TEXT:
         raise InvalidEventError(TOO_LONG, f"{name} has {len(value)} characters, more than {MAX_TEXT}")
     try:
@@ -126,7 +126,7 @@ def _text(name: str, value: Any) -> Any:
 
 def _identifier(name: str, value: Any) -> Any:
     if not value or type(value) is not str:
-        _wrong(name, value, "text of at least one character")
+        _raise_wrong_type(name, value, "a non-empty string")
     return _text(name, value)
 
 
@@ -134,11 +134,11 @@ def _payload(name: str, value: Any) -> Any:
     if value is None or (type(value) is str and len(value) <= MAX_PAYLOAD and value.isascii()):
         return value
     if type(value) is not str:
-        # Celery sends representations; of any other value one is made, unless it is nested too deeply for that
-        _weigh(name, value)
+        # Celery sends representations; repr fails for deeply nested values
+        _size(name, value)
     encoded = (value if type(value) is str else repr(value)).encode(errors="replace")
     if len(encoded) > MAX_PAYLOAD:
-        return encoded[: MAX_PAYLOAD - len(_CUT.encode())].decode(errors="ignore") + _CUT
+        return encoded[: MAX_PAYLOAD - len(_ELLIPSIS.encode())].decode(errors="ignore") + _ELLIPSIS
     return encoded.decode()
 
 
@@ -160,8 +160,8 @@ def _offset(name: str, value: Any) -> Any:
 
 def _number_in(low: float, high: float, name: str, value: Any) -> Any:
     if type(value) is not float and type(value) is not int:
-        _wrong(name, value, "a number")
-    # NaN is in no range
+        _raise_wrong_type(name, value, "a number")
+    # Also rejects NaN
     if not low <= value <= high:
         raise InvalidEventError(OUT_OF_RANGE, f"{name} is not from {low} to {high}")
     return value
@@ -173,22 +173,22 @@ def _optional(check: Check) -> Check:
 
 def _loads(name: str, value: Any) -> Any:
     if type(value) not in (list, tuple) or len(value) > _MAX_LOADS:
-        _wrong(name, value, "a short list of numbers")
+        _raise_wrong_type(name, value, "a short list of numbers")
     for load in value:
         _number(name, load)
     return value
 
 
-def _weigh(name: str, value: Any, depth: int = 0) -> int:
-    """Return how many characters and values this holds."""
+def _size(name: str, value: Any, depth: int = 0) -> int:
+    """Return the number of characters and values in a value."""
     if type(value) in (str, bytes):
         return len(value)
     if depth > _MAX_DEPTH:
         raise InvalidEventError(TOO_LONG, f"{name:.99} is nested deeper than {_MAX_DEPTH}")
     if isinstance(value, Mapping):
-        return 1 + sum(_weigh(name, part, depth + 1) for pair in value.items() for part in pair)
+        return 1 + sum(_size(name, part, depth + 1) for pair in value.items() for part in pair)
     if isinstance(value, (list, tuple, set, frozenset)):
-        return 1 + sum(_weigh(name, part, depth + 1) for part in value)
+        return 1 + sum(_size(name, part, depth + 1) for part in value)
     return 1
 
 
@@ -200,7 +200,7 @@ _COMMON: dict[str, Check] = {
     "clock": _number,
     "utcoffset": _offset,
     "pid": _optional(_number),
-    # Written anew when an event arrives
+    # Overwritten on reception
     "local_received": _optional(_offset),
 }
 _WORKER: dict[str, Check] = {
@@ -222,5 +222,5 @@ _TASK: dict[str, Check] = {
         ("sent", "received", "started", "succeeded", "failed", "retried", "revoked", "rejected"), _optional(_timestamp)
     ),
 }
-# Celery's tasks set any field as an attribute, and use these attributes themselves
+# Celery sets the fields of an event as attributes of the task, which uses these attributes itself
 _RESERVED_OF_TASKS = frozenset(("as_dict", "children", "cluster_state", "event", "parent", "root", "worker"))

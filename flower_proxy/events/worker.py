@@ -1,4 +1,4 @@
-"""A worker in the state of the cluster."""
+"""Worker in the state of the cluster."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ _FIELDS = ("pid", "freq", "clock", "active", "processed", "loadavg", "sw_ident",
 
 
 class Worker(state.Worker):
-    """Celery's worker, online or offline whatever the wall clocks of the two hosts do.
+    """Celery's worker, with an online status that does not depend on wall clocks.
 
-    The last event is dated by our monotonic clock; times since the epoch are computed when they are read.
+    The time of the last event is kept by the local monotonic clock, and converted to seconds since the epoch on access.
 
-    :ivar ahead: seconds by which the worker's clock was ahead of ours at its latest event; None before the first.
+    :ivar ahead: seconds by which the worker's clock was ahead of the local one at its latest event; None before that.
     """
 
     ahead: float | None = None
-    _heard: float | None = None
+    _last_event: float | None = None
     _stopped = False
 
     @classmethod
     def restored(cls, saved: SavedWorker) -> Worker:
-        """Return the worker that was saved."""
+        """Return a saved worker."""
         worker = cls(**saved.fields)
-        if saved.heard is not None:
-            worker._hear(saved.heard)
+        if saved.last_event is not None:
+            worker._set_last_event(saved.last_event)
         worker._stopped = saved.stopped
         return worker
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # As Celery's own, so that Flower can load what was saved here; Celery would leave the timestamp behind
+        # Pickled as Celery's own class, so that stock Flower can load it; Celery does not save the timestamp
         _, arguments = super().__reduce__()
         return state.Worker, arguments, {"timestamp": self.timestamp}
 
@@ -50,43 +50,44 @@ class Worker(state.Worker):
         fields: Mapping[str, Any] | None = None,
     ) -> None:
         if fields is None:
-            # Celery swaps the two times for events of tasks
+            # Celery swaps the two times for task events
             local_received = timestamp
         else:
             for name in _FIELDS:
                 if name in fields:
                     setattr(self, name, fields[name])
             self.ahead = timestamp - local_received
-        self._hear(local_received)
+        self._set_last_event(local_received)
         self._stopped = kind == "offline"
 
-    def _hear(self, at: float) -> None:
-        now, age = time.monotonic(), time.time() - at
-        heard = now - age if age > 0 else now
-        # A step of our clock while the event waited does not make it older than those before
-        if self._heard is None or heard > self._heard:
-            self._heard = heard
+    def _set_last_event(self, timestamp: float) -> None:
+        now, age = time.monotonic(), time.time() - timestamp
+        last_event = now - age if age > 0 else now
+        # After a step of the wall clock, an event can appear older than the previous one
+        if self._last_event is None or last_event > self._last_event:
+            self._last_event = last_event
 
     @property
     def alive(self) -> bool:
-        heard = self._heard
-        if heard is None or self._stopped:
+        """Return whether the worker is online."""
+        last_event = self._last_event
+        if last_event is None or self._stopped:
             return False
-        return bool(time.monotonic() < state.heartbeat_expires(heard, self.freq, self.expire_window))
+        return bool(time.monotonic() < state.heartbeat_expires(last_event, self.freq, self.expire_window))
 
     @property
     def timestamp(self) -> float | None:
-        """When it was last heard, in seconds since the epoch by today's wall clock; None for never."""
-        heard = self._heard
-        return None if heard is None else time.time() - (time.monotonic() - heard)
+        """Return the time of the last event, in seconds since the epoch by the current wall clock; None for never."""
+        last_event = self._last_event
+        return None if last_event is None else time.time() - (time.monotonic() - last_event)
 
     @property
     def heartbeats(self) -> list[float]:
-        """The same; empty once it has stopped."""
+        """Return the `timestamp` in a list, which is empty after a shutdown."""
         timestamp = self.timestamp
         return [] if timestamp is None or self._stopped else [timestamp]
 
     @heartbeats.setter
     def heartbeats(self, times: Sequence[float]) -> None:
         if times:
-            self._hear(max(times))
+            self._set_last_event(max(times))

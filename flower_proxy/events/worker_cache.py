@@ -1,4 +1,4 @@
-"""The workers in memory, of which the least recently heard is evicted first."""
+"""Cache of workers that evicts the one with the oldest event first."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from kombu.utils.functional import LRUCache
 
 
 class WorkerCache(LRUCache):
-    """Keeps at most `limit` workers by name; only `touch` and setting a worker change their order.
+    """Least recently used cache of workers by name, where only `touch` and setting a worker count as use.
 
-    Kombu's own counts reading as use, so that showing a page would decide which worker is evicted next.
+    In kombu's own cache reading counts as use, so displaying a page would change the order of eviction.
 
     :param limit: maximum number of workers.
     """
@@ -19,14 +19,14 @@ class WorkerCache(LRUCache):
         return self.data[name]
 
     def __delitem__(self, name: str) -> None:
-        # Other threads iterate over the workers and hold the lock meanwhile
+        # Other threads hold the lock while they iterate over the workers
         with self.mutex:
             del self.data[name]
 
     def touch(self, name: str) -> bool:
-        """Make a worker the most recently heard one, if it exists.
+        """Mark a worker as the most recent one.
 
-        :returns: whether it does.
+        :returns: whether it exists.
         """
         with self.mutex:
             if name not in self.data:
@@ -35,5 +35,5 @@ class WorkerCache(LRUCache):
             return True
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # As kombu's own, so that Flower can load what was saved here
+        # Pickled as kombu's own class, so that stock Flower can load it
         return LRUCache, (self.limit,), self.__getstate__()

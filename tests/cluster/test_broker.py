@@ -1,4 +1,4 @@
-"""One's own connection to the broker: what is wrong with it is told in a few words, and it is not tried too often."""
+"""Connections to the broker: error descriptions, timeouts and back-off."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.support.outage import deaf_port
 from tests.support.processes import Address, answers, free_port, program, request, running, wait_until
 from tests.support.redis_servers import MASTER, RedisServers, redis_servers
 
-# The oldest kombu calls redis in a way that its newest release for that kombu no longer likes
+# The oldest supported kombu calls a deprecated method of redis-py
 pytestmark = pytest.mark.filterwarnings("ignore:Call to 'get_connection' function:DeprecationWarning")
 
 
@@ -36,21 +36,21 @@ def wrapped() -> Exception:
 @pytest.mark.parametrize(
     ("error", "problem"),
     [
-        pytest.param(ConnectionRefusedError(), "the broker cannot be reached", id="nobody-listens"),
+        pytest.param(ConnectionRefusedError(), "the broker cannot be reached", id="connection-refused"),
         pytest.param(OSError("no such host"), "the broker cannot be reached", id="no-such-host"),
         pytest.param(wrapped(), "the broker cannot be reached", id="wrapped-by-kombu"),
-        pytest.param(redis.ConnectionError(), "the broker cannot be reached", id="redis-hangs-up"),
+        pytest.param(redis.ConnectionError(), "the broker cannot be reached", id="redis-closes-the-connection"),
         pytest.param(amqp.ConnectionForced(), "the broker cannot be reached", id="rabbitmq-shuts-down"),
         pytest.param(TimeoutError(), "the broker does not answer", id="timeout"),
         pytest.param(redis.TimeoutError(), "the broker does not answer", id="redis-timeout"),
         pytest.param(redis.AuthenticationError(), "the broker refuses the credentials", id="redis-password"),
         pytest.param(amqp.AccessRefused(), "the broker refuses the credentials", id="rabbitmq-password"),
         pytest.param(amqp.NotAllowed(), "the broker refuses the credentials", id="rabbitmq-no-such-vhost"),
-        pytest.param(ssl.SSLError(), "the broker's TLS fails", id="tls"),
-        pytest.param(ValueError("amqp://:secret@host"), "the broker answers with an error", id="anything-else"),
+        pytest.param(ssl.SSLError(), "the TLS handshake with the broker fails", id="tls"),
+        pytest.param(ValueError("amqp://:secret@host"), "the broker answers with an error", id="other-errors"),
     ],
 )
-def test_a_problem_is_one_of_a_few_phrases(error: Exception, problem: str) -> None:
+def test_errors_map_to_fixed_phrases(error: Exception, problem: str) -> None:
     assert problem_of(error) == problem
 
 
@@ -63,24 +63,24 @@ def ports(broker: programs.Broker) -> Iterator[dict[str, int]]:
 @pytest.mark.parametrize(
     ("url", "problem"),
     [
-        pytest.param("redis://someone:secret@127.0.0.1:{free}", "the broker cannot be reached", id="redis-is-down"),
-        pytest.param("amqp://someone:secret@127.0.0.1:{free}", "the broker cannot be reached", id="rabbitmq-is-down"),
-        pytest.param("redis://someone:secret@127.0.0.1:{redis}", "the broker refuses the credentials", id="password"),
-        pytest.param("rediss://someone:secret@127.0.0.1:{redis}", "the broker does not answer", id="no-tls-there"),
-        pytest.param("redis://someone:secret@127.0.0.1:{deaf}", "the broker does not answer", id="redis-hangs"),
-        pytest.param("amqp://someone:secret@127.0.0.1:{deaf}", "the broker does not answer", id="rabbitmq-hangs"),
+        pytest.param("redis://user:secret@127.0.0.1:{free}", "the broker cannot be reached", id="redis-is-down"),
+        pytest.param("amqp://user:secret@127.0.0.1:{free}", "the broker cannot be reached", id="rabbitmq-is-down"),
+        pytest.param("redis://user:secret@127.0.0.1:{redis}", "the broker refuses the credentials", id="password"),
+        pytest.param("rediss://user:secret@127.0.0.1:{redis}", "the broker does not answer", id="server-without-tls"),
+        pytest.param("redis://user:secret@127.0.0.1:{deaf}", "the broker does not answer", id="redis-hangs"),
+        pytest.param("amqp://user:secret@127.0.0.1:{deaf}", "the broker does not answer", id="rabbitmq-hangs"),
     ],
 )
-def test_what_is_wrong_is_told_without_the_url(url: str, problem: str, ports: dict[str, int]) -> None:
+def test_error_descriptions_do_not_contain_the_url(url: str, problem: str, ports: dict[str, int]) -> None:
     options = {"broker_connection_timeout": 1, "broker_transport_options": {"socket_timeout": 1}}
     capp = Celery(broker=url.format(**ports))
     capp.conf.update(options if url.startswith("redis") else {"broker_connection_timeout": 1})
-    with pytest.raises(Exception) as raised, connected(capp):  # noqa: PT011  any: they come from many libraries
+    with pytest.raises(Exception) as raised, connected(capp):  # noqa: PT011  the libraries share no base class
         pass
     assert problem_of(raised.value) == problem
 
 
-def test_a_certificate_that_is_not_trusted_is_named(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
+def test_an_untrusted_certificate_is_reported_as_a_tls_error(tmp_path: Path, certificate: tuple[Path, Path]) -> None:
     address = Address(free_port())
     certfile, keyfile = map(str, certificate)
     command = [program("redis-server"), "--port", "0", "--tls-port", str(address.port), "--bind", "127.0.0.1"]
@@ -90,18 +90,18 @@ def test_a_certificate_that_is_not_trusted_is_named(tmp_path: Path, certificate:
     with running(command, log=tmp_path / "redis.log", ready=address.accepts, cwd=tmp_path):
         with pytest.raises(Exception) as raised, connected(capp):  # noqa: PT011
             pass
-        assert problem_of(raised.value) == "the broker's TLS fails"
+        assert problem_of(raised.value) == "the TLS handshake with the broker fails"
 
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
-def test_the_first_of_several_addresses_that_answers_is_taken(scheme: str, broker: programs.Broker) -> None:
-    others = [f"{scheme}://127.0.0.1:{free_port()}" for _ in range(3)]
-    capp = Celery(broker=";".join([*others, broker.url]))
+def test_the_first_reachable_broker_url_is_used(scheme: str, broker: programs.Broker) -> None:
+    unreachable = [f"{scheme}://127.0.0.1:{free_port()}" for _ in range(3)]
+    capp = Celery(broker=";".join([*unreachable, broker.url]))
     with connected(capp) as connection:
         assert broker.url == f"redis://{connection.host}/0"
 
 
-def test_timeouts_of_the_application_count(broker: programs.Broker) -> None:
+def test_timeouts_of_the_application_are_kept(broker: programs.Broker) -> None:
     capp = Celery(broker=broker.url)
     capp.conf.broker_transport_options = {"socket_timeout": 1.5}
     with connected(capp) as connection:
@@ -110,7 +110,7 @@ def test_timeouts_of_the_application_count(broker: programs.Broker) -> None:
     assert capp.conf.broker_transport_options == {"socket_timeout": 1.5}
 
 
-# As a user starts it
+# As a command
 
 
 @pytest.fixture(scope="module")
@@ -128,8 +128,9 @@ TLS = "rediss://localhost:{0.tls_port}/5?ssl_cert_reqs=required&ssl_ca_certs={0.
 
 
 @pytest.mark.parametrize("url", [SENTINEL, TLS], ids=["sentinel", "tls"])
-def test_a_broker_without_an_application(url: str, servers: RedisServers, tmp_path: Path) -> None:
-    """Workers, tasks and queue lengths."""
+def test_workers_tasks_and_queues_are_shown_without_an_application(
+    url: str, servers: RedisServers, tmp_path: Path
+) -> None:
     broker = programs.Broker(url.format(servers), results=f"redis://127.0.0.1:{servers.port}/9")
     options = options_of(servers) if url is SENTINEL else {}
     text = json.dumps(options)
@@ -144,7 +145,7 @@ def test_a_broker_without_an_application(url: str, servers: RedisServers, tmp_pa
         with capp.connection_for_write() as connection:
             task = capp.send_task("server.add", (1, 1), connection=connection, ignore_result=True)
             capp.send_task("server.add", (1, 1), queue="mail", connection=connection, ignore_result=True)
-        wait_until(lambda: flower.tasks().get(task.id, {}).get("state") == "SUCCESS", what="the task is seen to end")
+        wait_until(lambda: flower.tasks().get(task.id, {}).get("state") == "SUCCESS", what="the task has succeeded")
         queues = json.loads(request(flower.address, "/api/queues/length", headers=programs.KNOWN).text)["active_queues"]
         assert {queue["name"]: queue["messages"] for queue in queues} == {"celery": 0, "mail": 1}
     log = (tmp_path / "flower.log").read_text()
@@ -166,19 +167,19 @@ def test_transport_options_override_those_of_the_application(servers: RedisServe
         wait_until(lambda: answers(flower.address, "/ready"), what="the broker answers")
 
 
-def test_a_wrong_authority_is_named(servers: RedisServers, tmp_path: Path) -> None:
+def test_a_wrong_certificate_authority_is_reported_as_a_tls_error(servers: RedisServers, tmp_path: Path) -> None:
     other, _ = programs.certificate(tmp_path)
     broker = programs.Broker(TLS.format(replace(servers, authority=other)))
     with programs.launch("without-app", broker, tmp_path) as flower:
         log = tmp_path / "flower.log"
         wait_until(
-            lambda: "Failed to poll the queues (the broker's TLS fails)" in log.read_text(),
+            lambda: "Failed to poll the queues (the TLS handshake with the broker fails)" in log.read_text(),
             what="the log has the cause",
         )
-        assert "the broker's TLS fails" in request(flower.address, "/ready").text
+        assert "the TLS handshake with the broker fails" in request(flower.address, "/ready").text
 
 
-def test_a_sentinel_without_a_master_is_refused(tmp_path: Path) -> None:
+def test_a_sentinel_url_without_master_name_is_refused(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "flower_proxy", "-b", "sentinel://:PLANTED@127.0.0.1:1/0", "--port=0"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert (done.returncode, done.stderr) == (
@@ -188,8 +189,8 @@ def test_a_sentinel_without_a_master_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_timeouts_count_for_sentinels_with_a_password(servers: RedisServers) -> None:
-    """redis uses those of the master for Sentinels only where these have no options of their own."""
+def test_timeouts_also_apply_to_sentinels_with_a_password(servers: RedisServers) -> None:
+    """By default redis-py ignores the socket options if `sentinel_kwargs` is set."""
     capp = Celery(broker=f"sentinel://127.0.0.1:{servers.sentinel_port}/0")
     capp.conf.broker_transport_options = {**options_of(servers), "socket_timeout": 1.5}
     with connected(capp) as connection:
@@ -200,10 +201,10 @@ def test_timeouts_count_for_sentinels_with_a_password(servers: RedisServers) -> 
     assert settings["password"] == servers.sentinel_password
 
 
-def test_pauses_grow_and_never_exceed_ten_seconds() -> None:
-    """P9: stock Flower doubles its pauses without end, and so stays blind for as long again as the broker was away."""
-    pauses = list(islice(back_off(10.0), 100))
-    assert pauses[0] <= 1
-    assert all(0.5 <= pause <= 10 for pause in pauses)
-    assert all(pause >= 5 for pause in pauses[4:])
-    assert len(set(pauses)) > 50
+def test_back_off_grows_up_to_the_maximum() -> None:
+    """Stock Flower doubles its interval without a limit (mher/flower#321)."""
+    intervals = list(islice(back_off(10.0), 100))
+    assert intervals[0] <= 1
+    assert all(0.5 <= interval <= 10 for interval in intervals)
+    assert all(interval >= 5 for interval in intervals[4:])
+    assert len(set(intervals)) > 50

@@ -1,4 +1,4 @@
-"""Times are right whatever the time zones of the cluster, and whatever steps flower-proxy's own clock takes."""
+"""Times are correct across time zones and clock steps."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tests.support.processes import PROJECT, wait_until
 from tests.support.programs import Broker, Flower, launch, redis, worker_process
 
 ZONES = ("Asia/Tokyo", "America/New_York", "UTC")
-# Zones differ by hours, so any error is at least as large
+# Time zones differ by at least an hour, so any error is at least as large
 HOUR = 3600
 
-# In each queue: two tasks that run now, one that runs in a second, one that waits for its eta until the test is over
+# In each queue: two immediate tasks, one with a countdown of a second, and one whose eta is after the test
 PRODUCER = """
 import sys
 from tests.support.server import app
@@ -38,7 +38,7 @@ RUN = ("server.add", "server.fail", "server.slow")
 
 @dataclass
 class Flowers:
-    """Two that watch the same broker: one purges offline workers after a second, the other after 50 minutes."""
+    """Two instances on one broker: the first purges offline workers after a second, the second after 50 minutes."""
 
     broker: Broker
     quick: Flower
@@ -66,12 +66,12 @@ def samples(flower: Flower, name: str, /, **labels: str) -> list[float]:
 
 
 def known(flower: Flower) -> dict[str, bool]:
-    """Whether each worker that the workers page shows is online."""
+    """Return the online status of the workers on the workers page."""
     return {str(worker["hostname"]): bool(worker["status"]) for worker in flower.workers()}
 
 
 def online(flower: Flower) -> dict[str, bool]:
-    """The same, by the metrics."""
+    """Return the online status of the workers in the metrics."""
     family = next(family for family in flower.metrics() if family.name == "flower_worker_online")
     return {sample.labels["worker"]: bool(sample.value) for sample in family.samples}
 
@@ -86,7 +86,7 @@ def zoned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
-def test_times_are_right_whatever_the_time_zones(end: signal.Signals, zoned: Flowers, tmp_path: Path) -> None:
+def test_times_are_correct_across_time_zones(end: signal.Signals, zoned: Flowers, tmp_path: Path) -> None:
     workers = {f"{zone.replace('/', '-')}-{end.name}@h": zone for zone in ZONES}
     begin = time.time()
     with contextlib.ExitStack() as stack:
@@ -97,7 +97,7 @@ def test_times_are_right_whatever_the_time_zones(end: signal.Signals, zoned: Flo
             for name, zone in workers.items()
         ]
         both = (zoned.quick, zoned.patient)
-        wait_until(lambda: all(workers.keys() <= known(flower).keys() for flower in both), what="they are known")
+        wait_until(lambda: all(workers.keys() <= known(flower).keys() for flower in both), what="the workers are known")
         for zone in ZONES:
             env = {**os.environ, **zoned.broker.environment, "TZ": zone}
             subprocess.run([sys.executable, "-c", PRODUCER, *workers], check=True, cwd=PROJECT, env=env)
@@ -107,8 +107,8 @@ def test_times_are_right_whatever_the_time_zones(end: signal.Signals, zoned: Flo
             check_pages(flower, workers, begin)
         for process in processes:
             os.kill(process.pid, end) if end == signal.SIGTERM else os.killpg(process.pid, end)
-        wait_until(lambda: not workers.keys() & known(zoned.quick).keys(), what="all are purged")
-        wait_until(lambda: not workers.keys() & online(zoned.quick).keys(), what="their metrics are gone")
+        wait_until(lambda: not workers.keys() & known(zoned.quick).keys(), what="the workers are purged")
+        wait_until(lambda: not workers.keys() & online(zoned.quick).keys(), what="their metrics are purged")
         assert {name: known(zoned.patient).get(name) for name in workers} == dict.fromkeys(workers, False)
         assert {name: online(zoned.patient).get(name) for name in workers} == dict.fromkeys(workers, False)
 
@@ -122,7 +122,7 @@ def check_metrics(flower: Flower, worker: str) -> None:
         runs = {"hostname": worker, "name": name}
         wait_for(flower, len(ZONES), "celery_task_queue_wait_time_count", **runs)
         (waited,) = samples(flower, "celery_task_queue_wait_time_sum", **runs)
-        # Sending takes time, so 0 is an error, too; a task with an eta may start at that very moment
+        # Sending takes time, so 0 is an error; a task with an eta may start at that very moment
         assert 0 <= waited < HOUR, runs
         assert waited > 0 or name == "server.slow", runs
         wait_for(flower, len(ZONES), "flower_task_runtime_seconds_count", worker=worker, task=name)
@@ -139,16 +139,16 @@ def check_pages(flower: Flower, workers: Mapping[str, str], begin: float) -> Non
     assert len(tasks) == len(workers) * len(ZONES) * 4
     moments = ("sent", "received", "started", "succeeded", "failed", "timestamp")
     times = [(task[moment], moment, task["name"]) for task in tasks for moment in moments if task[moment] is not None]
-    assert [told for told in times if not begin < told[0] < time.time()] == []  # type: ignore[operator]
-    heard = {worker["hostname"]: worker["heartbeats"] for worker in flower.workers()}
-    assert all(begin < last < time.time() for name in workers for last in heard[name])  # type: ignore[attr-defined]
+    assert [moment for moment in times if not begin < moment[0] < time.time()] == []  # type: ignore[operator]
+    heartbeats = {worker["hostname"]: worker["heartbeats"] for worker in flower.workers()}
+    assert all(begin < last < time.time() for name in workers for last in heartbeats[name])  # type: ignore[attr-defined]
 
 
-# Steps of the clock
+# Clock steps
 
 
 @pytest.mark.parametrize("step", [HOUR, -HOUR], ids=["ahead", "back"])
-def test_a_step_of_the_clock_neither_kills_nor_revives_a_worker(step: int, tmp_path: Path) -> None:
+def test_a_clock_step_does_not_change_the_status_of_workers(step: int, tmp_path: Path) -> None:
     clock, names = Clock(tmp_path), ("lives@h", "dies@h")
     with Flowers.running(tmp_path, clock.environment) as flowers, contextlib.ExitStack() as stack:
         processes = {
@@ -158,14 +158,13 @@ def test_a_step_of_the_clock_neither_kills_nor_revives_a_worker(step: int, tmp_p
         wait_until(lambda: all(known(flower) == dict.fromkeys(names, True) for flower in both), what="both are online")
         os.killpg(processes["dies@h"].pid, signal.SIGKILL)
         clock.step(step)
-        looks = []
+        observed = []
 
         def purged() -> bool:
             seen = [*map(known, both), *map(online, both)]
-            looks.append([its.get("lives@h") for its in seen])
-            return all("dies@h" not in its for its in (seen[0], seen[2]))
+            observed.append([workers.get("lives@h") for workers in seen])
+            return all("dies@h" not in workers for workers in (seen[0], seen[2]))
 
-        wait_until(purged, what="the dead one is purged where that is due")
-        assert [look for look in looks if look != [True] * 4] == []
-        # Where it is not due it is offline
+        wait_until(purged, what="the first instance purges the killed worker")
+        assert [status for status in observed if status != [True] * 4] == []
         assert known(flowers.patient) == online(flowers.patient) == {"lives@h": True, "dies@h": False}

@@ -1,4 +1,4 @@
-"""Flower inside a program of one's own: it begins and ends there, and the program goes on as if nothing had been."""
+"""Embedding of flower-proxy in an asyncio program."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from flower_proxy.settings.options import OPTIONS
 from tests.support.processes import PROJECT, Address, Answer, basic, free_port, request, running, wait_until
 from tests.support.programs import CREDENTIALS, Broker, Flower
 
-# The oldest kombu calls redis in a way that its newest release for that kombu no longer likes
+# The oldest supported kombu calls a deprecated method of redis-py
 pytestmark = pytest.mark.filterwarnings("ignore:Call to 'get_connection' function:DeprecationWarning")
 
 EXAMPLE = PROJECT / "examples" / "embedding.py"
@@ -44,7 +44,7 @@ EXAMPLE = PROJECT / "examples" / "embedding.py"
 def capp(broker: Broker) -> Iterator[Celery]:
     with Celery("server", broker=broker.url) as capp:
         yield capp
-    # The program's own, which Flower has used; the next test gets new ones
+    # Flower uses kombu's global pools
     pools.reset()
 
 
@@ -52,19 +52,19 @@ def options(**settings: Any) -> Any:
     return make_options(**{"address": "127.0.0.1", "port": 0, "basic_auth": CREDENTIALS, **settings})
 
 
-async def ask(address: Address, path: str, **kwargs: Any) -> Answer:
-    """Ask from a thread, while the event loop turns."""
+async def fetch(address: Address, path: str, **kwargs: Any) -> Answer:
+    """Send a request from a thread, while the event loop runs."""
     return await asyncio.to_thread(request, address, path, headers=basic(CREDENTIALS), **kwargs)
 
 
-def process_wide() -> dict[str, Any]:
-    """What the process has but once."""
+def global_state() -> dict[str, Any]:
+    """Return the process-wide state that embedding must not change."""
     return {
         "options": tornado_options.as_dict(),
         "handlers": [*logging.getLogger().handlers],
         "level": logging.getLogger().level,
         "signals": {number: signal.getsignal(number) for number in signal.valid_signals()},
-        # Flower's own come with its first use, once
+        # Importing Flower registers its metrics once
         "metrics": [metric.name for metric in REGISTRY.collect() if metric.name not in STOCK_FAMILIES],
         "hooks": (sys.excepthook, threading.excepthook),
         "folder": os.getcwd(),
@@ -72,7 +72,7 @@ def process_wide() -> dict[str, Any]:
     }
 
 
-def test_the_example_as_it_is(worker: Broker, tmp_path: Path) -> None:
+def test_the_example_runs_and_ends_on_ctrl_c(worker: Broker, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with running(
         [sys.executable, "-W", "always::ResourceWarning", "-X", "faulthandler", str(EXAMPLE)],
@@ -93,7 +93,7 @@ def test_the_example_as_it_is(worker: Broker, tmp_path: Path) -> None:
         try:
             assert process.wait(timeout=30) == 0
         except subprocess.TimeoutExpired:
-            # Where it hangs is in its log then
+            # faulthandler writes the stack of the hanging threads to the log
             process.send_signal(signal.SIGABRT)
             process.wait()
             raise AssertionError(log.read_text()) from None
@@ -101,37 +101,37 @@ def test_the_example_as_it_is(worker: Broker, tmp_path: Path) -> None:
 
 
 async def use(broker: Broker, capp: Celery, db: Path) -> None:
-    """Have Flower for a while, and assert that nothing is left of it."""
-    before = set(threading.enumerate()), asyncio.all_tasks(), process_wide()
+    """Run Flower, and assert that it leaves no threads, tasks or global changes behind."""
+    before = set(threading.enumerate()), asyncio.all_tasks(), global_state()
     async with FlowerProxy(capp=capp, options=options(persistent=True, db=db)) as flower:
         assert flower.port is not None
         address = Address(flower.port)
         await asyncio.to_thread(Flower(address, "").watch_tasks, broker)
-        assert (await ask(address, "/metrics")).status == 200
+        assert (await fetch(address, "/metrics")).status == 200
         [worker] = flower.events.state.workers
-        assert (await ask(address, f"/worker/{worker}")).status == 200
+        assert (await fetch(address, f"/worker/{worker}")).status == 200
         waiting = address.connect()
         waiting.sendall(b"GET /healthcheck HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert (await asyncio.to_thread(waiting.recv, 4096)).startswith(b"HTTP/1.1 200")
-        answer = asyncio.create_task(ask(address, f"/api/workers?refresh=1&workername={worker}"))
+        answer = asyncio.create_task(fetch(address, f"/api/workers?refresh=1&workername={worker}"))
     with waiting:
         assert waiting.recv(1) == b""
-    # The end comes before the answer
+    # Closing interrupts the request
     with pytest.raises((OSError, http.client.HTTPException)):
         await answer
     assert not address.accepts()
     with shelve.open(str(db)) as state:
         assert worker in state["events"].workers
-    # Whoever asks for a thread of the event loop still gets one
+    # The default executor of the event loop still works
     assert await asyncio.to_thread(sum, [1, 2]) == 3
     assert asyncio.all_tasks() - {answer} == before[1]
-    assert process_wide() == before[2]
+    assert global_state() == before[2]
     left = {thread.name for thread in set(threading.enumerate()) - before[0]}
-    # Of the event loop's own
+    # Threads of the default executor stay
     assert all(name.startswith("asyncio_") for name in left), left
 
 
-def test_twice_in_one_process_without_a_trace(
+def test_two_consecutive_runs_leave_nothing_behind(
     worker: Broker, capp: Celery, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def twice() -> None:
@@ -139,13 +139,13 @@ def test_twice_in_one_process_without_a_trace(
         await use(worker, capp, tmp_path / "second")
 
     asyncio.run(twice(), debug=True)
-    # What nobody closed complains when it is thrown away
+    # Unclosed resources are reported on garbage collection
     gc.collect()
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-def test_what_waits_for_a_thread_ends_with_the_threads() -> None:
-    """Tornado's way of waiting for one would go on for ever, and with it whoever waits for an inspection to end."""
+def test_shutting_down_the_executor_cancels_waiting_calls() -> None:
+    """Tornado's `run_in_executor` would wait for ever."""
 
     async def main() -> None:
         released = threading.Event()
@@ -161,24 +161,24 @@ def test_what_waits_for_a_thread_ends_with_the_threads() -> None:
     asyncio.run(main())
 
 
-def test_two_side_by_side(worker: Broker, capp: Celery) -> None:
+def test_two_instances_run_at_the_same_time(worker: Broker, capp: Celery) -> None:
     async def both() -> None:
         first, second = (FlowerProxy(capp=capp, options=options(url_prefix=prefix)) for prefix in ("one", "two"))
         async with first, second:
             for flower, prefix in ((first, "one"), (second, "two")):
-                page = await ask(Address(flower.port or 0), f"/{prefix}/workers")
+                page = await fetch(Address(flower.port or 0), f"/{prefix}/workers")
                 assert f'href="/{prefix}/tasks"' in page.text
         assert first.port != second.port
 
     asyncio.run(both())
 
 
-def test_on_a_unix_socket_and_on_sockets_that_are_bound_already(capp: Celery, tmp_path: Path) -> None:
+def test_unix_sockets_and_bound_sockets_are_served(capp: Celery, tmp_path: Path) -> None:
     async def main() -> None:
         path = tmp_path / "flower.sock"
         async with FlowerProxy(capp=capp, options=options(unix_socket=path)) as flower:
             assert flower.port is None
-            assert (await ask(Address(socket_path=path), "/healthcheck")).status == 200
+            assert (await fetch(Address(socket_path=path), "/healthcheck")).status == 200
         assert not path.exists()
         with socket.socket() as bound:
             bound.bind(("127.0.0.1", 0))
@@ -186,19 +186,19 @@ def test_on_a_unix_socket_and_on_sockets_that_are_bound_already(capp: Celery, tm
             await flower.open([bound])
             assert flower.port == bound.getsockname()[1]
             for port, path_ in ((flower.port, "/healthcheck"), (flower.metrics_port, "/metrics")):
-                assert (await ask(Address(port or 0), path_)).status == 200
+                assert (await fetch(Address(port or 0), path_)).status == 200
             with pytest.raises(RuntimeError, match="opened once"):
                 await flower.open()
-            assert (await ask(Address(flower.port or 0), "/healthcheck")).status == 200
+            assert (await fetch(Address(flower.port or 0), "/healthcheck")).status == 200
             await flower.close()
             assert bound.fileno() == -1
 
     asyncio.run(main())
 
 
-# Tornado throws away the socket that it could not bind
+# Tornado does not close the socket that it failed to bind
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_port_in_use_leaves_nothing_behind(capp: Celery, tmp_path: Path) -> None:
+def test_a_port_in_use_leaves_no_socket_and_no_thread(capp: Celery, tmp_path: Path) -> None:
     async def main() -> None:
         before = threading.enumerate()
         with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -213,36 +213,36 @@ def test_a_port_in_use_leaves_nothing_behind(capp: Celery, tmp_path: Path) -> No
     asyncio.run(main())
 
 
-def test_a_broker_that_is_not_there_does_not_hold_up_the_end() -> None:
+def test_closing_does_not_wait_for_an_unreachable_broker() -> None:
     async def main() -> None:
         with Celery("server", broker=f"redis://127.0.0.1:{free_port()}") as capp:
             async with FlowerProxy(capp=capp, options=options()) as flower:
-                assert (await ask(Address(flower.port or 0), "/ready")).status == 503
+                assert (await fetch(Address(flower.port or 0), "/ready")).status == 503
             assert not flower.events.is_alive()
 
     asyncio.run(main())
 
 
-def test_a_broker_that_hangs_does_not_hold_up_the_end(caplog: pytest.LogCaptureFixture) -> None:
+def test_closing_does_not_wait_for_a_hanging_broker(caplog: pytest.LogCaptureFixture) -> None:
     async def main(capp: Celery) -> FlowerProxy:
         flower = FlowerProxy(capp=capp, options=options())
         await flower.open()
         await flower.close(timeout=0.5)
         return flower
 
-    # Whoever connects is never accepted
+    # Connections are never accepted
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         capp = Celery("server", broker=f"redis://127.0.0.1:{deaf.getsockname()[1]}", set_as_current=False)
         flower = asyncio.run(main(capp))
         assert "a socket_timeout in broker_transport_options ends that" in caplog.text
-    # Now it is refused
+    # From here on connections are refused
     flower.executor.shutdown()
     for thread in (flower.events, flower.monitor.watch):
         thread.join()
     capp.close()
 
 
-def test_it_has_to_be_made_in_the_loop_that_runs(io_loop: IOLoop, capp: Celery) -> None:
+def test_opening_in_another_event_loop_raises_an_error(io_loop: IOLoop, capp: Celery) -> None:
     flower = FlowerProxy(capp=capp, options=options())
 
     async def main() -> None:
@@ -264,24 +264,24 @@ def test_it_has_to_be_made_in_the_loop_that_runs(io_loop: IOLoop, capp: Celery) 
         pytest.param(
             {"broker_transport_options": {"master_name": "mymaster"}},
             "--broker_transport_options: available only on the command line",
-            id="the-application-is-the-program's",
+            id="option-of-the-application",
         ),
         pytest.param({"nonsense": 1}, "--nonsense: unknown option; run flower-proxy --help", id="unknown"),
         pytest.param({"port": "many"}, "--port: 'many' is not a whole number", id="type"),
         pytest.param({"port": 70000}, "--port: 70000 is not between 0 and 65535", id="value"),
         pytest.param({"url_prefix": "a?b"}, "--url_prefix: 'a.b' is not", id="prefix"),
-        pytest.param({"auth_file": None}, "--auth_file: None is not a value", id="open-by-accident"),
+        pytest.param({"auth_file": None}, "--auth_file: None is not a value", id="none-disables-authentication"),
         pytest.param({"auth_file": Path("/nowhere")}, "--auth_file: '/nowhere' is not a readable file", id="file"),
-        pytest.param({"certfile": EXAMPLE}, "--certfile and --keyfile: TLS needs both", id="half-of-tls"),
+        pytest.param({"certfile": EXAMPLE}, "--certfile and --keyfile: TLS needs both", id="certificate-without-key"),
     ],
 )
-def test_a_wrong_value_is_told_in_one_line(settings: dict[str, Any], message: str) -> None:
+def test_invalid_options_raise_an_error_of_one_line(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message) as error:
         make_options(**settings)
     assert "\n" not in str(error.value)
 
 
-def test_options_are_those_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_have_the_types_of_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLOWER_PORT", "1234")
     made = make_options(viewers="bob, carol", metrics=["self"], auth_file=EXAMPLE)
     assert (made.viewers, made.metrics, made.auth_file) == (["bob", "carol"], ["self"], str(EXAMPLE))
@@ -290,8 +290,8 @@ def test_options_are_those_of_the_command_line(monkeypatch: pytest.MonkeyPatch) 
             assert getattr(made, name) == option.default, name
 
 
-def test_without_options_it_has_the_defaults(io_loop: IOLoop, capp: Celery) -> None:
-    """Tornado's global options belong to the program around it."""
+def test_options_default_to_those_of_the_command_line(io_loop: IOLoop, capp: Celery) -> None:
+    """Tornado's global options belong to the embedding program."""
     with mock.patch.object(tornado_options.mockable(), "port", 1234):
         flower = FlowerProxy(capp=capp)
     assert flower.options.port == OPTIONS["port"].default
@@ -300,10 +300,10 @@ def test_without_options_it_has_the_defaults(io_loop: IOLoop, capp: Celery) -> N
     flower.executor.shutdown()
 
 
-def test_importing_the_package_brings_nothing_with_it() -> None:
+def test_importing_the_package_does_not_import_its_dependencies() -> None:
     code = "import flower_proxy, sys; print({'flower', 'celery', 'tornado'} & set(sys.modules))"
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said == "set()\n"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output == "set()\n"
     assert {"FlowerProxy", "make_options"} <= set(dir(flower_proxy))
     with pytest.raises(AttributeError, match="no attribute 'flower'"):
         _ = flower_proxy.flower

@@ -1,4 +1,4 @@
-"""Invalid messages are skipped: the connection to the broker stays, and no valid event is missed."""
+"""Invalid messages neither close the connection to the broker nor delay valid events."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Harmful:
 
 
 class Sent(NamedTuple):
-    """A message as it is published."""
+    """Message to publish."""
 
     body: bytes
     content_type: str = "application/json"
@@ -91,11 +91,11 @@ BAD_ENVELOPES = (
     json.dumps({name: value for name, value in _ENVELOPE.items() if name != "body"}).encode(),
     json.dumps({name: value for name, value in _ENVELOPE.items() if name != "properties"}).encode(),
 )
-"""What Redis hands on as it is; in AMQP the broker makes the envelope."""
+"""Messages with invalid envelopes, which Redis forwards unchanged; in AMQP the broker writes the envelope."""
 
 
 class RedisPublisher:
-    """Publishes to a Redis broker without any help by kombu."""
+    """Publishes to a Redis broker without kombu."""
 
     bad: tuple[Sent | bytes, ...] = (*BAD, *BAD_ENVELOPES)
 
@@ -119,7 +119,7 @@ class RedisPublisher:
 
 
 class AmqpPublisher:
-    """Publishes to RabbitMQ without any help by kombu."""
+    """Publishes to RabbitMQ without kombu's serialization."""
 
     bad: tuple[Sent | bytes, ...] = BAD
 
@@ -152,10 +152,10 @@ class Watched(NamedTuple):
 
 @pytest.fixture(scope="module", params=["redis", "rabbitmq"])
 def watched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
-    """A flower-proxy that receives events over a real broker, and what publishes there."""
+    """A flower-proxy connected to a real broker, and a publisher."""
     folder = tmp_path_factory.mktemp(request.param)
     with interruptible(request.param, folder) as server, programs.launch("ours", server.broker, folder) as flower:
-        wait_until(lambda: value_of(flower, "flower_proxy_broker_connected") == 1, what="events can arrive")
+        wait_until(lambda: value_of(flower, "flower_proxy_broker_connected") == 1, what="it is subscribed to events")
         publisher = RedisPublisher(server.broker.url) if request.param == "redis" else AmqpPublisher(server.broker.url)
         yield Watched(flower, publisher, folder / "flower.log")
         publisher.close()
@@ -181,9 +181,9 @@ def statuses(flower: programs.Flower) -> dict[str, int]:
     return {page: request(flower.address, page, headers=programs.KNOWN).status for page in PAGES}
 
 
-def test_no_message_breaks_anything_or_costs_an_event(watched: Watched) -> None:
+def test_invalid_messages_do_not_affect_valid_events_or_pages(watched: Watched) -> None:
     flower, publisher, log = watched
-    wait_until(lambda: set(statuses(flower).values()) == {200}, what="everything answers")
+    wait_until(lambda: set(statuses(flower).values()) == {200}, what="all pages answer")
     for number, bad in enumerate(publisher.bad):
         publisher.publish(bad)
         for good in range(GOOD_PER_BAD):
@@ -197,14 +197,14 @@ def test_no_message_breaks_anything_or_costs_an_event(watched: Watched) -> None:
     printed = log.read_text()
     assert "Traceback" not in printed
     assert "executed" not in printed
-    # Each reason at most once a minute, and this takes less
+    # The test takes less than a minute, the interval of the log
     assert printed.count("Rejected an event (wrong_type)") == 1
 
 
-# In process
+# In one process
 
 
-def test_no_envelope_ends_the_connection() -> None:
+def test_invalid_envelopes_do_not_close_the_connection() -> None:
     received: list[dict[str, Any]] = []
     envelopes = st.dictionaries(st.sampled_from(list(_ENVELOPE)), values(), max_size=5).map(
         lambda changed: {**_ENVELOPE, **changed}

@@ -1,4 +1,4 @@
-"""A worker that replies with anything breaks neither Flower nor the figures of a real worker."""
+"""A worker with invalid replies affects neither Flower nor the data of other workers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tests.support import programs
 from tests.support.invalid_replies import INSPECTIONS, Answer, answering_worker
 from tests.support.processes import request, wait_until
 
-# The oldest kombu calls redis in a way that its newest release for that kombu no longer likes
+# The oldest supported kombu calls a deprecated method of redis-py
 pytestmark = pytest.mark.filterwarnings("ignore:Call to 'get_connection' function:DeprecationWarning")
 
 BAD = "bad@test"
-# What the field of a reply that is a mapping, or of the first item of one that is a list, becomes
+# Changes of a reply that is a mapping, or of the first item of a reply that is a list
 FIELDS: dict[str, list[dict[str, Any]]] = {
     "stats": [{"pool": "x"}, {"pool": {"processes": "x"}}, {"total": None}, {"broker": 5}, {"total": {"t": "\ud800"}}],
     "active_queues": [{"name": None}, {"name": "\ud800"}, {"name": ["x"]}],
@@ -30,20 +30,21 @@ FIELDS: dict[str, list[dict[str, Any]]] = {
     "reserved": [{"id": None}],
 }
 WHOLE: list[Any] = [None, "x", 5, [], {}, [None], {"error": "busy"}, float("nan"), "\ud800"]
-BODIES: list[Any] = [None, 5, "x", [], [{BAD: {}}], {BAD: None}, {"stranger@test": {}}, b"{", b"\xff", b"[" * 100_000]
+BODIES: list[Any] = [None, 5, "x", [], [{BAD: {}}], {BAD: None}, {"unknown@test": {}}, b"{", b"\xff", b"[" * 100_000]
 
 
 def invalid(command: str) -> Iterator[Answer]:
-    """All the replies to a command, one after the other and again."""
-    usual = INSPECTIONS.get(command, {"ok": "done"})
-    replies = [*WHOLE]
-    for fields in FIELDS.get(command, []):
-        replies.append({**usual, **fields} if isinstance(usual, dict) else [{**usual[0], **fields}])
-    return itertools.cycle([*map(Answer, BODIES), *(Answer({BAD: reply}) for reply in replies)])
+    """Return all invalid replies to a command, in an endless cycle."""
+    valid = INSPECTIONS.get(command, {"ok": "done"})
+    changed = (
+        {**valid, **fields} if isinstance(valid, dict) else [{**valid[0], **fields}]
+        for fields in FIELDS.get(command, [])
+    )
+    return itertools.cycle([*map(Answer, BODIES), *(Answer({BAD: reply}) for reply in (*WHOLE, *changed))])
 
 
 class Invalid:
-    """Answers each question with the next three of its replies, and counts the questions by command."""
+    """Answers each command with the next three invalid replies, and counts the commands."""
 
     def __init__(self) -> None:
         self._replies: dict[str, Iterator[Answer]] = {}
@@ -57,7 +58,7 @@ class Invalid:
 
 @contextmanager
 def heartbeats(url: str) -> Iterator[None]:
-    """The bad worker is online."""
+    """Keep the invalid worker online."""
     ended = threading.Event()
 
     def beat() -> None:
@@ -85,7 +86,7 @@ def worker_name(worker: programs.Broker) -> str:
         return str(name)
 
 
-def test_a_worker_beside_one_that_replies_with_anything(
+def test_invalid_replies_do_not_affect_another_worker(
     worker: programs.Broker, worker_name: str, tmp_path: Path
 ) -> None:
     bad = Invalid()
@@ -112,11 +113,11 @@ def test_a_worker_beside_one_that_replies_with_anything(
             assert known < valid.keys()
             assert len(valid["stats"]["pool"]["processes"]) == 1
             assert get(f"/worker/{worker_name}")[0] == 200
-            # Without a valid reply to each inspection there is no page
+            # The page requires a valid reply to each inspection
             assert get(f"/worker/{BAD}")[0] in (200, 404)
             for path in ("/workers", "/broker", "/api/queues/length", "/metrics"):
                 assert get(path)[0] == 200, path
-            # A busy machine may keep the worker from replying within the second that Flower waits
+            # On a busy machine a reply may take longer than the second that Flower waits
             wait_until(
                 lambda: get(f"/api/worker/pool/grow/{worker_name}?n=0", "POST")[0] == 200, what="the worker replies"
             )

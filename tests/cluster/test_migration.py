@@ -1,4 +1,4 @@
-"""The move from `celery flower`, and back, as examples/migration/README.md has it."""
+"""Migration from `celery flower` and back, as in examples/migration/README.md."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ USERS = {"u1": "p1", "u2": "p2"}
 
 @dataclass
 class Server:
-    """The machine of the page, with its folders below another one.
+    """Server of the guide, with its folders in another folder.
 
-    :ivar unit: the unit, as it is now.
-    :ivar port: in place of the page's 5555.
+    :ivar unit: current text of the systemd unit.
+    :ivar port: replaces port 5555 of the guide.
     """
 
     folder: Path
@@ -44,10 +44,10 @@ class Server:
     unit: str = UNIT
     port: int = field(default_factory=free_port)
 
-    def here(self, text: str) -> str:
-        """Replace the paths and the port of the page by those of this machine."""
+    def localized(self, text: str) -> str:
+        """Replace the paths and the port of the guide by those of this server."""
         bin_ = "/srv/app/.venv/bin"
-        # In one pass, as the paths of this machine may contain those of the page
+        # In one pass, since the paths of this server may contain those of the guide
         text = re.sub(
             rf"{bin_}|/srv/app|/etc|/var/lib",
             lambda found: str(Path(sys.executable).parent) if found[0] == bin_ else f"{self.folder}{found[0]}",
@@ -56,7 +56,7 @@ class Server:
         return text.replace("127.0.0.1:5555", f"127.0.0.1:{self.port}").replace("--port=5555", f"--port={self.port}")
 
     def patch(self, diff: str, *options: str) -> None:
-        """Apply a diff to the unit, with a program that takes nothing but a well-formed one."""
+        """Apply a diff to the unit with git, which refuses malformed diffs."""
         (self.folder / "flower.service").write_text(self.unit)
         command = [program("git"), "apply", *options, "-"]
         subprocess.run(command, input=diff, text=True, check=True, cwd=self.folder)
@@ -66,10 +66,10 @@ class Server:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Flower]:
-        """Start what the unit starts, as the folders say, and end it as systemd does."""
+        """Run the command of the unit with its environment, and terminate it as systemd does."""
         parser = ConfigParser(interpolation=None, strict=False)
         parser.optionxform = str  # type: ignore[assignment,method-assign]
-        parser.read_string(self.here(self.unit).replace("\\\n", ""))
+        parser.read_string(self.localized(self.unit).replace("\\\n", ""))
         service = parser["Service"]
         environment = {**self.broker.environment, "PYTHONPATH": str(PROJECT)}
         if "EnvironmentFile" in service:
@@ -94,9 +94,9 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 
 
 @pytest.fixture(scope="module")
-def old(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> tuple[Server, Mapping[str, object]]:
-    """The server where stock Flower has run, and the tasks that it knew."""
-    server = Server(tmp_path_factory.mktemp("old"), broker)
+def stock(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> tuple[Server, Mapping[str, object]]:
+    """A server on which stock Flower has run, and its tasks."""
+    server = Server(tmp_path_factory.mktemp("stock"), broker)
     for path in ("srv/app", "var/lib/flower", "etc/flower", "etc/prometheus"):
         (server.folder / path).mkdir(parents=True)
     (server.folder / "srv/app/server.py").write_text("from tests.support.server import app\n")
@@ -111,11 +111,11 @@ def old(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> tuple[Serve
 
 
 @pytest.fixture(params=[1, 2], ids=["same-options", "no-passwords-in-ps"])
-def moved(
-    request: pytest.FixtureRequest, old: tuple[Server, Mapping[str, object]], tmp_path: Path
+def migrated(
+    request: pytest.FixtureRequest, stock: tuple[Server, Mapping[str, object]], tmp_path: Path
 ) -> tuple[Server, Mapping[str, object]]:
-    """The same server, after the first diff, or after both."""
-    before, tasks = old
+    """The server after the first diff, or after both, and the tasks of stock Flower."""
+    before, tasks = stock
     shutil.copytree(before.folder, tmp_path, dirs_exist_ok=True)
     server = Server(tmp_path, before.broker)
     hash_passwords(server)
@@ -125,18 +125,20 @@ def moved(
 
 
 def hash_passwords(server: Server) -> None:
-    """Run the commands that write the file of users, but not as root."""
-    commands = [line.removeprefix("sudo ") for line in server.here(HASHING).splitlines() if "hash-password" in line]
+    """Run the commands that write the password file, without sudo."""
+    commands = [
+        line.removeprefix("sudo ") for line in server.localized(HASHING).splitlines() if "hash-password" in line
+    ]
     for command, (user, password) in zip(commands, USERS.items(), strict=True):
         assert command.endswith(f" {user}")
         subprocess.run(["sh", "-c", command], input=password, text=True, check=True)
 
 
 def scrapes(server: Server) -> bool:
-    """Tell whether Prometheus scrapes by the page's job, which promtool finds sound."""
+    """Check the scrape job of the guide with promtool; return whether Prometheus scrapes with it."""
     folder = server.folder / "prometheus"
     folder.mkdir()
-    config = {"global": {"scrape_interval": "1s"}, **yaml.safe_load(server.here(SCRAPE_JOB))}
+    config = {"global": {"scrape_interval": "1s"}, **yaml.safe_load(server.localized(SCRAPE_JOB))}
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     promtool("check", "config", str(folder / "prometheus.yml"))
     with prometheus(folder / "prometheus.yml", folder) as scraper:
@@ -149,8 +151,8 @@ def status(flower: Flower, path: str, credentials: str = "") -> int:
     return request(flower.address, flower.path + path, headers=basic(credentials) if credentials else {}).status
 
 
-def test_users_tasks_and_workers_stay(moved: tuple[Server, Mapping[str, object]]) -> None:
-    server, tasks = moved
+def test_users_tasks_and_workers_are_preserved(migrated: tuple[Server, Mapping[str, object]]) -> None:
+    server, tasks = migrated
     with server.running() as flower:
         assert flower.tasks() == tasks
         assert [worker["hostname"] for worker in flower.workers()] == ["w1@host"]
@@ -158,15 +160,15 @@ def test_users_tasks_and_workers_stay(moved: tuple[Server, Mapping[str, object]]
         assert found == {"u1:p1": 200, "u2:p2": 200, "u1:p2": 401, "u3:p3": 401}
 
 
-def test_metrics_require_a_password(moved: tuple[Server, Mapping[str, object]]) -> None:
-    server, _ = moved
+def test_metrics_require_a_password(migrated: tuple[Server, Mapping[str, object]]) -> None:
+    server, _ = migrated
     with server.running() as flower:
         assert [status(flower, "/metrics", text) for text in ("", "u1:p1")] == [401, 200]
         assert scrapes(server) == ("EnvironmentFile" in server.unit)
 
 
-def test_stock_flower_goes_on_with_the_state(moved: tuple[Server, Mapping[str, object]]) -> None:
-    server, before = moved
+def test_stock_flower_loads_the_state_after_the_way_back(migrated: tuple[Server, Mapping[str, object]]) -> None:
+    server, before = migrated
     with server.running() as flower:
         flower.watch_tasks(server.broker)
         tasks = flower.tasks()
@@ -179,8 +181,8 @@ def test_stock_flower_goes_on_with_the_state(moved: tuple[Server, Mapping[str, o
         assert [worker["hostname"] for worker in flower.workers()] == ["w1@host"]
 
 
-def test_no_password_is_on_the_command_line_after_both_diffs(old: tuple[Server, Mapping[str, object]]) -> None:
-    before, _ = old
+def test_both_diffs_remove_passwords_from_the_command_line(stock: tuple[Server, Mapping[str, object]]) -> None:
+    before, _ = stock
     server = Server(before.folder, before.broker)
     assert all(f"{user}:{password}" in server.unit for user, password in USERS.items())
     for diff in DIFFS:

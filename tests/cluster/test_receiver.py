@@ -1,4 +1,4 @@
-"""Events reach Flower's state: all of them, soon, also after an outage, and without holding up the event loop."""
+"""Reception of events: queue, listeners, persistence and reconnection."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.support import programs
 from tests.support.outage import Interruptible, interruptible, leaves_a_deaf_broker
 from tests.support.processes import wait_until
 
-# The oldest kombu calls redis in a way that its newest release for that kombu no longer likes
+# The oldest supported kombu calls a deprecated method of redis-py
 pytestmark = pytest.mark.filterwarnings("ignore:Call to 'get_connection' function:DeprecationWarning")
 
 WORKER = "w9@test"
@@ -35,18 +35,18 @@ HEARTBEAT = {"type": "worker-heartbeat", "hostname": WORKER, "freq": 60.0, "acti
 
 
 class CountingLoop(AsyncIOLoop):
-    """An event loop that counts what it is asked to call."""
+    """An event loop that counts its callbacks."""
 
-    asked = 0
+    callbacks = 0
 
     def add_callback(self, *args: Any, **kwargs: Any) -> None:
-        self.asked += 1
+        self.callbacks += 1
         super().add_callback(*args, **kwargs)
 
 
 @pytest.fixture
 def idle_loop() -> Iterator[CountingLoop]:
-    """An event loop that does not turn yet."""
+    """An event loop that is not running."""
     loop = CountingLoop(make_current=False)
     yield loop
     loop.close(all_fds=True)
@@ -54,13 +54,13 @@ def idle_loop() -> Iterator[CountingLoop]:
 
 @pytest.fixture
 def loop(idle_loop: CountingLoop) -> Iterator[IOLoop]:
-    """An event loop that turns, in a thread of its own."""
-    with turning(idle_loop):
+    """An event loop that runs in a thread."""
+    with running(idle_loop):
         yield idle_loop
 
 
 @contextmanager
-def turning(loop: IOLoop) -> Iterator[None]:
+def running(loop: IOLoop) -> Iterator[None]:
     thread = threading.Thread(target=loop.start)
     thread.start()
     try:
@@ -82,7 +82,7 @@ def receiving(loop: IOLoop, capp: Celery, kind: type[Receiver] = Receiver, **set
     receiver = new_receiver(loop, capp, kind, **settings)
     receiver.start()
     try:
-        wait_until(lambda: receiver.connected, what="events can arrive")
+        wait_until(lambda: receiver.connected, what="the receiver is connected")
         yield receiver
     finally:
         receiver.stop()
@@ -99,7 +99,7 @@ def task_received(number: int) -> dict[str, Any]:
 
 
 def send_from_a_thread(receiver: Receiver, events: list[dict[str, Any]]) -> None:
-    """As they come from the broker: beside the event loop."""
+    """Pass events to the receiver as its thread does."""
 
     def send() -> None:
         for event in events:
@@ -110,55 +110,55 @@ def send_from_a_thread(receiver: Receiver, events: list[dict[str, Any]]) -> None
     thread.join()
 
 
-# On their way into the event loop
+# Queue for the event loop
 
 
-def test_what_exceeds_the_bound_is_dropped_and_counted(idle_loop: CountingLoop) -> None:
-    """P31: a loop that is held up must not fill the memory."""
+def test_events_beyond_the_limit_are_dropped_and_counted(idle_loop: CountingLoop) -> None:
+    """A blocked event loop must not fill the memory."""
     receiver = new_receiver(idle_loop, max_waiting=10)
     send_from_a_thread(receiver, [task_received(number) for number in range(15)])
     assert (receiver.received, receiver.dropped) == (15, 5)
-    with turning(idle_loop):
-        wait_until(lambda: receiver.state.event_count == 10, what="those that waited are taken in")
+    with running(idle_loop):
+        wait_until(lambda: receiver.state.event_count == 10, what="the waiting events are processed")
         send_from_a_thread(receiver, [task_received(20)])
-        wait_until(lambda: "id-20" in receiver.state.tasks, what="there is room again")
+        wait_until(lambda: "id-20" in receiver.state.tasks, what="further events are processed")
     assert (receiver.received, receiver.dropped) == (16, 5)
     assert list(receiver.state.tasks) == [f"id-{number}" for number in [*range(10), 20]]
 
 
 def test_many_events_need_one_callback(idle_loop: CountingLoop) -> None:
-    """P31: stock Flower wakes its event loop for each."""
+    """Stock Flower schedules a callback for each event (mher/flower#759)."""
     receiver = new_receiver(idle_loop)
     send_from_a_thread(receiver, [heartbeat(number) for number in range(1000)])
-    assert idle_loop.asked == 1
+    assert idle_loop.callbacks == 1
 
 
-def test_the_loop_turns_to_others_while_events_wait(idle_loop: CountingLoop) -> None:
+def test_events_do_not_block_the_event_loop(idle_loop: CountingLoop) -> None:
     receiver = new_receiver(idle_loop)
     events = 10_000
     send_from_a_thread(receiver, [task_received(number) for number in range(events)])
-    taken: list[int] = []
+    counts: list[int] = []
 
-    def look() -> None:
-        taken.append(receiver.state.event_count)
-        if taken[-1] < events:
-            idle_loop.add_callback(look)
+    def observe() -> None:
+        counts.append(receiver.state.event_count)
+        if counts[-1] < events:
+            idle_loop.add_callback(observe)
 
-    idle_loop.add_callback(look)
-    with turning(idle_loop):
-        wait_until(lambda: taken and taken[-1] == events, what="all are taken in")
-    assert len({count for count in taken if 0 < count < events}) > 3
+    idle_loop.add_callback(observe)
+    with running(idle_loop):
+        wait_until(lambda: counts and counts[-1] == events, what="all events are processed")
+    assert len({count for count in counts if 0 < count < events}) > 3
 
 
-def test_events_that_come_while_others_are_taken_in_are_not_forgotten(loop: IOLoop) -> None:
+def test_events_received_during_processing_are_processed(loop: IOLoop) -> None:
     receiver = new_receiver(loop)
     for number in range(5000):
         receiver.on_event(heartbeat(number))
-    wait_until(lambda: receiver.state.event_count == 5000, what="all are taken in")
+    wait_until(lambda: receiver.state.event_count == 5000, what="all events are processed")
 
 
-class Noting:
-    """A listener that notes the types of events, and fails at those of tasks."""
+class FailingListener:
+    """Records the types of events, and raises an error for task events."""
 
     def __init__(self) -> None:
         self.types: list[str] = []
@@ -170,23 +170,21 @@ class Noting:
                 raise ValueError(event["type"])
 
 
-def test_an_event_that_the_state_fails_to_process_stops_no_other(
-    loop: IOLoop, caplog: pytest.LogCaptureFixture
-) -> None:
-    listener = Noting()
+def test_processing_continues_after_an_error_of_the_state(loop: IOLoop, caplog: pytest.LogCaptureFixture) -> None:
+    listener = FailingListener()
     receiver = new_receiver(loop, listeners=[listener])
     send_from_a_thread(receiver, [{"type": "task-received"}, {}, heartbeat()])
-    wait_until(lambda: listener.types, what="the third is processed")
+    wait_until(lambda: listener.types, what="the third event is processed")
     assert listener.types == ["worker-heartbeat"]
     assert WORKER in receiver.state.workers
     assert receiver.rejections.counts["processing_failed"] == 2
     assert ["processing_failed" in record.message for record in caplog.records] == [True]
 
 
-def test_a_listener_that_fails_keeps_events_from_no_other(
+def test_errors_of_a_listener_do_not_affect_other_listeners(
     idle_loop: CountingLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
-    listeners = [Noting(), Noting()]
+    listeners = [FailingListener(), FailingListener()]
     receiver = new_receiver(idle_loop, listeners=listeners)
     for event in (task_received(1), heartbeat(2)):
         receiver.process(event)
@@ -195,8 +193,8 @@ def test_a_listener_that_fails_keeps_events_from_no_other(
     assert ["processing_failed" in record.message for record in caplog.records] == [True]
 
 
-class Reading:
-    """A listener that notes the state of the task of each event."""
+class StateListener:
+    """Records the state of the task of each event."""
 
     receiver: Receiver
 
@@ -207,21 +205,21 @@ class Reading:
         self.states += [self.receiver.state.tasks.data[event["uuid"]].state for event in batch]
 
 
-def test_listeners_find_the_state_as_it_is_right_after_the_event(idle_loop: CountingLoop) -> None:
-    listener = Reading()
+def test_listeners_see_the_state_right_after_each_event(idle_loop: CountingLoop) -> None:
+    listener = StateListener()
     receiver = new_receiver(idle_loop, listeners=[listener])
     listener.receiver = receiver
     send_from_a_thread(receiver, [task_received(1), {**task_received(1), "type": "task-started", "clock": 2}])
-    with turning(idle_loop):
-        wait_until(lambda: len(listener.states) == 2, what="both are processed")
+    with running(idle_loop):
+        wait_until(lambda: len(listener.states) == 2, what="both events are processed")
     assert listener.states == ["RECEIVED", "STARTED"]
 
 
 @pytest.mark.parametrize(
     ("age", "least", "most"),
     [
-        pytest.param(100.0, 100.0, 160.0, id="late"),
-        pytest.param(-100.0, 0.0, 0.0, id="from-a-clock-that-is-fast"),
+        pytest.param(100.0, 100.0, 160.0, id="delayed"),
+        pytest.param(-100.0, 0.0, 0.0, id="clock-ahead"),
     ],
 )
 def test_the_delay_of_events_is_observed(age: float, least: float, most: float, idle_loop: CountingLoop) -> None:
@@ -233,15 +231,14 @@ def test_the_delay_of_events_is_observed(age: float, least: float, most: float, 
     assert least <= observed["sum"] <= most
 
 
-# What is kept
+# Persistence
 
 
 @pytest.mark.parametrize("writer", [Receiver, Events])
 @pytest.mark.parametrize("reader", [Receiver, Events])
-def test_what_one_saves_the_other_reads(
+def test_stock_flower_and_flower_proxy_load_states_of_each_other(
     writer: type[Events], reader: type[Events], idle_loop: CountingLoop, tmp_path: Path
 ) -> None:
-    """P45: one can change to flower-proxy, and back."""
     settings = {"db": str(tmp_path / "flower"), "persistent": True, "max_tasks_in_memory": 100}
     capp = Celery(broker="memory://")
     before = writer(capp, io_loop=idle_loop, enable_events=False, **settings)
@@ -254,13 +251,13 @@ def test_what_one_saves_the_other_reads(
     assert after.state.counter[WORKER] == {"worker-heartbeat": 1, "task-received": 1}
 
 
-def test_a_step_of_the_clock_suspends_neither_saving_nor_enabling(idle_loop: CountingLoop, tmp_path: Path) -> None:
+def test_timers_do_not_depend_on_the_wall_clock(idle_loop: CountingLoop, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"db": str(tmp_path / "flower"), "persistent": True, "state_save_interval": 60_000}
     receiver = new_receiver(idle_loop, **settings, enable_events=True)
     assert [type(timer) for timer in (receiver.timer, receiver.state_save_timer)] == [Timer, Timer]
 
 
-# From the broker
+# Connection to the broker
 
 
 @pytest.fixture(scope="module", params=["redis", "rabbitmq"])
@@ -274,30 +271,30 @@ def send_heartbeat(capp: Celery, worker: str) -> None:
         dispatcher.send("worker-heartbeat", freq=60.0)
 
 
-def test_events_arrive_and_arrive_again_after_an_outage(
+def test_the_receiver_reconnects_after_an_outage(
     loop: IOLoop, outage: Interruptible, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """P9: soon after the broker is back, however long it was away."""
+    """Stock Flower waits longer after a longer outage (mher/flower#321)."""
     capp = Celery(broker=outage.broker.url)
     reconnected: list[bool] = []
     with receiving(loop, capp, on_reconnect=lambda: reconnected.append(True)) as receiver:
         send_heartbeat(capp, "before@test")
-        wait_until(lambda: "before@test" in receiver.state.workers, what="the first event is taken in")
+        wait_until(lambda: "before@test" in receiver.state.workers, what="the first event is processed")
         first = receiver.last_event
         outage.stop()
         wait_until(lambda: not receiver.connected, what="the outage is noticed")
         outage.start()
-        wait_until(lambda: receiver.connected, what="events can arrive again")
+        wait_until(lambda: receiver.connected, what="the receiver is connected again")
         send_heartbeat(capp, "after@test")
-        wait_until(lambda: "after@test" in receiver.state.workers, what="the second event is taken in")
+        wait_until(lambda: "after@test" in receiver.state.workers, what="the second event is processed")
         assert first is not None
         assert receiver.last_event is not None
         assert receiver.last_event > first
         assert (receiver.received, receiver.dropped, receiver.reconnects) == (2, 0, 1)
         assert len(reconnected) == 1
     assert not receiver.connected
-    told = [record.message for record in caplog.records if record.name == "flower_proxy.events.receiver"]
-    assert told == ["No events arrive: the broker cannot be reached; trying again and again"]
+    messages = [record.message for record in caplog.records if record.name == "flower_proxy.events.receiver"]
+    assert messages == ["Lost the broker connection (the broker cannot be reached); reconnecting"]
 
 
 class SendsWhenReady(Receiver):
@@ -306,36 +303,36 @@ class SendsWhenReady(Receiver):
         send_heartbeat(self.capp, WORKER)
 
 
-def test_nothing_is_missed_from_the_moment_it_is_connected(loop: IOLoop, outage: Interruptible) -> None:
-    """Such as the heartbeats that the workers are asked for at that moment."""
+def test_events_are_received_as_soon_as_it_is_connected(loop: IOLoop, outage: Interruptible) -> None:
+    """Workers answer the request for heartbeats immediately."""
     with receiving(loop, Celery(broker=outage.broker.url), SendsWhenReady) as receiver:
-        wait_until(lambda: WORKER in receiver.state.workers, what="the event is taken in")
+        wait_until(lambda: WORKER in receiver.state.workers, what="the event is processed")
 
 
-def test_it_connects_when_the_broker_comes_up_later(loop: IOLoop, outage: Interruptible) -> None:
+def test_the_receiver_connects_when_the_broker_starts_later(loop: IOLoop, outage: Interruptible) -> None:
     outage.stop()
     receiver = new_receiver(loop, Celery(broker=outage.broker.url))
     receiver.start()
     try:
         outage.start()
-        wait_until(lambda: receiver.connected, what="events can arrive")
+        wait_until(lambda: receiver.connected, what="the receiver is connected")
         assert receiver.reconnects == 0
     finally:
         receiver.stop()
         receiver.join()
 
 
-def test_a_broker_that_hangs_does_not_keep_it(loop: IOLoop, outage: Interruptible) -> None:
+def test_a_hanging_broker_does_not_delay_the_end(loop: IOLoop, outage: Interruptible) -> None:
     with receiving(loop, Celery(broker=outage.broker.url)) as receiver, outage.frozen():
         receiver.stop()
-        wait_until(lambda: not receiver.connected, what="it has left")
+        wait_until(lambda: not receiver.connected, what="it has disconnected")
 
 
-def test_real_workers_are_heard(loop: IOLoop, worker: programs.Broker) -> None:
+def test_events_of_real_workers_are_received(loop: IOLoop, worker: programs.Broker) -> None:
     with receiving(loop, Celery(broker=worker.url)) as receiver:
         ids = worker.run_tasks()
         wait_until(lambda: all(receiver.state.tasks.get(uuid) is not None for uuid in ids), what="the tasks are known")
-        wait_until(lambda: [name for name, w in receiver.state.workers.items() if w.alive], what="the worker is alive")
+        wait_until(lambda: [name for name, w in receiver.state.workers.items() if w.alive], what="the worker is online")
 
 
 SCRIPT = """
@@ -358,15 +355,15 @@ print("left")
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
 def test_a_broker_that_hangs_does_not_keep_the_process(scheme: str) -> None:
-    """P10: SIGTERM, then nothing for minutes."""
+    """Stock Flower hangs for minutes after SIGTERM (mher/flower#771)."""
     assert leaves_a_deaf_broker(SCRIPT, scheme) == ("left\n", 0)
 
 
-# What is leaned on
+# Assumptions about Celery and kombu
 
 
-def test_of_celery_and_kombu() -> None:
-    """Where a connection is made, when it is ready, and how workers are woken."""
+def test_celery_and_kombu_internals() -> None:
+    """The methods that `Stream` overrides are called."""
     assert issubclass(EventReceiver, ConsumerMixin)
     assert "with self.establish_connection() as conn" in inspect.getsource(ConsumerMixin.Consumer)
     assert "self.on_consume_ready(" in inspect.getsource(ConsumerMixin.consumer_context)

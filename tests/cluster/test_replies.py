@@ -1,4 +1,4 @@
-"""Replies of workers are valid where they are used, and a malformed one costs no other."""
+"""Validation of worker replies; a malformed reply does not affect others."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from flower_proxy.events.replies import REASONS, InvalidReplyError, is_worker_na
 from tests.support.invalid_replies import INSPECTIONS, Answer, answering_worker
 from tests.support.outage import Interruptible, interruptible
 
-# The oldest kombu calls redis in a way that its newest release for that kombu no longer likes
+# The oldest supported kombu calls a deprecated method of redis-py
 pytestmark = pytest.mark.filterwarnings("ignore:Call to 'get_connection' function:DeprecationWarning")
 
 GOOD, BAD = "good@test", "bad@test"
 TIMEOUT = 1.0  # seconds
 
 
-# One reply
+# Validation
 
 
 @pytest.mark.parametrize("command", INSPECTIONS)
-def test_a_valid_reply_is_unchanged(command: str) -> None:
+def test_valid_replies_are_unchanged(command: str) -> None:
     assert validate_reply(command, copy.deepcopy(INSPECTIONS[command])) == INSPECTIONS[command]
 
 
@@ -81,34 +81,34 @@ def changed(command: str, **fields: Any) -> Any:
         ("pool_grow", None, "invalid"),
     ],
 )
-def test_an_invalid_reply_is_rejected(command: str, reply: Any, reason: str) -> None:
+def test_invalid_replies_are_rejected(command: str, reply: Any, reason: str) -> None:
     with pytest.raises(InvalidReplyError) as rejected:
         validate_reply(command, reply)
     assert rejected.value.reason == reason
 
 
-def test_a_deeply_nested_reply_is_rejected() -> None:
+def test_deeply_nested_replies_are_rejected() -> None:
     nested: list[Any] = []
     for _ in range(1000):
         nested = [nested]
-    with pytest.raises(InvalidReplyError, match="nested in more than 50 levels") as rejected:
+    with pytest.raises(InvalidReplyError, match="more than 50 levels of nesting") as rejected:
         validate_reply("conf", {"x": nested})
     assert rejected.value.reason == "too_large"
 
 
-def test_what_json_cannot_express_becomes_text() -> None:
-    """A task may have any argument, and its worker is valid."""
+def test_values_outside_json_become_strings() -> None:
+    """A task may have any arguments."""
     arguments = [float("nan"), float("-inf"), "\ud800", datetime.date(2020, 1, 2), 2**5000, {5: (1,)}]
     (task,) = validate_reply("reserved", changed("reserved", args=arguments))
     assert task["args"] == ["nan", "-inf", "\\ud800", "2020-01-02", hex(2**5000), {"5": [1]}]
 
 
-def test_the_error_of_a_control_command_is_a_reply() -> None:
+def test_errors_of_control_commands_are_valid_replies() -> None:
     assert validate_reply("pool_grow", {"error": "no such pool"}) == {"error": "no such pool"}
 
 
 @pytest.mark.parametrize(("name", "valid"), [("w@h", True), ("", False), ("\ud800", False), ("w" * 256, False)])
-def test_names_of_workers(name: str, valid: bool) -> None:
+def test_worker_names_are_validated(name: str, valid: bool) -> None:
     assert is_worker_name(name) is valid
 
 
@@ -120,7 +120,7 @@ anything = st.recursive(
 
 
 @given(command=st.sampled_from([*INSPECTIONS, "pool_grow"]), reply=anything)
-def test_any_reply_is_rejected_or_strict_json(command: str, reply: Any) -> None:
+def test_accepted_replies_are_strict_json(command: str, reply: Any) -> None:
     try:
         valid = validate_reply(command, reply)
     except InvalidReplyError:
@@ -156,57 +156,59 @@ MALFORMED = {
     "null": (Answer(None), "malformed"),
     "number": (Answer(5), "malformed"),
     "list": (Answer([{GOOD: {}}]), "malformed"),
-    "text": (Answer("x"), "malformed"),
+    "string": (Answer("x"), "malformed"),
     "not JSON": (Answer(b"{"), "malformed"),
     "not UTF-8": (Answer(b"\xff"), "malformed"),
     "nested": (Answer(b"[" * 200_000), "malformed"),
     "unknown content type": (Answer(b"x", {"content_type": "application/x-unknown"}), "malformed"),
     "pickle": (Answer(b"x", {"content_type": "application/x-python-serialize"}), "malformed"),
-    "stranger": (Answer({"stranger@test": {}}), "unknown_worker"),
+    "unknown worker": (Answer({"unknown@test": {}}), "unknown_worker"),
     "no reply": (Answer({BAD: None}), "invalid"),
     "huge": (Answer({BAD: "x" * 2**20}), "too_large"),
 }
 
 
 @pytest.mark.parametrize(("bad", "reason"), MALFORMED.values(), ids=MALFORMED)
-def test_a_malformed_reply_costs_no_other(
+def test_malformed_replies_do_not_affect_others(
     capp: Celery, rejections: Rejections, monkeypatch: pytest.MonkeyPatch, bad: Answer, reason: str
 ) -> None:
     monkeypatch.setattr(control, "MAX_REPLY", 2**20)
 
     def answers(command: str) -> list[Answer]:
-        # More malformed ones than there are workers
+        # More malformed replies than workers
         return [bad, bad, bad, answer(GOOD, command), answer(BAD, command)]
 
     with answering_worker(capp.conf.broker_url, GOOD, answers), connected(capp) as connection:
         mailbox = mailbox_of(capp, connection)
         for _ in range(2):
-            told = ask(mailbox, "stats", destination=[GOOD, BAD], timeout=TIMEOUT, rejections=rejections)
-            assert told == {GOOD: INSPECTIONS["stats"], BAD: INSPECTIONS["stats"]}
+            replies = ask(mailbox, "stats", destination=[GOOD, BAD], timeout=TIMEOUT, rejections=rejections)
+            assert replies == {GOOD: INSPECTIONS["stats"], BAD: INSPECTIONS["stats"]}
     assert rejections.counts == {**dict.fromkeys(REASONS, 0), reason: 6}
 
 
-def test_the_good_reply_after_an_invalid_one_of_the_same_name_counts(capp: Celery, rejections: Rejections) -> None:
+def test_a_valid_reply_after_an_invalid_one_of_the_same_worker_is_accepted(
+    capp: Celery, rejections: Rejections
+) -> None:
     def answers(command: str) -> list[Answer]:
         return [Answer({GOOD: "x"}), answer(GOOD, command)]
 
     with answering_worker(capp.conf.broker_url, GOOD, answers), connected(capp) as connection:
-        told = ask(mailbox_of(capp, connection), "conf", destination=[GOOD], timeout=TIMEOUT, rejections=rejections)
-    assert told == {GOOD: INSPECTIONS["conf"]}
+        replies = ask(mailbox_of(capp, connection), "conf", destination=[GOOD], timeout=TIMEOUT, rejections=rejections)
+    assert replies == {GOOD: INSPECTIONS["conf"]}
 
 
-def test_a_late_reply_is_ignored(capp: Celery, rejections: Rejections) -> None:
-    late = Answer({GOOD: {}}, {"headers": {"ticket": "of another question"}})
+def test_late_replies_are_ignored(capp: Celery, rejections: Rejections) -> None:
+    late = Answer({GOOD: {}}, {"headers": {"ticket": "of another command"}})
     with (
         answering_worker(capp.conf.broker_url, GOOD, lambda command: [late, answer(GOOD, command)]),
         connected(capp) as connection,
     ):
-        told = ask(mailbox_of(capp, connection), "stats", destination=[GOOD], timeout=TIMEOUT, rejections=rejections)
-    assert told == {GOOD: INSPECTIONS["stats"]}
+        replies = ask(mailbox_of(capp, connection), "stats", destination=[GOOD], timeout=TIMEOUT, rejections=rejections)
+    assert replies == {GOOD: INSPECTIONS["stats"]}
     assert not any(rejections.counts.values())
 
 
-def test_a_flood_of_malformed_replies_ends_with_the_timeout(capp: Celery, rejections: Rejections) -> None:
+def test_the_timeout_ends_a_flood_of_malformed_replies(capp: Celery, rejections: Rejections) -> None:
     ended = threading.Event()
 
     def answers(command: str) -> Iterator[Answer]:
@@ -216,51 +218,51 @@ def test_a_flood_of_malformed_replies_ends_with_the_timeout(capp: Celery, reject
 
     with answering_worker(capp.conf.broker_url, GOOD, answers), connected(capp) as connection:
         try:
-            told = ask(mailbox_of(capp, connection), "conf", destination=None, timeout=TIMEOUT, rejections=rejections)
+            replies = ask(
+                mailbox_of(capp, connection), "conf", destination=None, timeout=TIMEOUT, rejections=rejections
+            )
         finally:
             ended.set()
-    assert told == {GOOD: INSPECTIONS["conf"]}
+    assert replies == {GOOD: INSPECTIONS["conf"]}
     assert rejections.counts["malformed"] > 1
 
 
-def test_all_replies_together_are_bounded(
+def test_the_total_size_of_replies_is_limited(
     capp: Celery, rejections: Rejections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(control, "MAX_REPLIES", 1000)
-    replies = [Answer({f"w{number}@test": {"x": "y" * 400}}) for number in range(3)]
-    with answering_worker(capp.conf.broker_url, GOOD, lambda _: replies), connected(capp) as connection:
-        told = ask(mailbox_of(capp, connection), "conf", destination=None, timeout=TIMEOUT, rejections=rejections)
-    assert list(told) == ["w0@test", "w1@test"]
+    answers = [Answer({f"w{number}@test": {"x": "y" * 400}}) for number in range(3)]
+    with answering_worker(capp.conf.broker_url, GOOD, lambda _: answers), connected(capp) as connection:
+        replies = ask(mailbox_of(capp, connection), "conf", destination=None, timeout=TIMEOUT, rejections=rejections)
+    assert list(replies) == ["w0@test", "w1@test"]
     assert rejections.counts["too_large"] == 1
 
 
-# As Flower asks
+# Control of the Celery application
 
 
 @pytest.fixture
 def checked(capp: Celery, rejections: Rejections) -> CheckedCelery:
-    """The application as Flower gets it; two workers may be kept, and one is known by its events."""
+    """The application for Flower, with at most two workers, one of which is known by its events."""
     return CheckedCelery(capp, Inspected(2, GOOD.__eq__), rejections)
 
 
-def test_no_more_names_are_accepted_than_workers_are_kept(
-    capp: Celery, checked: CheckedCelery, rejections: Rejections
-) -> None:
-    strangers = Answer({"error": {}, "\ud800": {}, **{f"w{number}@test": {} for number in range(10_000)}})
-    with answering_worker(capp.conf.broker_url, GOOD, lambda command: [strangers, answer(GOOD, command)]):
-        told = checked.control.inspect(timeout=TIMEOUT).conf()
-    assert list(told) == ["w0@test", "w1@test", GOOD]
+def test_the_number_of_unknown_workers_is_limited(capp: Celery, checked: CheckedCelery, rejections: Rejections) -> None:
+    unknown = Answer({"error": {}, "\ud800": {}, **{f"w{number}@test": {} for number in range(10_000)}})
+    with answering_worker(capp.conf.broker_url, GOOD, lambda command: [unknown, answer(GOOD, command)]):
+        replies = checked.control.inspect(timeout=TIMEOUT).conf()
+    assert list(replies) == ["w0@test", "w1@test", GOOD]
     assert rejections.counts["unknown_worker"] == 10_000
 
 
-def test_known_workers_are_kept_when_others_reply() -> None:
+def test_unknown_workers_are_evicted_first() -> None:
     inspected = Inspected(2, GOOD.__eq__)
     for name in (GOOD, "w1@test", "w2@test", "w3@test"):
         inspected[name]["conf"] = {}
     assert list(inspected) == [GOOD, "w3@test"]
 
 
-def test_control_commands_return_valid_replies_only(capp: Celery, checked: CheckedCelery) -> None:
+def test_control_commands_return_only_valid_replies(capp: Celery, checked: CheckedCelery) -> None:
     replies = [Answer({GOOD: "ok"}), Answer({BAD: {"ok": "x"}}), Answer(None)]
     with answering_worker(capp.conf.broker_url, GOOD, lambda _: replies):
         assert checked.control.pool_grow(n=1, reply=True, destination=[GOOD]) == []
@@ -268,7 +270,7 @@ def test_control_commands_return_valid_replies_only(capp: Celery, checked: Check
         assert checked.control.pool_grow(n=1, reply=True, destination=[GOOD]) == [{GOOD: {"ok": "grown"}}]
 
 
-def test_commands_without_reply_are_sent(capp: Celery, checked: CheckedCelery) -> None:
+def test_broadcasts_without_reply_are_sent(capp: Celery, checked: CheckedCelery) -> None:
     asked: list[str] = []
 
     def answers(command: str) -> list[Answer]:
@@ -281,17 +283,17 @@ def test_commands_without_reply_are_sent(capp: Celery, checked: CheckedCelery) -
     assert asked == ["shutdown", "stats"]
 
 
-# What is logged
+# Log
 
 
 @pytest.mark.parametrize(
     ("broker", "line"),
     [
         ("redis://127.0.0.1:1/0", "Failed to inspect workers: the broker cannot be reached"),
-        ("memory://localhost/", "No worker replied within 0.1 s: none is running, or increase --inspect_timeout"),
+        ("memory://localhost/", "No worker replied within 0.1 s; start a worker or increase --inspect_timeout"),
     ],
 )
-def test_failed_inspections_are_one_log_line_with_the_cause(
+def test_failed_inspections_are_logged_once_with_the_cause(
     rejections: Rejections, caplog: pytest.LogCaptureFixture, broker: str, line: str
 ) -> None:
     capp = Celery(broker=broker, set_as_current=False)

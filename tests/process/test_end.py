@@ -271,7 +271,7 @@ def test_a_full_disk_is_logged_once_and_the_state_is_kept_in_memory(project: Pro
     failures = project.lines("Failed to save")
     assert len(failures) == 3
     assert ["keeping it in memory" in line for line in failures] == [True, True, False]
-    assert failures[-1].endswith("; what is new is lost")
+    assert failures[-1].endswith("; changes since the last save are lost")
     assert "Traceback" not in project.log.read_text()
     assert sorted(project.saved()) == sorted(TASKS)
     assert not list(project.folder.glob("flower.sav*"))

@@ -134,7 +134,7 @@ def test_fields_of_replies_used_by_the_worker_page() -> None:
     assert read == {
         r"worker": {"name", "stats"},
         r"worker\['stats'\]": {"autoscaler", "total", "rusage"},
-        r"queue": set(replies._OF_QUEUE),
+        r"queue": set(replies._QUEUE_FIELDS),
         r"task": {"name", "id", "acknowledged", "worker_pid", "request", "args", "kwargs"},
         r"task\['request'\]": {"name", "id", "args", "kwargs"},
     }

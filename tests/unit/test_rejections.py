@@ -1,4 +1,4 @@
-"""The counts and log lines of what is rejected."""
+"""Counters and log lines of rejected input."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flower_proxy.events.rejections import Rejections
 REASONS = ("no type", "not a number")
 
 
-def test_every_reason_is_counted_from_zero() -> None:
+def test_counters_of_all_reasons_start_at_zero() -> None:
     rejections = Rejections("an event", REASONS)
     assert rejections.counts == {"no type": 0, "not a number": 0}
     rejections.count("no type", "")
@@ -19,12 +19,12 @@ def test_every_reason_is_counted_from_zero() -> None:
     assert rejections.counts == {"no type": 2, "not a number": 0}
 
 
-def test_an_unknown_reason_is_refused() -> None:
+def test_unknown_reasons_raise_an_error() -> None:
     with pytest.raises(KeyError):
-        Rejections("an event", REASONS).count("anything", "")
+        Rejections("an event", REASONS).count("unknown", "")
 
 
-def test_each_reason_is_logged_at_most_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
+def test_each_reason_is_logged_at_most_once_per_minute(caplog: pytest.LogCaptureFixture) -> None:
     now = [1000.0]
     rejections = Rejections("an event", REASONS, clock=lambda: now[0])
     for seconds, reason in ((0, "no type"), (1, "no type"), (2, "not a number"), (59, "no type"), (60, "no type")):
@@ -46,7 +46,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("detail", HOSTILE.values(), ids=HOSTILE)
-def test_a_log_line_is_one_short_line_of_text(caplog: pytest.LogCaptureFixture, detail: str) -> None:
+def test_untrusted_details_are_escaped_and_truncated_in_the_log(caplog: pytest.LogCaptureFixture, detail: str) -> None:
     Rejections("an event", REASONS).count("no type", detail)
     (line,) = caplog.messages
     line.encode()
@@ -54,7 +54,7 @@ def test_a_log_line_is_one_short_line_of_text(caplog: pytest.LogCaptureFixture, 
     assert len(line) < 1000
 
 
-def test_threads_lose_no_count() -> None:
+def test_counting_is_thread_safe() -> None:
     rejections = Rejections("an event", REASONS)
 
     def count() -> None:

@@ -1,4 +1,4 @@
-"""A saved state is validated as events are: what is invalid is left behind, and only that."""
+"""Validation of saved states."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from flower_proxy.events.state import State
 from tests.support.events import BASE, EVENTS, HOSTILE, values
 
 GOOD = "good@host"
-# Celery cannot save a task with any value of these
+# Celery cannot save tasks with arbitrary values of the excluded fields
 FIELDS = sorted(set(Task._fields) - {"children", "parent_id", "root_id"})
 
 
 def stock_state() -> EventsState:
-    """Return a state of stock Flower, with two workers and a task of each."""
+    """Return a state of stock Flower with two workers, each with one task."""
     state = EventsState(max_tasks_in_memory=10)
     for number, name in enumerate((GOOD, "w1@host")):
         for event in (*EVENTS[:2], *EVENTS[3:7]):
@@ -43,7 +43,7 @@ def restored(state: EventsState) -> tuple[State, list[str]]:
     return after, saved.invalid
 
 
-def test_a_state_of_stock_flower_is_restored() -> None:
+def test_the_state_of_stock_flower_is_restored() -> None:
     before = stock_state()
     after, invalid = restored(before)
     assert invalid == []
@@ -75,7 +75,7 @@ def set_field(name: str) -> Callable[[EventsState, Any], None]:
 @pytest.mark.parametrize(
     "change", [set_attribute("freq"), set_attribute("active"), set_attribute("clock"), set_heartbeats], ids=range(4)
 )
-def test_a_worker_that_is_invalid_is_left_behind(change: Callable[[EventsState, Any], None], value: Any) -> None:
+def test_invalid_workers_are_skipped(change: Callable[[EventsState, Any], None], value: Any) -> None:
     state = stock_state()
     change(state, value)
     after, invalid = restored(state)
@@ -83,14 +83,14 @@ def test_a_worker_that_is_invalid_is_left_behind(change: Callable[[EventsState, 
         assert invalid == []
         return
     assert list(after.workers) == [GOOD]
-    # Its task refers to it
+    # The task of the invalid worker refers to it
     assert list(after.tasks) == ["id-0"]
     assert len(invalid) == 2
 
 
 @pytest.mark.parametrize("name", ["uuid", "name", "state", "received", "clock", "timestamp", "runtime", "worker"])
 @pytest.mark.parametrize("value", [["x"], {"a": 1}, -(10**400), b"x"], ids=lambda value: f"{value!r:.9}")
-def test_a_task_that_is_invalid_is_left_behind(name: str, value: Any) -> None:
+def test_invalid_tasks_are_skipped(name: str, value: Any) -> None:
     state = stock_state()
     set_field(name)(state, value)
     after, invalid = restored(state)
@@ -102,7 +102,9 @@ def test_a_task_that_is_invalid_is_left_behind(name: str, value: Any) -> None:
     fields=st.dictionaries(st.sampled_from(FIELDS), values()),
     attributes=st.dictionaries(st.sampled_from(Worker._fields), values()),
 )
-def test_no_value_keeps_the_rest_from_being_restored(fields: dict[str, Any], attributes: dict[str, Any]) -> None:
+def test_valid_workers_and_tasks_are_restored_next_to_any_values(
+    fields: dict[str, Any], attributes: dict[str, Any]
+) -> None:
     state = stock_state()
     for name, value in fields.items():
         set_field(name)(state, value)
@@ -117,20 +119,20 @@ def test_no_value_keeps_the_rest_from_being_restored(fields: dict[str, Any], att
 
 
 @pytest.mark.parametrize("counter", [{GOOD: "x"}, {GOOD: {5: "x"}}, {5: {}}, {GOOD: {"worker-online": "x"}}], ids=repr)
-def test_counts_that_are_invalid_are_left_behind(counter: dict[Any, Any]) -> None:
+def test_invalid_counts_are_skipped(counter: dict[Any, Any]) -> None:
     state = State(max_tasks_in_memory=10)
     state.restore(SavedState(pickle.dumps(stock_state()), counter))
     assert state.counter[GOOD] == {}
 
 
 @pytest.mark.parametrize("value", HOSTILE[:4], ids=repr)
-def test_other_values_are_no_state(value: Any) -> None:
-    with pytest.raises(TypeError, match="it contains a"):
+def test_other_values_are_rejected(value: Any) -> None:
+    with pytest.raises(TypeError, match="expected a state, got "):
         SavedState(pickle.dumps(value), {})
 
 
-def test_what_was_left_behind_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """As Flower saved it: one worker with an invalid heartbeat used to cost the whole state at each start."""
+def test_skipped_workers_and_tasks_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """In stock Flower, one worker with an invalid heartbeat makes the whole state unloadable."""
     path, state = str(tmp_path / "flower"), stock_state()
     set_heartbeats(state, "x")
     with shelve.open(path) as shelf:
@@ -141,6 +143,6 @@ def test_what_was_left_behind_is_logged(tmp_path: Path, caplog: pytest.LogCaptur
     assert list(receiver.state.workers) == [GOOD]
     assert receiver.state.counter[GOOD]["worker-online"] == 1
     (message,) = (record.message for record in caplog.records if record.name == "flower_proxy.events.receiver")
-    assert message.startswith(f"Left 2 invalid workers and tasks of {path!r} behind; the first is 'a worker: ")
+    assert message.startswith(f"Skipped 2 invalid workers and tasks in {path!r}; the first is 'a worker: ")
     receiver.release()
     loop.close()

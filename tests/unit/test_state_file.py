@@ -1,4 +1,4 @@
-"""The file of the state: locked, private, and replaced as a whole, or not at all."""
+"""State file: locking, file modes and atomic replacement."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from flower_proxy.events.state_file import StateFile, StateFileError
 from tests.support.processes import PROJECT
 from tests.support.states import private, state_with
 
-# Python may have been built without the extensions, and has dbm.sqlite3 from 3.13 on
+# Python may be built without the extensions; dbm.sqlite3 exists since 3.13
 EXTENSIONS = {"dumb": "dbm.dumb", "gnu": "_gdbm", "ndbm": "_dbm", "sqlite3": "dbm.sqlite3"}
 AVAILABLE = [name for name, module in EXTENSIONS.items() if importlib.util.find_spec(module)]
 
 
 @pytest.fixture(autouse=True)
 def open_folder(tmp_path: Path) -> None:
-    """Let others into the folder, so that the modes of the files count."""
+    """Make the folder accessible to other users, so that the modes of the files matter."""
     tmp_path.chmod(0o755)
 
 
@@ -41,7 +41,7 @@ def tasks(state: object) -> list[str]:
 
 
 def output(program: str, *arguments: str) -> object:
-    """Run a program in a Python of its own, since audit hooks and forked processes stay; return the JSON it prints."""
+    """Run a program in a new Python process, since audit hooks cannot be removed; return the JSON that it prints."""
     command = [sys.executable, "-c", program, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, timeout=120)
     assert done.returncode == 0, done.stderr
@@ -95,7 +95,7 @@ print(json.dumps(found))
 
 
 @pytest.mark.parametrize("backend", AVAILABLE)
-def test_a_process_killed_at_any_moment_leaves_the_old_or_the_new_state(backend: str, tmp_path: Path) -> None:
+def test_saving_is_atomic_when_the_process_is_killed(backend: str, tmp_path: Path) -> None:
     found = output(ANY_MOMENT, str(tmp_path / "flower"), backend)
     assert isinstance(found, list)
     assert found[0] == [9, ["old"]]
@@ -129,14 +129,14 @@ print(json.dumps(sorted(seen)))
 
 @pytest.mark.parametrize("umask", [0o022, 0])
 @pytest.mark.parametrize("backend", AVAILABLE)
-def test_nobody_else_can_read_a_file_at_any_moment(backend: str, umask: int, tmp_path: Path) -> None:
+def test_files_are_never_readable_by_other_users(backend: str, umask: int, tmp_path: Path) -> None:
     seen = output(PRIVATE, str(tmp_path / "flower"), backend, str(umask))
     assert isinstance(seen, list)
     assert {name.partition("/")[0] for name, _ in seen} >= {"flower.lock", "flower.saving", "flower.saved"}
     assert [name for name, is_private in seen if not is_private] == []
 
 
-def test_files_of_stock_flower_become_private_when_they_are_loaded(file: StateFile, tmp_path: Path) -> None:
+def test_loading_restricts_the_mode_of_files_of_stock_flower(file: StateFile, tmp_path: Path) -> None:
     file.save(state_with("task"))
     kept = [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
     for path in kept:
@@ -145,9 +145,7 @@ def test_files_of_stock_flower_become_private_when_they_are_loaded(file: StateFi
     assert all(map(private, kept))
 
 
-def test_files_without_a_state_are_moved_aside(
-    file: StateFile, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_corrupt_files_are_renamed(file: StateFile, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file.save(state_with("task"))
     kept = [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
     for path in kept:
@@ -160,8 +158,8 @@ def test_files_without_a_state_are_moved_aside(
     assert message.startswith(f"Failed to load the state from {file.path!r}")
 
 
-def test_files_of_another_backend_do_not_outlive_a_save(file: StateFile, tmp_path: Path) -> None:
-    """Such as those of a Python that was updated: the old state would be loaded for ever."""
+def test_saving_removes_files_of_other_backends(file: StateFile, tmp_path: Path) -> None:
+    """After an update of Python, the old state would be loaded at each start."""
     stale = tmp_path / "flower.pag"
     stale.touch()
     assert file.save(state_with("task"))
@@ -169,39 +167,39 @@ def test_files_of_another_backend_do_not_outlive_a_save(file: StateFile, tmp_pat
     assert tasks(file.load()) == ["task"]
 
 
-def test_a_folder_that_cannot_be_written_to_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_an_inaccessible_folder_is_reported_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(StateFileError, match=r"\A--db: cannot open '.*/nowhere/flower\.lock': No such file.*\Z"):
         StateFile(str(tmp_path / "nowhere" / "flower"))
 
 
-def test_a_lock_file_that_is_a_link_is_refused(tmp_path: Path) -> None:
+def test_lock_files_that_are_symbolic_links_are_refused(tmp_path: Path) -> None:
     (tmp_path / "flower.lock").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StateFileError, match="--db: cannot open"):
         StateFile(str(tmp_path / "flower"))
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_a_save_that_takes_long_for_its_interval_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_slow_saves_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = StateFile(str(tmp_path / "flower"), interval=1e-9)
     assert file.save(state_with("task"))
     file.release()
     assert [message.partition(" took ")[0] for message in caplog.messages] == ["Saving the state"]
 
 
-def test_a_save_of_another_user_is_refused(file: StateFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_other_users_are_not_loaded(file: StateFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unpickling runs code."""
     (tmp_path / "flower.saved").mkdir()
     user = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: user + 1)
-    with pytest.raises(StateFileError, match=r"another user made '.*/flower\.saved'; remove it"):
+    with pytest.raises(StateFileError, match=r"another user owns '.*/flower\.saved'; remove it"):
         file.load()
     assert not file.save(state_with("task"))
 
 
-# Its lock
+# Locking
 
 
-def test_a_second_one_is_refused_until_the_first_is_released(file: StateFile) -> None:
+def test_locking_fails_until_the_lock_is_released(file: StateFile) -> None:
     with pytest.raises(StateFileError, match=r"--db: another process uses '.*'; stop it, or choose another file"):
         StateFile(file.path)
     file.release()
@@ -212,7 +210,7 @@ def test_a_second_one_is_refused_until_the_first_is_released(file: StateFile) ->
     second.release()
 
 
-def test_links_lead_to_the_same_lock(file: StateFile, tmp_path: Path) -> None:
+def test_symbolic_links_share_the_lock_of_their_target(file: StateFile, tmp_path: Path) -> None:
     for name, target in {"folder": tmp_path, "link": Path(file.path)}.items():
         (tmp_path / name).symlink_to(target)
     for path in (tmp_path / "folder" / "flower", tmp_path / "link"):
@@ -220,7 +218,7 @@ def test_links_lead_to_the_same_lock(file: StateFile, tmp_path: Path) -> None:
             StateFile(str(path))
 
 
-def test_one_that_is_thrown_away_releases_its_lock(tmp_path: Path) -> None:
+def test_garbage_collection_releases_the_lock(tmp_path: Path) -> None:
     StateFile(str(tmp_path / "flower"))
     StateFile(str(tmp_path / "flower")).release()
 
@@ -239,7 +237,7 @@ def is_locked():
 file = StateFile(sys.argv[1])
 ended, end = os.pipe()
 if not (first := os.fork()):
-    sys.exit()  # with all that Python does at the end
+    sys.exit()  # runs the finalizers
 os.waitpid(first, 0)
 after_child = is_locked()
 if not (second := os.fork()):
@@ -258,6 +256,6 @@ def test_forked_children_neither_release_nor_keep_the_lock(tmp_path: Path) -> No
     assert output(FORKED, str(tmp_path / "flower")) == [True, False]
 
 
-def test_a_lock_file_left_behind_does_not_matter(tmp_path: Path) -> None:
+def test_stale_lock_files_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "flower.lock").touch()
     StateFile(str(tmp_path / "flower")).release()

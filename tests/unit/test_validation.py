@@ -1,4 +1,4 @@
-"""Events are validated once: invalid ones are rejected, and valid ones pass unchanged."""
+"""Validation of events."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_valid_events_pass_unchanged(event: dict[str, Any]) -> None:
     ],
     ids=str,
 )
-def test_these_pass_too(change: dict[str, Any]) -> None:
+def test_unusual_valid_events_pass_unchanged(change: dict[str, Any]) -> None:
     event = {**HEARTBEAT, **change}
     assert repr(validate(event)) == repr(event)
 
@@ -59,7 +59,7 @@ def test_events_without_a_required_field_are_rejected(missing: str) -> None:
 
 
 @pytest.mark.parametrize("message", [None, True, 0, 1.5, "worker-heartbeat", [], [HEARTBEAT], b"{}"], ids=repr)
-def test_other_values_than_objects_are_no_events(message: object) -> None:
+def test_messages_other_than_objects_are_rejected(message: object) -> None:
     assert reason_of(message) == "not_an_event"
 
 
@@ -105,7 +105,7 @@ def test_other_values_than_objects_are_no_events(message: object) -> None:
     ],
     ids=lambda value: f"{value!r:.60}",
 )
-def test_what_would_break_a_reader_is_rejected(event: dict[str, Any], change: dict[str, Any], reason: str) -> None:
+def test_invalid_fields_are_rejected(event: dict[str, Any], change: dict[str, Any], reason: str) -> None:
     assert reason_of({**event, **change}) == reason
     assert reason in REASONS
 
@@ -114,22 +114,22 @@ def test_what_would_break_a_reader_is_rejected(event: dict[str, Any], change: di
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        pytest.param("x" * MAX_PAYLOAD, "x" * MAX_PAYLOAD, id="as long as can be"),
+        pytest.param("x" * MAX_PAYLOAD, "x" * MAX_PAYLOAD, id="maximum length"),
         pytest.param("x" * (MAX_PAYLOAD + 1), "x" * (MAX_PAYLOAD - 3) + "…", id="ascii"),
-        pytest.param("é" * MAX_PAYLOAD, "é" * (MAX_PAYLOAD // 2 - 2) + "…", id="two bytes a character"),
+        pytest.param("é" * MAX_PAYLOAD, "é" * (MAX_PAYLOAD // 2 - 2) + "…", id="two-byte characters"),
         pytest.param("a\ud800", "a?", id="surrogate"),
         pytest.param(None, None, id="none"),
-        pytest.param([1, {"a": None}], "[1, {'a': None}]", id="no text"),
+        pytest.param([1, {"a": None}], "[1, {'a': None}]", id="not a string"),
     ],
 )
-def test_payloads_are_cut(field: str, value: Any, expected: str | None) -> None:
-    cut = validate({**RECEIVED, field: value})[field]
-    assert cut == expected
-    assert cut is None or len(cut.encode()) <= MAX_PAYLOAD
+def test_payloads_are_truncated(field: str, value: Any, expected: str | None) -> None:
+    truncated = validate({**RECEIVED, field: value})[field]
+    assert truncated == expected
+    assert truncated is None or len(truncated.encode()) <= MAX_PAYLOAD
 
 
-def test_fields_of_custom_groups_are_left_alone() -> None:
-    """Only the common fields of such an event are read."""
+def test_custom_event_types_pass_unchanged() -> None:
+    """Only their common fields are read."""
     event = {**BASE, "type": "deploy-finished", "freq": "x", "children": "x", "_private": 1}
     assert validate(event) == event
 
@@ -149,12 +149,12 @@ def validated(message: Any) -> dict[str, Any] | None:
 
 @settings(max_examples=1000, deadline=None)
 @given(event=hostile_events())
-def test_fields_that_are_shown_can_be_written_as_json(event: dict[str, Any]) -> None:
+def test_displayed_fields_of_valid_events_are_serializable(event: dict[str, Any]) -> None:
     valid = validated(event)
     if valid is None:
         return
     shown = {"task": Task._fields, "worker": Worker._fields}.get(valid["type"].partition("-")[0], ())
-    # What a worker sends as heartbeats is not set
+    # The state ignores a field of this name
     shown = {*shown, *BASE, "type"} - {"heartbeats"}
     fields = {name: value for name, value in valid.items() if name in shown}
     json.dumps(fields, allow_nan=False, ensure_ascii=False).encode()
@@ -162,5 +162,5 @@ def test_fields_that_are_shown_can_be_written_as_json(event: dict[str, Any]) -> 
 
 @settings(max_examples=300, deadline=None)
 @given(value=values())
-def test_any_value_is_an_event_or_rejected(value: Any) -> None:
+def test_any_value_is_accepted_or_rejected(value: Any) -> None:
     validated(value)

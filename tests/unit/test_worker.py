@@ -1,4 +1,4 @@
-"""A worker is online, and was last heard, by our monotonic clock: no wall clock has a say, neither its own nor ours."""
+"""Online status and last event of workers, which depend on the local monotonic clock only."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from flower_proxy.events.worker import Worker
 from tests.support.states import restored
 
 NAME, HOUR = "w1@host", 3600
-FREQUENCY = 2.0  # seconds; a worker that is silent for twice as long is offline
+FREQUENCY = 2.0  # seconds; a worker without events for twice as long is offline
 
 
 @dataclass
 class Clocks:
-    """Ours, as `time`."""
+    """Local clocks, in place of the module `time`."""
 
     wall: float = 1_000_000.0
     uptime: float = 500.0
@@ -60,7 +60,7 @@ def send(state: State, clocks: Clocks, kind: str = "worker-heartbeat", *, ahead:
 
 
 @pytest.mark.parametrize("step", [HOUR, -HOUR])
-def test_a_step_of_our_clock_changes_nothing(step: float, state: State, clocks: Clocks) -> None:
+def test_a_step_of_the_local_clock_does_not_change_the_status(step: float, state: State, clocks: Clocks) -> None:
     worker = send(state, clocks)
     clocks.pass_(1)
     clocks.wall += step
@@ -75,7 +75,9 @@ def test_a_step_of_our_clock_changes_nothing(step: float, state: State, clocks: 
 
 
 @pytest.mark.parametrize("step", [HOUR, -HOUR])
-def test_a_step_while_an_event_waits_changes_nothing(step: float, state: State, clocks: Clocks) -> None:
+def test_a_clock_step_while_an_event_waits_does_not_change_the_status(
+    step: float, state: State, clocks: Clocks
+) -> None:
     worker = send(state, clocks)
     received = clocks.wall
     clocks.pass_(1)
@@ -86,7 +88,7 @@ def test_a_step_while_an_event_waits_changes_nothing(step: float, state: State, 
 
 @pytest.mark.parametrize("ahead", [HOUR, -HOUR])
 @pytest.mark.parametrize("kind", ["worker-heartbeat", "task-received"])
-def test_the_clock_of_the_worker_does_not_count(ahead: float, kind: str, state: State, clocks: Clocks) -> None:
+def test_the_clock_of_the_worker_is_ignored(ahead: float, kind: str, state: State, clocks: Clocks) -> None:
     worker = send(state, clocks)
     clocks.pass_(3)
     send(state, clocks, kind, uuid="1", name="add", ahead=ahead)
@@ -98,7 +100,7 @@ def test_the_clock_of_the_worker_does_not_count(ahead: float, kind: str, state: 
 
 
 @pytest.mark.parametrize("ahead", [HOUR, -HOUR])
-def test_a_worker_that_stops_was_heard_then(ahead: float, state: State, clocks: Clocks) -> None:
+def test_a_shutdown_is_the_last_event(ahead: float, state: State, clocks: Clocks) -> None:
     worker = send(state, clocks)
     send(state, clocks, "worker-offline", ahead=ahead)
     assert not worker.alive
@@ -109,26 +111,28 @@ def test_a_worker_that_stops_was_heard_then(ahead: float, state: State, clocks: 
     assert worker.alive
 
 
-def test_an_event_that_is_handled_late_was_received_before(state: State, clocks: Clocks) -> None:
+def test_the_time_of_reception_counts_when_processing_is_delayed(state: State, clocks: Clocks) -> None:
     worker = send(state, clocks, local_received=clocks.wall - 60)
     assert not worker.alive
     assert worker.heartbeats == [clocks.wall - 60]
 
 
-def test_a_worker_that_was_never_heard_is_offline() -> None:
+def test_a_worker_without_events_is_offline() -> None:
     worker = Worker(NAME)
     assert (worker.alive, worker.heartbeats, worker.timestamp) == (False, [], None)
 
 
-def test_how_far_its_clock_is_ahead(state: State, clocks: Clocks) -> None:
+def test_clock_skew_is_measured_by_worker_events(state: State, clocks: Clocks) -> None:
     worker = send(state, clocks, "task-received", uuid="1", name="add", ahead=50)
-    # Workers keep events of tasks back for a moment
+    # Workers buffer task events
     assert worker.ahead is None
     assert send(state, clocks, ahead=-7.5).ahead == -7.5
 
 
-def test_an_event_sets_what_it_is_meant_to_and_nothing_else(state: State, clocks: Clocks) -> None:
-    attributes: dict[str, Any] = dict.fromkeys(("heartbeats", "expire_window", "alive", "event", "id", "_heard"), "x")
+def test_events_set_only_documented_fields(state: State, clocks: Clocks) -> None:
+    attributes: dict[str, Any] = dict.fromkeys(
+        ("heartbeats", "expire_window", "alive", "event", "id", "_last_event"), "x"
+    )
     worker = send(state, clocks, active=3, processed=7, sw_ver="5.7.0", loadavg=[1, 2, 3], pid=17, **attributes)
     assert (worker.active, worker.processed, worker.sw_ver) == (3, 7, "5.7.0")
     assert (worker.loadavg, worker.pid, worker.freq) == ([1, 2, 3], 17, FREQUENCY)
@@ -137,20 +141,20 @@ def test_an_event_sets_what_it_is_meant_to_and_nothing_else(state: State, clocks
     assert send(state, clocks).alive
 
 
-# What is saved
+# Persistence
 
 
 @pytest.mark.parametrize("last", ["worker-heartbeat", "worker-offline"])
-def test_a_worker_is_saved_as_celerys_and_restored(last: str, state: State, clocks: Clocks) -> None:
+def test_workers_are_saved_as_celery_workers_and_restored(last: str, state: State, clocks: Clocks) -> None:
     send(state, clocks, "task-received", uuid="1", name="add")
     send(state, clocks, last, active=3)
-    heard = clocks.wall
+    last_event = clocks.wall
     pickled = pickle.dumps(state)
     saved = pickle.loads(pickled)
     assert type(saved) is EventsState
     assert type(saved.workers[NAME]) is celery_state.Worker
-    assert saved.workers[NAME].timestamp == heard
-    # The process ends, and the machine is started anew
+    assert saved.workers[NAME].timestamp == last_event
+    # The machine restarts
     clocks.pass_(60)
     clocks.uptime = 10
     after = State(max_tasks_in_memory=10)
@@ -158,12 +162,12 @@ def test_a_worker_is_saved_as_celerys_and_restored(last: str, state: State, cloc
     worker = after.workers[NAME]
     assert type(worker) is Worker
     assert (worker.active, worker.freq, worker.alive) == (3, FREQUENCY, False)
-    assert (worker.timestamp, worker.heartbeats) == (heard, [] if last == "worker-offline" else [heard])
-    # So that the page of a task tells of the same one
+    assert (worker.timestamp, worker.heartbeats) == (last_event, [] if last == "worker-offline" else [last_event])
+    # The task refers to the same object
     assert after.tasks["1"].worker is worker
 
 
-def test_a_task_keeps_its_worker_though_that_is_forgotten(state: State, clocks: Clocks) -> None:
+def test_tasks_keep_their_evicted_worker(state: State, clocks: Clocks) -> None:
     for uuid in "12":
         send(state, clocks, "task-received", uuid=uuid, name="add")
     state.workers.pop(NAME)
@@ -173,8 +177,8 @@ def test_a_task_keeps_its_worker_though_that_is_forgotten(state: State, clocks: 
     assert after.tasks["1"].worker is after.tasks["2"].worker
 
 
-def test_a_worker_that_celery_has_saved_is_restored(clocks: Clocks) -> None:
-    """Without a timestamp, which Celery does not save."""
+def test_workers_saved_by_celery_are_restored(clocks: Clocks) -> None:
+    """Celery does not save the timestamp."""
     saved = EventsState(max_tasks_in_memory=10)
     now = time.time()
     for name, kind in {"lives": "worker-heartbeat", "stopped": "worker-offline"}.items():
@@ -187,11 +191,11 @@ def test_a_worker_that_celery_has_saved_is_restored(clocks: Clocks) -> None:
     }
 
 
-# What is leaned on
+# Assumptions about Celery
 
 
-def test_of_celery() -> None:
-    """How a worker is made, what it is told, in which order, and what is saved of it."""
+def test_celery_internals() -> None:
+    """Celery constructs, updates and pickles workers as `Worker` expects."""
     source = inspect.getsource(celery_state)
     assert "worker = workers[hostname] = Worker(hostname)" in source
     assert "worker.event(subject, timestamp, local_received, event)" in source
