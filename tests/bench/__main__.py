@@ -1,4 +1,4 @@
-"""``python -m tests.bench`` prints what flower-proxy costs beside stock Flower."""
+"""Entry point of ``python -m tests.bench``, which compares flower-proxy with stock Flower."""
 
 from tests.bench.cost import main
 

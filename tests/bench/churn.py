@@ -1,7 +1,7 @@
-"""The cost of short-lived workers: ``python -m tests.bench.churn``. It asserts nothing.
+"""Benchmark of short-lived workers: ``python -m tests.bench.churn``. It has no assertions.
 
-A week of pods, each of which is a worker with a new name; then a purge. Each case runs in a process of its own: the
-application without network.
+It simulates a week of pods, each a worker with a new name, and then a purge. Each case runs the application in a
+separate process, without network.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from flower_proxy.settings.loader import make_options
 from tests.support.churn import HEARTBEAT, Churn, scraped
 
 MAX_WORKERS, PURGE, SHORT_LIVED = 500, 3, 6000
-HEADINGS = f"{'':>14} {'workers':>8} {'lines':>8} {'scrape, MB':>11} {'RSS, MB':>8} {'CPU us an event':>16}"
+HEADINGS = f"{'':>14} {'workers':>8} {'lines':>8} {'scrape, MB':>11} {'RSS, MB':>8} {'CPU us/event':>16}"
 
 
 def resident() -> float:
@@ -36,7 +36,7 @@ def resident() -> float:
 def report(name: str, app: FlowerProxy, cpu: float) -> None:
     """Print a line below `HEADINGS`.
 
-    :param cpu: microseconds of CPU time an event.
+    :param cpu: microseconds of CPU time per event.
     """
     text = scraped(app)
     lines, size, workers = text.count("\n"), len(text) / 1e6, text.count("\nflower_worker_online{")
@@ -45,9 +45,9 @@ def report(name: str, app: FlowerProxy, cpu: float) -> None:
 
 
 def run(app: FlowerProxy, churn: Churn, workers: int) -> float:
-    """Start and stop workers; purge after each hundred.
+    """Start and stop workers, with a purge after each hundred.
 
-    :returns: microseconds of CPU time an event, purges included.
+    :returns: microseconds of CPU time per event, including purges.
     """
     begin, sent = time.process_time(), churn.sent
     for _ in range(workers // 100):
@@ -57,16 +57,16 @@ def run(app: FlowerProxy, churn: Churn, workers: int) -> float:
 
 
 def week(names: int) -> None:
-    """A week of so many new workers a day, and twenty that stay."""
+    """Simulate a week with `names` new workers per day, and twenty permanent ones."""
     app = application(max_workers=MAX_WORKERS)
     churn = Churn(app.events.process, steady=20)
-    print(f"{names} new workers a day, --max_workers={MAX_WORKERS}\n{HEADINGS}")
+    print(f"{names} new workers per day, --max_workers={MAX_WORKERS}\n{HEADINGS}")
     for day in range(1, 8):
         report(f"day {day}", app, run(app, churn, names))
 
 
 def purge(names: int) -> None:
-    """Short-lived workers at once, before and after they are purged."""
+    """Simulate concurrent short-lived workers, before and after a purge."""
     app = application(max_workers=MAX_WORKERS, purge_offline_workers=PURGE)
     print(f"{names} workers, --max_workers={MAX_WORKERS} --purge_offline_workers={PURGE}\n{HEADINGS}")
     report("at the start", app, 0.0)
@@ -91,7 +91,7 @@ def case(name: str, names: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--names", type=int, default=5000, help="new workers a day")
+    parser.add_argument("--names", type=int, default=5000, help="new workers per day")
     arguments = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     for name, names in (("week", arguments.names), ("purge", SHORT_LIVED)):

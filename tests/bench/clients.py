@@ -1,7 +1,6 @@
-"""What hostile clients cost: ``python -m tests.bench.clients``. It asserts nothing.
+"""Benchmark of hostile clients: ``python -m tests.bench.clients``. It has no assertions.
 
-Stock Flower and ours meet the same clients, each in a process of its own. Memory is the peak above what was there
-before.
+Stock Flower and flower-proxy run in separate processes and serve the same clients. Memory is the increase of the peak.
 """
 
 from __future__ import annotations
@@ -28,13 +27,13 @@ from tests.support.processes import Address, answers, free_port, program, runnin
 from tests.support.programs import COMMANDS
 
 DESCRIPTORS = 1024
-SILENT = 1104
+IDLE = 1104
 BODIES, BODY = 20, 15_000_000
 READERS = SCRAPES = 50
 MEMORY = 1024 * 1024
-# Heads at the limit of Tornado
+# Bytes of headers, up to Tornado's limit
 SIZES = (7_500, 15_000, 30_000, 60_000)
-PATIENCE = 10.0  # seconds
+TIMEOUT = 10.0  # seconds
 
 HOSTILE: dict[str, Callable[[int], str]] = {
     "Forwarded": lambda size: "a=1;" + " " * size + "!",
@@ -56,10 +55,10 @@ def head(path: str, headers: dict[str, str] | None = None) -> bytes:
 
 
 def seconds_of(address: Address, request: bytes) -> float:
-    """Return the seconds until the first byte of the answer, `PATIENCE` if there is none."""
+    """Return the seconds until the first byte of the response, `TIMEOUT` if there is none."""
     begin = time.perf_counter()
     with contextlib.suppress(OSError), contextlib.closing(address.connect()) as connection:
-        connection.settimeout(PATIENCE)
+        connection.settimeout(TIMEOUT)
         connection.sendall(request)
         connection.recv(1)
     return time.perf_counter() - begin
@@ -72,7 +71,7 @@ def growth(name: str, times: list[float]) -> str:
 
 @contextlib.contextmanager
 def limited(kind: str, folder: Path) -> Iterator[tuple[Server, Path]]:
-    """A Flower with `DESCRIPTORS`, and its log."""
+    """Run a Flower with a limit of `DESCRIPTORS` file descriptors; yield it and its log."""
     address, log = Address(free_port()), folder / f"{kind}.log"
     command = [*COMMANDS[kind], "--address=127.0.0.1", f"--port={address.port}"]
     if kind == OURS:
@@ -102,13 +101,13 @@ def measure_parser() -> None:
         with contextlib.suppress(ForwardedHeaderError):
             read_forwarded(headers)
         times.append(time.perf_counter() - begin)
-    print(growth("Forwarded, the parser alone", times))
+    print(growth("Forwarded, parser only", times))
 
 
-def measure_silence(server: Server, log: Path) -> None:
+def measure_idle_connections(server: Server, log: Path) -> None:
     with contextlib.ExitStack() as stack:
         size, lines = log.stat().st_size, len(log.read_text().splitlines())
-        for _ in range(SILENT):
+        for _ in range(IDLE):
             with contextlib.suppress(OSError):
                 stack.callback(server.address.connect().close)
         waited = seconds_of(server.address, head("/healthcheck"))
@@ -116,12 +115,12 @@ def measure_silence(server: Server, log: Path) -> None:
         time.sleep(5)
         share = (server.cpu - cpu) / (time.perf_counter() - begin)
         size, lines = log.stat().st_size - size, len(log.read_text().splitlines()) - lines
-    answered = "no answer" if waited >= PATIENCE else f"answered in {1000 * waited:.1f} ms"
-    print(f"  {SILENT} silent connections: {answered}; log +{lines} lines, {size} bytes; CPU {share:.1%}", flush=True)
+    answered = "no response" if waited >= TIMEOUT else f"response in {1000 * waited:.1f} ms"
+    print(f"  {IDLE} idle connections: {answered}; log +{lines} lines, {size} bytes; CPU {share:.1%}", flush=True)
 
 
 class Peak:
-    """The memory that a server takes beyond what it has at the beginning of the block."""
+    """Increase of a server's peak memory over its current memory."""
 
     def __init__(self, server: Server) -> None:
         self._status = Path(f"/proc/{server.pid}/status")
@@ -136,7 +135,7 @@ class Peak:
 
 
 def small(address: Address) -> socket.socket:
-    """Connect as a client for which the kernel keeps little."""
+    """Connect with a small receive buffer."""
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     connection.settimeout(300)
@@ -166,9 +165,9 @@ def measure_readers(server: Server, path: str) -> None:
         for connection in connections:
             connection.sendall(head(path))
         for connection in connections:
-            # The answers are there
+            # Wait for the start of each response
             connection.recv(1, socket.MSG_PEEK)
-        print(f"  {READERS} that do not read {path}: {peak}", flush=True)
+        print(f"  {READERS} clients that do not read {path}: {peak}", flush=True)
 
 
 def measure_scrapes(server: Server, encoding: str) -> None:
@@ -186,7 +185,9 @@ def measure_scrapes(server: Server, encoding: str) -> None:
     with ThreadPoolExecutor(SCRAPES) as pool:
         sizes = list(pool.map(scrape, range(SCRAPES)))
     seconds = time.perf_counter() - begin
-    print(f"  {SCRAPES} scrapes at once of {max(sizes) / 1e6:.1f} MB ({encoding}): {peak}, {seconds:.1f} s", flush=True)
+    print(
+        f"  {SCRAPES} concurrent scrapes of {max(sizes) / 1e6:.1f} MB ({encoding}): {peak}, {seconds:.1f} s", flush=True
+    )
 
 
 def main() -> None:
@@ -196,10 +197,10 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     measure_parser()
     for kind in arguments.kinds:
-        print(f"{kind}, heads of {', '.join(map(str, SIZES))} bytes", flush=True)
+        print(f"{kind}, headers of {', '.join(map(str, SIZES))} bytes", flush=True)
         with tempfile.TemporaryDirectory() as folder, limited(kind, Path(folder)) as (server, log):
             measure_headers(server)
-            measure_silence(server, log)
+            measure_idle_connections(server, log)
         with served(kind) as server:
             measure_bodies(server)
             for path in ("/static/css/bootstrap.min.css", "/tasks", "/metrics"):

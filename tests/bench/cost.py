@@ -1,7 +1,7 @@
-"""What flower-proxy costs beside stock Flower, in one run: ``python -m tests.bench.cost``. It asserts nothing.
+"""Benchmark of flower-proxy against stock Flower: ``python -m tests.bench.cost``. It has no assertions.
 
-Stock and ours take turns, so that whatever else the machine does meets both. CPU time tells more than the time on the
-clock: it is what the server itself used, in all its threads, without the client and without waiting for a busy machine.
+Both servers are measured alternately, so that the load of the machine affects both. CPU time is more reliable than
+elapsed time: it includes all threads of the server, but neither the client nor waiting for a busy machine.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ START_TARGET, REQUEST_TARGET, MEMORY_TARGET = 1.15, 1.10, 1.15
 PREFIX = "/flower"
 OPTIONS = [f"--url_prefix={PREFIX.strip('/')}", f"--basic_auth={CREDENTIALS}"]
 
-# What a browser and a proxy send along
+# Sent by a browser and a reverse proxy
 HEADERS = {
     **basic(CREDENTIALS),
     "Accept": "*/*",
@@ -43,21 +43,21 @@ HEADERS = {
     "X-Forwarded-Prefix": PREFIX,
 }
 
-# Between two tries at a server that is starting: small beside the time that a start takes
-PAUSE = 0.002  # seconds
-PATIENCE = 60.0  # seconds
+# Small in comparison with the time of a start
+POLL_INTERVAL = 0.002  # seconds
+TIMEOUT = 60.0  # seconds
 
 
 @dataclass(frozen=True)
 class Request:
-    """A request below the prefix; one with a body is a POST."""
+    """Request below the prefix; a POST if it has a body."""
 
     path: str
     body: str | None = None
 
 
 def tasks_data(search: str = "") -> Request:
-    """What the tasks page asks for to fill its table, parameter by parameter as DataTables sends them."""
+    """Return the request of the tasks page for its table, with the parameters of DataTables."""
     names = "name,uuid,state,args,kwargs,result,received,started,runtime,worker,retries,revoked,exception,expires,eta"
     parameters = {"draw": "1", "start": "0", "length": "15", "search[value]": search, "search[regex]": "false"}
     parameters |= {"order[0][column]": "6", "order[0][dir]": "desc"}
@@ -82,57 +82,57 @@ REQUESTS = {
 
 @dataclass(frozen=True)
 class Server:
-    """A Flower in a process of its own."""
+    """Flower in a separate process."""
 
     pid: int
     address: Address
 
     @property
     def cpu(self) -> float:
-        """The CPU seconds that it has used."""
-        # The clock that clock_getcpuclockid(3) names; /proc/PID/stat counts in steps of 10 ms, too coarse for a block
+        """Return its CPU time in seconds."""
+        # The clock of clock_getcpuclockid(3); /proc/PID/stat has a resolution of only 10 ms
         return time.clock_gettime(~self.pid << 3 | 2)
 
     @property
     def memory(self) -> float:
-        """Its resident memory, in MiB."""
+        """Return its resident memory in MiB."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         return int(status.partition("VmRSS:")[2].split()[0]) / 1024
 
     def await_worker(self) -> None:
         flower = Flower(self.address, PREFIX)
-        wait_until(lambda: any(found.get("status") for found in flower.workers()), what="Flower hears the worker")
+        wait_until(lambda: any(found.get("status") for found in flower.workers()), what="the worker is online")
 
 
 @contextlib.contextmanager
 def started(kind: str, broker: Broker, folder: Path) -> Iterator[Server]:
-    """Start a server; the block begins at its first answer."""
+    """Start a server, and wait for its first response."""
     address = Address(free_port())
     command = [sys.executable, *COMMANDS[kind], f"--port={address.port}", "--address=127.0.0.1", *OPTIONS]
-    # Both find byte code, as installed packages do, whatever PYTHONDONTWRITEBYTECODE is here
+    # Enable byte code for both, as for installed packages
     byte_code = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "byte-code")}
     log = folder / f"{kind}.log"
     with running(command, log=log, ready=lambda: True, env={**broker.environment, **byte_code}) as process:
-        await_answer(process, address, log)
+        await_response(process, address, log)
         yield Server(process.pid, address)
 
 
-def await_answer(process: subprocess.Popen[bytes], address: Address, log: Path) -> None:
-    """Wait for the first answer, looking more often than `wait_until` does, because the time is measured."""
-    deadline = time.monotonic() + PATIENCE
+def await_response(process: subprocess.Popen[bytes], address: Address, log: Path) -> None:
+    """Wait for the first response; the time is measured, so the interval is shorter than that of `wait_until`."""
+    deadline = time.monotonic() + TIMEOUT
     while not answers(address, f"{PREFIX}/healthcheck"):
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=PAUSE)
+            process.wait(timeout=POLL_INTERVAL)
         if process.returncode is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"no answer\n{tail(log)}")
+            raise RuntimeError(f"no response\n{tail(log)}")
 
 
 class Client:
-    """One connection that stays open, and keeps cookies as a browser does."""
+    """HTTP client with a persistent connection and cookies."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self._connection = http.client.HTTPConnection("127.0.0.1", server.address.port, timeout=PATIENCE)
+        self._connection = http.client.HTTPConnection("127.0.0.1", server.address.port, timeout=TIMEOUT)
         self._cookies: SimpleCookie = SimpleCookie()
 
     def close(self) -> None:
@@ -150,9 +150,9 @@ class Client:
         return content
 
     def await_tasks(self, number: int) -> None:
-        wait_until(lambda: self._ended_tasks() >= number, what=f"Flower sees {number} tasks end")
+        wait_until(lambda: self._succeeded_tasks() >= number, what=f"{number} tasks have succeeded")
 
-    def _ended_tasks(self) -> int:
+    def _succeeded_tasks(self) -> int:
         return int(json.loads(self.ask(tasks_data("state:SUCCESS")))["recordsFiltered"])
 
     def _headers(self, request: Request) -> dict[str, str]:
@@ -166,7 +166,7 @@ class Client:
 
 @contextlib.contextmanager
 def side_by_side(broker: Broker, folder: Path) -> Iterator[dict[str, Client]]:
-    """Run both at the same time, on the same broker and worker."""
+    """Run both servers on the same broker and worker."""
     with contextlib.ExitStack() as stack:
         servers = {kind: stack.enter_context(started(kind, broker, folder)) for kind in (STOCK, OURS)}
         for server in servers.values():
@@ -175,7 +175,7 @@ def side_by_side(broker: Broker, folder: Path) -> Iterator[dict[str, Client]]:
 
 
 def run_tasks(broker: Broker, clients: Mapping[str, Client], number: int) -> None:
-    """Let the worker run that many tasks, and both see them end."""
+    """Run tasks, and wait until both servers have received their events."""
     with Celery(broker=broker.url) as app:
         for count in range(number):
             app.send_task("server.add", (count, count), ignore_result=True)
@@ -187,16 +187,16 @@ def run_tasks(broker: Broker, clients: Mapping[str, Client], number: int) -> Non
 
 
 def write_byte_code(broker: Broker, folder: Path) -> None:
-    """Start both once: who compiles takes longer to start, and far more memory."""
+    """Start both once: compiling takes time and memory."""
     for kind in (STOCK, OURS):
         with started(kind, broker, folder):
             pass
 
 
 def measure_starts(broker: Broker, folder: Path, *, turns: int) -> list[Figure]:
-    """Start both by turns, each alone."""
-    clock = Figure("start to first answer, s", START_TARGET)
-    cpu = Figure("start to first answer, CPU s", START_TARGET)
+    """Start both alternately."""
+    clock = Figure("start to first response, s", START_TARGET)
+    cpu = Figure("start to first response, CPU s", START_TARGET)
     memory = Figure("memory after start, MiB", MEMORY_TARGET)
     for _ in range(turns):
         for kind in (STOCK, OURS):
@@ -204,20 +204,20 @@ def measure_starts(broker: Broker, folder: Path, *, turns: int) -> list[Figure]:
             with started(kind, broker, folder) as server:
                 clock.values[kind].append(time.perf_counter() - begin)
                 cpu.values[kind].append(server.cpu)
-                # What it asks the worker at the start is over then
+                # The inspections at the start have finished then
                 server.await_worker()
                 memory.values[kind].append(server.memory)
     return [clock, cpu, memory]
 
 
 def measure_requests(clients: Mapping[str, Client], *, turns: int, requests: int) -> list[Figure]:
-    """Send the same requests to both, in blocks by turns; the first turn warms them up and does not count."""
+    """Send the same requests to both, in alternating blocks; the first turn is a warm-up."""
     cpu = {name: Figure(f"{name}, CPU ms", REQUEST_TARGET) for name in REQUESTS}
     clock = {name: Figure(f"{name}, ms", REQUEST_TARGET) for name in REQUESTS}
     memory = Figure("memory after requests, MiB", MEMORY_TARGET)
     for turn in range(turns + 1):
         for name, request in REQUESTS.items():
-            # Who comes second finds the machine as the first has left it
+            # Alternate the order, since the first server affects the measurement of the second
             for kind, client in sorted(clients.items(), reverse=turn % 2 == 0):
                 milliseconds, cpu_milliseconds = measure_block(client, request, requests)
                 if turn:
@@ -229,7 +229,7 @@ def measure_requests(clients: Mapping[str, Client], *, turns: int, requests: int
 
 
 def measure_block(client: Client, request: Request, requests: int) -> tuple[float, float]:
-    """The milliseconds that one request takes: on the clock, and of the server's CPU."""
+    """Return the elapsed time and the server's CPU time of one request, in milliseconds."""
     begin, cpu_begin = time.perf_counter(), client.server.cpu
     for _ in range(requests):
         client.ask(request)
@@ -238,7 +238,7 @@ def measure_block(client: Client, request: Request, requests: int) -> tuple[floa
 
 
 def measure(*, starts: int, turns: int, requests: int, tasks: int) -> Iterator[list[Figure]]:
-    """Measure everything, and yield the figures as they come."""
+    """Yield the figures of each measurement."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with redis(folder) as broker, worker(broker, folder):
@@ -253,12 +253,12 @@ def measure(*, starts: int, turns: int, requests: int, tasks: int) -> Iterator[l
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--starts", type=int, default=8, help="turns of starting each; 0 leaves it out")
-    parser.add_argument("--turns", type=int, default=20, help="turns of requests; 0 leaves them out")
-    parser.add_argument("--requests", type=int, default=50, help="requests of each sort in a turn")
-    parser.add_argument("--tasks", type=int, default=1000, help="tasks that Flower knows")
+    parser.add_argument("--starts", type=int, default=8, help="number of starts of each server; 0 skips them")
+    parser.add_argument("--turns", type=int, default=20, help="turns of requests; 0 skips them")
+    parser.add_argument("--requests", type=int, default=50, help="requests of each kind per turn")
+    parser.add_argument("--tasks", type=int, default=1000, help="number of tasks in memory")
     arguments = parser.parse_args()
-    print("each: median (min to max)")
+    print("median (min to max)")
     for figures in measure(**vars(arguments)):
         print(f"\n{table(figures)}", flush=True)
 

@@ -1,7 +1,7 @@
-"""How many events a second the state takes in, and how late others are meanwhile: ``python -m tests.bench.events``.
+"""Benchmark of event throughput and event loop lag: ``python -m tests.bench.events``. It has no assertions.
 
-Stock Flower's way from decoded messages to its state and ours, by turns in one process. A thread hands the events over,
-as fast as it can and then at a steady pace, while the event loop is to serve a ping every 10 ms. It asserts nothing.
+Stock Flower and flower-proxy process decoded messages alternately, in one process. A thread passes events to them,
+first at full speed and then at a constant rate, while the event loop runs a timer every 10 ms.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ from flower_proxy.metrics.recorder import Recorder
 from tests.support.intake import intake_of
 
 WORKERS, NAMES = 10, 50
-PING = 0.010  # seconds
+INTERVAL = 0.010  # seconds
 TASK_EVENTS = ("task-received", "task-started", "task-succeeded")
 
 
 def stock_intake(receiver: Events) -> EventReceiver:
-    """Return what decoded messages go through before the receiver gets them."""
+    """Return the consumer that passes decoded messages to the receiver."""
     return EventReceiver(Connection("memory://"), handlers={"*": receiver.on_event}, app=receiver.capp)
 
 
 def ours(capp: Celery, **settings: Any) -> Receiver:
-    """Return a receiver with the listeners that `flower_proxy.app` gives it."""
+    """Return a receiver with the listeners of `flower_proxy.app`."""
     recorder = Recorder(Histogram.DEFAULT_BUCKETS)
     receiver = Receiver(capp, listeners=[recorder, EventDelay(), TaskEvents(5000)], **settings)
     recorder.begin(receiver.state)
@@ -56,11 +56,11 @@ KINDS: dict[str, tuple[Callable[..., Any], Callable[[Any], EventReceiver]]] = {
 
 @dataclass
 class Turn:
-    """What one turn has shown.
+    """Results of one turn.
 
-    :ivar rate: events taken in a second.
-    :ivar delays: by how many seconds each ping was late.
-    :ivar pauses: the seconds of each run of Python's garbage collector, during which nothing else runs.
+    :ivar rate: events per second.
+    :ivar delays: lag of each run of the timer, in seconds.
+    :ivar pauses: duration of each garbage collection, in seconds.
     """
 
     rate: float = 0.0
@@ -73,7 +73,7 @@ class Turn:
 
 
 def events(count: int) -> Iterator[dict[str, Any]]:
-    """The events of tasks one after the other, each received, started and succeeded."""
+    """Yield events of consecutive tasks, each of which is received, started and succeeds."""
     for number in range(count):
         task, step = divmod(number, len(TASK_EVENTS))
         now = time.time()
@@ -94,45 +94,45 @@ def events(count: int) -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def collections_noted(pauses: list[float]) -> Iterator[None]:
+def recorded_collections(pauses: list[float]) -> Iterator[None]:
     begin = 0.0
 
-    def note(phase: str, _: dict[str, int]) -> None:
+    def record(phase: str, _: dict[str, int]) -> None:
         nonlocal begin
         if phase == "start":
             begin = time.perf_counter()
         else:
             pauses.append(time.perf_counter() - begin)
 
-    gc.callbacks.append(note)
+    gc.callbacks.append(record)
     try:
         yield
     finally:
-        gc.callbacks.remove(note)
+        gc.callbacks.remove(record)
 
 
-def hand_over(intake: EventReceiver, count: int, pace: float | None) -> None:
+def send(intake: EventReceiver, count: int, rate: float | None) -> None:
     begin = time.perf_counter()
-    # In blocks of 10 ms, as to sleep for less is not exact
-    block = max(1, int(pace * PING)) if pace else count
+    # In blocks of 10 ms, since shorter sleeps are inaccurate
+    block = max(1, int(rate * INTERVAL)) if rate else count
     for number, event in enumerate(events(count)):
-        if pace and number % block == 0:
-            time.sleep(max(0.0, begin + number / pace - time.perf_counter()))
+        if rate and number % block == 0:
+            time.sleep(max(0.0, begin + number / rate - time.perf_counter()))
         intake._receive(event, None)
 
 
-async def measure(kind: str, count: int, pace: float | None) -> Turn:
-    """Hand over that many events, at this pace a second or, if None, as fast as it goes."""
+async def measure(kind: str, count: int, rate: float | None) -> Turn:
+    """Send events at this rate per second; at full speed if it is None."""
     turn = Turn()
     capp = Celery(broker="memory://")
     make, intake = KINDS[kind]
     receiver = make(capp, io_loop=IOLoop.current(), enable_events=False, max_tasks_in_memory=10_000)
-    thread = threading.Thread(target=hand_over, args=(intake(receiver), count, pace))
+    thread = threading.Thread(target=send, args=(intake(receiver), count, rate))
     begin = due = time.perf_counter()
     thread.start()
-    with collections_noted(turn.pauses):
+    with recorded_collections(turn.pauses):
         while receiver.state.event_count < count:
-            due = max(due + PING, time.perf_counter())
+            due = max(due + INTERVAL, time.perf_counter())
             await asyncio.sleep(due - time.perf_counter())
             turn.delays.append(time.perf_counter() - due)
     turn.rate = count / (time.perf_counter() - begin)
@@ -142,17 +142,17 @@ async def measure(kind: str, count: int, pace: float | None) -> Turn:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--events", type=int, default=30_000, help=f"in each turn, at most {MAX_WAITING}")
-    parser.add_argument("--pace", type=float, default=5000.0, help="events a second when they come steadily")
+    parser.add_argument("--turns", type=int, default=5, help="number of measurements of each kind")
+    parser.add_argument("--events", type=int, default=30_000, help=f"events per turn, at most {MAX_WAITING}")
+    parser.add_argument("--rate", type=float, default=5000.0, help="constant rate in events per second")
     arguments = parser.parse_args()
     count = min(arguments.events, MAX_WAITING)
-    for name, pace in (("as fast as it goes", None), (f"{arguments.pace:.0f} a second", arguments.pace)):
+    for name, target in (("full speed", None), (f"{arguments.rate:.0f} per second", arguments.rate)):
         turns: dict[str, list[Turn]] = {kind: [] for kind in KINDS}
         for number in range(arguments.turns + 1):
             for kind, results in turns.items():
-                result = asyncio.run(measure(kind, count, pace))
-                # The first one warms up
+                result = asyncio.run(measure(kind, count, target))
+                # The first turn is a warm-up
                 if number:
                     results.append(result)
         print(f"{count} events, {name}")
@@ -162,8 +162,8 @@ def main() -> None:
             usual = median(turn.percentile for turn in results) * 1000
             pause = max(max(turn.pauses) for turn in results) * 1000
             print(
-                f"  {kind:5}  {rate:8.0f} events/s   ping late: p99 {usual:7.1f} ms, worst {worst:7.1f} ms"
-                f"   longest collection of garbage {pause:7.1f} ms"
+                f"  {kind:5}  {rate:8.0f} events/s   event loop lag: p99 {usual:7.1f} ms, worst {worst:7.1f} ms"
+                f"   longest garbage collection {pause:7.1f} ms"
             )
         ratios = [ours.rate / stock.rate for stock, ours in zip(turns["stock"], turns["ours"], strict=True)]
         print(f"  ratio of rates, ours to stock: {median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")

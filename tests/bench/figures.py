@@ -1,4 +1,4 @@
-"""What is measured of stock Flower and of ours by turns, and how it is printed."""
+"""Figures measured for stock Flower and flower-proxy, and their table."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ HEADINGS = ["figure", STOCK, OURS, "ratio", "target", ""]
 
 @dataclass
 class Figure:
-    """One measured quantity.
+    """Measured quantity.
 
-    :ivar name: what it is, with its unit.
-    :ivar target: the ratio of ours to stock that is not to be exceeded.
-    :ivar values: of each kind, one for each turn.
+    :ivar name: name with unit.
+    :ivar target: maximum ratio of flower-proxy to stock Flower.
+    :ivar values: one value per turn, by kind.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Figure:
     values: dict[str, list[float]] = field(default_factory=lambda: {STOCK: [], OURS: []})
 
     def row(self) -> list[str]:
-        """The figure in the order of `HEADINGS`. A ratio is taken within each turn; their median counts."""
+        """Return the cells below `HEADINGS`; the ratio is the median of the ratios per turn."""
         stock, ours = self.values[STOCK], self.values[OURS]
         ratios = [one / other for one, other in zip(ours, stock, strict=True)]
         verdict = "within" if median(ratios) <= self.target else "over"

@@ -1,6 +1,6 @@
-"""Which steps of a person's way Flower comes through, set-up by set-up: ``python -m tests.bench.matrix [stock|ours]``.
+"""Matrix of proxy set-ups and working features of Flower: ``python -m tests.bench.matrix [stock|ours]``.
 
-With -v it also prints what went wrong. It asserts nothing.
+With -v it also prints the failures. It has no assertions.
 """
 
 from __future__ import annotations
@@ -14,22 +14,21 @@ from tests.support.browser import Browser, chromium
 from tests.support.journey import Journey
 from tests.support.setups import SETUPS, Flowers, Setup, deployed
 
-# what is not there after this many seconds will not come any more
-PATIENCE = 3.0
+TIMEOUT = 3.0  # seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", nargs="?", choices=list(programs.COMMANDS), help="only this one")
-    parser.add_argument("-k", default="", metavar="PART", help="only set-ups whose name has this in it")
-    parser.add_argument("-v", action="store_true", help="say what went wrong")
+    parser.add_argument("kind", nargs="?", choices=list(programs.COMMANDS), help="test only this kind")
+    parser.add_argument("-k", default="", metavar="PART", help="test only set-ups whose name contains PART")
+    parser.add_argument("-v", action="store_true", help="print failures")
     arguments = parser.parse_args()
     setups = [setup for setup in SETUPS if arguments.k in setup.id]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         certificate = programs.certificate(folder)
         with programs.redis(folder) as broker, programs.worker(broker, folder), chromium(folder) as browser:
-            browser.timeout = PATIENCE
+            browser.timeout = TIMEOUT
             for kind in [arguments.kind] if arguments.kind else programs.COMMANDS:
                 print_table(kind, setups, broker, certificate, browser, folder, verbose=arguments.v)
 
@@ -45,13 +44,13 @@ def print_table(
     verbose: bool,
 ) -> None:
     width = max(len(setup.id) for setup in setups)
-    through = 0
+    passed = 0
     for number, setup in enumerate(setups):
         faults: dict[str, list[str]] = {}
         browser.forget()
         part = folder / f"{kind}{number}"
         with Flowers(kind, broker, part) as flowers, deployed(setup, flowers, certificate, part) as places:
-            # all instances, and the first once more after the last
+            # All instances, then the first ones again after the last
             for place in [*places, *places[:-1]]:
                 journey = Journey(browser, place)
                 journey.log_in()
@@ -59,14 +58,14 @@ def print_table(
                     faults.setdefault(step, []).extend(found)
         if number == 0:
             print(f"\n{kind:{width}}  {'  '.join(faults)}")
-        through += not any(faults.values())
+        passed += not any(faults.values())
         marks = "  ".join(("-" if found else "ok").ljust(len(step)) for step, found in faults.items())
         print(f"{setup.id:{width}}  {marks}", flush=True)
         if verbose:
             for step, found in faults.items():
                 for fault in found:
                     print(f"    {step}: {fault}")
-    print(f"{kind}: {through} of {len(setups)} set-ups come through", flush=True)
+    print(f"{kind}: {passed} of {len(setups)} set-ups pass", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What a scrape costs beside stock Flower's, in one run: ``python -m tests.bench.metrics``. It asserts nothing.
+"""Benchmark of scrapes: ``python -m tests.bench.metrics``. It has no assertions.
 
-A hundred workers have run each of fifty tasks. Stock renders that with prometheus_client, as its page does; ours
-renders and compresses, as its page does. Each is a process of its own. They take turns, and before each scrape every
-worker runs every task once more, so that no number is what it was.
+A hundred workers have run each of fifty tasks. Stock Flower renders the metrics with prometheus_client; flower-proxy
+renders and compresses them. They run in separate processes and are scraped alternately. Before each scrape, every
+worker runs every task, so that all values change.
 """
 
 from __future__ import annotations
@@ -38,26 +38,26 @@ SCRAPE_TARGET, WITH_CELERY_TARGET, MEMORY_TARGET = 0.15, 0.30, 1.00
 WIRE_TARGET, WIRE_WITH_CELERY_TARGET = 1.0, 2.0  # MB
 
 WORKERS, TASKS = 100, 50
-# How often every worker has run every task before the first scrape, so that the numbers have some digits
+# Runs of every task on every worker before the first scrape, for values with several digits
 ROUNDS = 10
-# As flower_proxy.metrics.collector compresses
+# The settings of flower_proxy.metrics.collector
 LEVEL, GZIP = 1, 31
 LEVELS = (1, 2, 3, 4, 6, 9)
 
-WITH_CELERY = "ours, celery_* too"
+WITH_CELERY = "ours with celery_*"
 KINDS = (STOCK, OURS, WITH_CELERY)
 
 Event = dict[str, Any]
 
 
-# In the process that is measured
+# Measured process
 
 
 class Cluster:
-    """Workers that run tasks, and the metrics of their events.
+    """Simulated workers that run tasks, and the metrics of their events.
 
-    :param kind: out of `KINDS`, whose metrics.
-    :param process: is called with each event, in place of a state and metrics of its own.
+    :param kind: one of `KINDS`, which provides the metrics.
+    :param process: called with each event; by default the cluster has its own state and metrics.
     """
 
     def __init__(self, kind: str, process: Callable[[Event], object] | None = None) -> None:
@@ -77,9 +77,9 @@ class Cluster:
             self.process(self._event("worker-heartbeat", worker, active=1, processed=1, freq=2.0))
 
     def run_tasks(self) -> int:
-        """Let every worker run every task.
+        """Run every task on every worker.
 
-        :returns: the number of events.
+        :returns: number of events.
         """
         pairs = list(itertools.product(range(WORKERS), range(TASKS)))
         events = [event for worker, task in pairs for event in self._events(worker, task)]
@@ -88,7 +88,7 @@ class Cluster:
         return len(events)
 
     def observations(self) -> list[Event]:
-        """Return the events of every worker running every task; the state has processed them, the metrics have not."""
+        """Return the events of every task on every worker, processed by the state but not by the metrics."""
         events: list[Event] = []
         process, self.process = self.process, events.append
         self.run_tasks()
@@ -142,7 +142,7 @@ def compressed(texts: Iterator[bytes], level: int) -> Iterator[bytes]:
 
 
 def serve(kind: str) -> None:
-    """Answer each line that comes with a scrape: what it cost, as a line of JSON."""
+    """Scrape for each line of standard input, and print the cost as a line of JSON."""
     cluster = Cluster(kind)
     for _ in range(ROUNDS):
         cluster.run_tasks()
@@ -160,10 +160,10 @@ def serve(kind: str) -> None:
 
 
 def weigh(kind: str) -> None:
-    """Print how many bytes the metrics take for each line that they render."""
+    """Print the memory of the metrics in bytes per rendered line."""
     cluster = Cluster(kind)
     observations = cluster.observations()
-    # What a scrape leaves behind belongs to it
+    # Exclude memory that a scrape allocates permanently
     collections.deque(cluster.scrape(), maxlen=0)
     tracemalloc.start()
     for observation in observations:
@@ -171,13 +171,13 @@ def weigh(kind: str) -> None:
     collections.deque(cluster.scrape(), maxlen=0)
     grown, _ = tracemalloc.get_traced_memory()
     text = prometheus_client.generate_latest() if kind == STOCK else b"".join(cluster.texts())
-    ours_too = re.compile(rb"^(?:flower|celery)_\w+(?<!_created)\{", re.MULTILINE)
-    lines = len(ours_too.findall(text))
+    common = re.compile(rb"^(?:flower|celery)_\w+(?<!_created)\{", re.MULTILINE)
+    lines = len(common.findall(text))
     print(json.dumps({"bytes": grown / lines, "lines": lines}))
 
 
 def compare_levels(kind: str) -> None:
-    """Print what each level of compression costs and saves."""
+    """Print size and CPU time of each compression level."""
     cluster = Cluster(kind)
     for _ in range(ROUNDS):
         cluster.run_tasks()
@@ -192,7 +192,7 @@ def compare_levels(kind: str) -> None:
 PARTS = {"serve": serve, "weigh": weigh, "levels": compare_levels}
 
 
-# Beside them
+# Measuring process
 
 
 def command(part: str, kind: str) -> list[str]:
@@ -204,7 +204,7 @@ def output(part: str, kind: str) -> str:
 
 
 class Process:
-    """A process that is scraped whenever it is asked to."""
+    """Measured process."""
 
     def __init__(self, kind: str) -> None:
         self._process = subprocess.Popen(
@@ -224,7 +224,7 @@ class Process:
 
 @dataclass
 class Scrapes:
-    """What was measured of one kind, a value for each turn."""
+    """Results of one kind, one value per turn."""
 
     cpu: list[float] = field(default_factory=list)  # milliseconds
     pause: list[float] = field(default_factory=list)  # milliseconds
@@ -233,15 +233,15 @@ class Scrapes:
 
 
 def scrape_by_turns(turns: int) -> dict[str, Scrapes]:
-    """Scrape each kind by turns; the first turn warms them up and does not count."""
+    """Scrape the kinds alternately; the first turn is a warm-up."""
     scrapes = {kind: Scrapes() for kind in KINDS}
     with contextlib.ExitStack() as stack:
         processes = {kind: stack.enter_context(contextlib.closing(Process(kind))) for kind in KINDS}
         for turn in range(turns + 1):
             for kind, process in processes.items():
-                for what, value in process.scrape().items():
+                for name, value in process.scrape().items():
                     if turn:
-                        getattr(scrapes[kind], what).append(value)
+                        getattr(scrapes[kind], name).append(value)
     return scrapes
 
 
@@ -249,8 +249,8 @@ def measure_scrapes(turns: int) -> None:
     scrapes = scrape_by_turns(turns)
     stock, ours, with_celery = (scrapes[kind] for kind in KINDS)
     figures = [
-        Figure("a scrape, CPU ms", SCRAPE_TARGET, {STOCK: stock.cpu, OURS: ours.cpu}),
-        Figure("a scrape, celery_* too, CPU ms", WITH_CELERY_TARGET, {STOCK: stock.cpu, OURS: with_celery.cpu}),
+        Figure("scrape, CPU ms", SCRAPE_TARGET, {STOCK: stock.cpu, OURS: ours.cpu}),
+        Figure("scrape with celery_*, CPU ms", WITH_CELERY_TARGET, {STOCK: stock.cpu, OURS: with_celery.cpu}),
     ]
     print(table(figures))
     for kind, target in ((STOCK, inf), (OURS, WIRE_TARGET), (WITH_CELERY, WIRE_WITH_CELERY_TARGET)):
@@ -258,8 +258,8 @@ def measure_scrapes(turns: int) -> None:
         wire = max(found.wire) / 1e6
         verdict = f" (target {target}, {'within' if wire <= target else 'over'})" if target < inf else ""
         print(
-            f"{kind}: {wire:.2f} MB on the wire{verdict}; at most {max(found.pause):.1f} CPU ms at one go;"
-            f" {median(found.event):.1f} CPU us for an event"
+            f"{kind}: {wire:.2f} MB on the wire{verdict}; at most {max(found.pause):.1f} CPU ms without yielding;"
+            f" {median(found.event):.1f} CPU us per event"
         )
 
 
@@ -267,7 +267,7 @@ def measure_memory() -> None:
     weights = {kind: json.loads(output("weigh", kind)) for kind in KINDS}
     figures = [
         Figure(name, MEMORY_TARGET, {STOCK: [weights[STOCK]["bytes"]], OURS: [weights[kind]["bytes"]]})
-        for name, kind in (("memory, bytes a line", OURS), ("memory, celery_* too, bytes a line", WITH_CELERY))
+        for name, kind in (("memory, bytes/line", OURS), ("memory with celery_*, bytes/line", WITH_CELERY))
     ]
     print(table(figures))
     print(", ".join(f"{kind}: {weight['lines']} lines" for kind, weight in weights.items()))
@@ -280,18 +280,18 @@ def measure_levels() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--turns", type=int, default=10, help="turns of scraping each")
+    parser.add_argument("--turns", type=int, default=10, help="number of scrapes of each kind")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
         PARTS[arguments.part](arguments.kind)
         return
-    print(f"{WORKERS} workers x {TASKS} tasks; each: median (min to max)\n")
+    print(f"{WORKERS} workers x {TASKS} tasks; median (min to max)\n")
     measure_scrapes(arguments.turns)
-    print("\nMemory of the metrics alone")
+    print("\nMemory of the metrics")
     measure_memory()
-    print(f"\nCompression; level {LEVEL} is used")
+    print(f"\nCompression (level in use: {LEVEL})")
     measure_levels()
 
 

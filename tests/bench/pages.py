@@ -1,6 +1,6 @@
-"""How long pages wait while the metrics are scraped every second: ``python -m tests.bench.pages``. It asserts nothing.
+"""Benchmark of page latency during scrapes: ``python -m tests.bench.pages``. It has no assertions.
 
-The cluster is that of `tests.bench.metrics`; stock Flower and ours serve it, each in a process of its own, by turns.
+Stock Flower and flower-proxy serve the cluster of `tests.bench.metrics` one after the other, in separate processes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.support.processes import PROJECT, Address, answers, free_port, wait_u
 
 P99_TARGET = 0.050  # seconds
 PAGE, SCRAPE = "/tasks", "/metrics"
-SCRAPED_EVERY = 1.0  # seconds
+SCRAPE_INTERVAL = 1.0  # seconds
 
 
 def serve(kind: str, port: int) -> None:
@@ -56,17 +56,17 @@ def serve(kind: str, port: int) -> None:
 
 @contextlib.contextmanager
 def served(kind: str) -> Iterator[Server]:
-    """Start a process that serves the cluster."""
+    """Run a process that serves the cluster."""
     address = Address(free_port())
     command = [sys.executable, "-m", "tests.bench.pages", "--serve", kind, "--port", str(address.port)]
     with subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
-        wait_until(lambda: answers(address, "/healthcheck"), timeout=120, what="it serves")
+        wait_until(lambda: answers(address, "/healthcheck"), timeout=120, what="the server responds")
         yield Server(process.pid, address)
         process.communicate()
 
 
 def ask(connection: http.client.HTTPConnection, path: str, **headers: str) -> float:
-    """Return the seconds until the whole answer is there."""
+    """Send a request; return the seconds until the response is complete."""
     begin = time.perf_counter()
     connection.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
     with connection.getresponse() as response:
@@ -77,7 +77,7 @@ def ask(connection: http.client.HTTPConnection, path: str, **headers: str) -> fl
 
 
 def measure(address: Address, seconds: float) -> tuple[list[float], list[float]]:
-    """Return how long each page and each scrape took, in seconds."""
+    """Return the durations of pages and scrapes in seconds."""
     pages: list[float] = []
     scrapes: list[float] = []
     end = time.monotonic() + seconds
@@ -86,14 +86,14 @@ def measure(address: Address, seconds: float) -> tuple[list[float], list[float]]
         with contextlib.closing(http.client.HTTPConnection("127.0.0.1", address.port, timeout=60)) as connection:
             while time.monotonic() < end:
                 scrapes.append(ask(connection, SCRAPE, Accept_Encoding="gzip"))
-                time.sleep(max(0.0, SCRAPED_EVERY - scrapes[-1]))
+                time.sleep(max(0.0, SCRAPE_INTERVAL - scrapes[-1]))
 
     scraper = threading.Thread(target=scrape)
     scraper.start()
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", address.port, timeout=60)) as connection:
         while time.monotonic() < end:
             pages.append(ask(connection, PAGE))
-            # As people do: a page that waits must not keep others from being asked for
+            # Like a user, who does not request pages without pause
             time.sleep(0.01)
     scraper.join()
     return pages, scrapes
@@ -101,7 +101,7 @@ def measure(address: Address, seconds: float) -> tuple[list[float], list[float]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=20, help="for how long each is asked")
+    parser.add_argument("--seconds", type=float, default=20, help="duration of each measurement")
     parser.add_argument("--serve", choices=(STOCK, OURS), help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

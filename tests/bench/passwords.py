@@ -1,10 +1,10 @@
-"""What hashed passwords cost beside plain ones, in one run: ``python -m tests.bench.passwords``. It asserts nothing.
+"""Benchmark of hashed against plain passwords: ``python -m tests.bench.passwords``. It has no assertions.
 
-Two launchers that differ in nothing but how the password is given are asked 100 times a second, by turns. Then one is
-asked for its health while its two threads check wrong passwords: the event loop must go on meanwhile.
+Two instances that differ only in the storage of the password serve 100 requests per second, alternately. Then one
+serves health checks while its two threads verify wrong passwords, which must not block the event loop.
 
-``python -m tests.bench.passwords attacks`` measures the time of refusals, which must not tell which users exist, and
-first logins during a flood of wrong passwords from one address and from many.
+``python -m tests.bench.passwords attacks`` measures the response time of failed logins, which must not reveal whether a
+user exists, and first logins during a flood of failed logins from one address and from many.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ def connect(server: Server) -> http.client.HTTPConnection:
 
 
 def cpu_of_paced_requests(server: Server, requests: int) -> float:
-    """The CPU milliseconds of one request, at `RATE` of them a second."""
+    """Return the CPU milliseconds of a request, at `RATE` requests per second."""
     with contextlib.closing(connect(server)) as connection:
         cpu, begin = server.cpu, time.monotonic()
         for number in range(requests):
             time.sleep(max(0.0, begin + number / RATE - time.monotonic()))
             if ask(connection, PATH, HEADERS) != 200:
-                raise RuntimeError("not let in")
+                raise RuntimeError(f"{PATH}: authentication failed")
         return (server.cpu - cpu) / requests * 1000
 
 
-def waits_during_checks(server: Server, checks: int) -> tuple[list[float], float]:
-    """The seconds that each answer about its health took meanwhile, and that all the checks took."""
+def latency_during_checks(server: Server, checks: int) -> tuple[list[float], float]:
+    """Return the duration of each health check meanwhile, and of all password checks, in seconds."""
     statuses: list[int] = []
 
     def try_wrong(number: int) -> None:
@@ -86,7 +86,7 @@ def waits_during_checks(server: Server, checks: int) -> tuple[list[float], float
             waits.append(time.monotonic() - asked)
     seconds = time.monotonic() - begin
     if set(statuses) != {401}:
-        raise RuntimeError(f"answered {statuses}")
+        raise RuntimeError(f"expected status 401, got {statuses}")
     return waits, seconds
 
 
@@ -99,36 +99,36 @@ def write_users(path: Path, users: Iterable[str]) -> None:
 
 
 def login(server: Server, path: str, credentials: str, client: str) -> tuple[int, float]:
-    """The status, and the seconds until it was there."""
+    """Log in; return the status and the duration in seconds."""
     begin = time.monotonic()
     with contextlib.closing(connect(server)) as connection:
         status = ask(connection, path, {**basic(credentials), "X-Forwarded-For": client})
     return status, time.monotonic() - begin
 
 
-def refusals(folder: Path) -> None:
-    write_users(folder / "refusals", ["hashed"])
-    options = ["--basic_auth=plain:secret", f"--auth_file={folder / 'refusals'}", "--metrics_auth=scraper:secret"]
-    with launched("refusals", folder, *options) as server:
+def failed_logins(folder: Path) -> None:
+    write_users(folder / "failed-logins", ["hashed"])
+    options = ["--basic_auth=plain:secret", f"--auth_file={folder / 'failed-logins'}", "--metrics_auth=scraper:secret"]
+    with launched("failed-logins", folder, *options) as server:
         for path in ("/metrics", "/tasks"):
-            for user in ("scraper", "plain", "hashed", "nobody"):
+            for user in ("scraper", "plain", "hashed", "unknown"):
                 found = [login(server, path, f"{user}:{number}", f"192.0.2.{number}") for number in range(10)]
                 statuses = {status for status, _ in found}
                 spent = [seconds * 1000 for _, seconds in found]
                 print(
-                    f"{path}, {user}: refused ({statuses}) in {statistics.median(spent):.0f} ms ({min(spent):.0f} to"
+                    f"{path}, {user}: failed ({statuses}) in {statistics.median(spent):.0f} ms ({min(spent):.0f} to"
                     f" {max(spent):.0f})"
                 )
 
 
 def flood(folder: Path, flooders: int, rate: float, logins: int = 10) -> None:
-    """First logins, one a second and each from an address of its own, during a flood of wrong passwords."""
+    """Log in once per second, each time from a new address, during a flood of failed logins."""
     users = [f"user{number}" for number in range(logins)]
     write_users(folder / "flood", users)
     ended, answered = threading.Event(), Counter[int]()
 
     def attack(thread: int) -> None:
-        # Each thread has its share of the rate; one that still waits for an answer sends nothing
+        # Each thread sends its share of the rate; it sends nothing while it waits for a response
         for number in itertools.count(thread, _FLOOD_THREADS):
             if ended.wait(max(0.0, begin + number / rate - time.monotonic())):
                 return
@@ -150,7 +150,7 @@ def flood(folder: Path, flooders: int, rate: float, logins: int = 10) -> None:
         ended.set()
     seconds = [spent for status, spent in answers if status == 200]
     print(
-        f"{flooders} flooding addresses, {rate} tries a second in all, answered {dict(answered)}:"
+        f"{flooders} flooding addresses, {rate} attempts per second in total, responses {dict(answered)}:"
         f" {len(seconds)} of {logins} first logins succeeded"
         + (f", after {statistics.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})" if seconds else ""),
         flush=True,
@@ -159,7 +159,7 @@ def flood(folder: Path, flooders: int, rate: float, logins: int = 10) -> None:
 
 def attacks() -> None:
     with tempfile.TemporaryDirectory() as name:
-        refusals(Path(name))
+        failed_logins(Path(name))
         for flooders, rate in ((1, 13.0), (1, 100.0), (20, 50.0), (200, 50.0)):
             flood(Path(name), flooders, rate)
 
@@ -188,14 +188,14 @@ def main() -> None:
                     values[kind].append(cpu)
         ratios = [hashed / plain for hashed, plain in zip(values["bcrypt"], values["plain"], strict=True)]
         for kind, cpus in values.items():
-            print(f"{kind}: {statistics.median(cpus):.3f} CPU ms a request, at {RATE} a second")
+            print(f"{kind}: {statistics.median(cpus):.3f} CPU ms/request, at {RATE} requests per second")
         verdict = "within" if statistics.median(ratios) <= TARGET else "over"
         print(
             f"ratio {statistics.median(ratios):.3f} ({min(ratios):.2f} to {max(ratios):.2f}), target {TARGET} {verdict}"
         )
-        waits, seconds = waits_during_checks(servers["bcrypt"], 20)
+        waits, seconds = latency_during_checks(servers["bcrypt"], 20)
         print(
-            f"while 20 wrong passwords were checked in {seconds:.2f} s: {len(waits)} answers about its health, median"
+            f"during the check of 20 wrong passwords in {seconds:.2f} s: {len(waits)} health checks, median"
             f" {statistics.median(waits) * 1000:.1f} ms, slowest {max(waits) * 1000:.1f} ms"
         )
 

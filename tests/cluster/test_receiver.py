@@ -354,7 +354,7 @@ print("left")
 
 
 @pytest.mark.parametrize("scheme", ["redis", "amqp"])
-def test_a_broker_that_hangs_does_not_keep_the_process(scheme: str) -> None:
+def test_a_hanging_broker_does_not_delay_the_end_of_the_process(scheme: str) -> None:
     """Stock Flower hangs for minutes after SIGTERM (mher/flower#771)."""
     assert leaves_a_deaf_broker(SCRIPT, scheme) == ("left\n", 0)
 
