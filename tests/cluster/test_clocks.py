@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+from prometheus_client.samples import Sample
 
 from tests.support.clock import Clock
 from tests.support.processes import PROJECT, wait_until
 from tests.support.programs import Broker, Flower, launch, redis, worker_process
+from tests.support.startup import started_together
 
 ZONES = ("Asia/Tokyo", "America/New_York", "UTC")
+FLOWER_ZONES = ("UTC", "Asia/Tokyo")
+SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 # Time zones differ by at least an hour, so any error is at least as large
 HOUR = 3600
 
@@ -36,33 +40,53 @@ for queue in sys.argv[1:]:
 RUN = ("server.add", "server.fail", "server.slow")
 
 
-@dataclass
-class Flowers:
-    """Two instances on one broker: the first purges offline workers after a second, the second after 50 minutes."""
+class Pair(NamedTuple):
+    """Two instances: the first purges offline workers after a second, the second after 50 minutes."""
 
-    broker: Broker
     quick: Flower
     patient: Flower
 
-    @classmethod
-    @contextlib.contextmanager
-    def running(cls, folder: Path, env: Mapping[str, str]) -> Iterator[Flowers]:
-        with contextlib.ExitStack() as stack:
-            broker = stack.enter_context(redis(folder))
-            flowers = [
-                stack.enter_context(
-                    launch(
-                        "ours", broker, folder / f"{seconds}", options=[f"--purge_offline_workers={seconds}"], env=env
-                    )
-                )
-                for seconds in (1, 3000)
-            ]
-            yield cls(broker, *flowers)
+
+@dataclass
+class Cluster:
+    """Instances on one broker, a pair in each of `FLOWER_ZONES`, each pair with a clock."""
+
+    broker: Broker
+    pairs: Sequence[Pair]
+    clocks: Sequence[Clock]
+
+    @property
+    def flowers(self) -> list[Flower]:
+        return [flower for pair in self.pairs for flower in pair]
 
 
-def samples(flower: Flower, name: str, /, **labels: str) -> list[float]:
-    found = (sample for family in flower.metrics() for sample in family.samples if sample.name == name)
-    return [sample.value for sample in found if labels.items() <= sample.labels.items()]
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    clocks = [Clock(tmp_path_factory.mktemp("clock")) for _ in FLOWER_ZONES]
+    folder = tmp_path_factory.mktemp("cluster")
+    with redis(folder) as broker:
+        launches = [
+            launch(
+                "ours",
+                broker,
+                folder / f"{zone.replace('/', '-')}-{seconds}",
+                options=[f"--purge_offline_workers={seconds}"],
+                env={**clock.environment, "TZ": zone},
+            )
+            for zone, clock in zip(FLOWER_ZONES, clocks, strict=True)
+            for seconds in (1, 3000)
+        ]
+        with started_together(launches) as flowers:
+            pairs = [Pair(*flowers[index : index + 2]) for index in range(0, len(flowers), 2)]
+            yield Cluster(broker, pairs, clocks)
+
+
+def scrape(flower: Flower) -> list[Sample]:
+    return [sample for family in flower.metrics() for sample in family.samples]
+
+
+def values(samples: Sequence[Sample], name: str, /, **labels: str) -> list[float]:
+    return [sample.value for sample in samples if sample.name == name and labels.items() <= sample.labels.items()]
 
 
 def known(flower: Flower) -> dict[str, bool]:
@@ -72,69 +96,86 @@ def known(flower: Flower) -> dict[str, bool]:
 
 def online(flower: Flower) -> dict[str, bool]:
     """Return the online status of the workers in the metrics."""
-    family = next(family for family in flower.metrics() if family.name == "flower_worker_online")
-    return {sample.labels["worker"]: bool(sample.value) for sample in family.samples}
+    samples = scrape(flower)
+    return {sample.labels["worker"]: bool(sample.value) for sample in samples if sample.name == "flower_worker_online"}
 
 
 # Time zones
 
 
-@pytest.fixture(scope="module", params=["UTC", "Asia/Tokyo"])
-def zoned(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flowers]:
-    with Flowers.running(tmp_path_factory.mktemp("zoned"), {"TZ": request.param}) as flowers:
-        yield flowers
-
-
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
-def test_times_are_correct_across_time_zones(end: signal.Signals, zoned: Flowers, tmp_path: Path) -> None:
-    workers = {f"{zone.replace('/', '-')}-{end.name}@h": zone for zone in ZONES}
+def test_times_are_correct_across_time_zones(cluster: Cluster, tmp_path: Path) -> None:
+    ends = {f"{zone.replace('/', '-')}-{end.name}@h": (zone, end) for zone in ZONES for end in SIGNALS}
     begin = time.time()
-    with contextlib.ExitStack() as stack:
-        processes = [
-            stack.enter_context(
-                worker_process(zoned.broker, tmp_path / name, name=name, options=["-Q", name], env={"TZ": zone})
-            )
-            for name, zone in workers.items()
-        ]
-        both = (zoned.quick, zoned.patient)
-        wait_until(lambda: all(workers.keys() <= known(flower).keys() for flower in both), what="the workers are known")
-        for zone in ZONES:
-            env = {**os.environ, **zoned.broker.environment, "TZ": zone}
-            subprocess.run([sys.executable, "-c", PRODUCER, *workers], check=True, cwd=PROJECT, env=env)
-        for flower in both:
-            for worker in workers:
-                check_metrics(flower, worker)
-            check_pages(flower, workers, begin)
-        for process in processes:
+    workers = (
+        worker_process(cluster.broker, tmp_path / name, name=name, options=["-Q", name], env={"TZ": zone})
+        for name, (zone, _) in ends.items()
+    )
+    with started_together(workers) as processes:
+        for flower in cluster.flowers:
+            wait_until(lambda flower=flower: ends.keys() <= known(flower).keys(), what="the workers are known")  # type: ignore[misc]
+        send_tasks(cluster.broker, list(ends))
+        for flower in cluster.flowers:
+            check_metrics(flower, list(ends))
+            check_pages(flower, list(ends), begin)
+        for process, (_, end) in zip(processes, ends.values(), strict=True):
             os.kill(process.pid, end) if end == signal.SIGTERM else os.killpg(process.pid, end)
-        wait_until(lambda: not workers.keys() & known(zoned.quick).keys(), what="the workers are purged")
-        wait_until(lambda: not workers.keys() & online(zoned.quick).keys(), what="their metrics are purged")
-        assert {name: known(zoned.patient).get(name) for name in workers} == dict.fromkeys(workers, False)
-        assert {name: online(zoned.patient).get(name) for name in workers} == dict.fromkeys(workers, False)
+        offline = dict.fromkeys(ends, False)
+        for quick, patient in cluster.pairs:
+            for status in (known, online):
+                wait_until(
+                    lambda status=status, quick=quick: not ends.keys() & status(quick).keys(),  # type: ignore[misc]
+                    what="the workers are purged",
+                )
+                found = status(patient)
+                assert {name: found.get(name) for name in ends} == offline
 
 
-def wait_for(flower: Flower, number: float, name: str, /, **labels: str) -> None:
-    wait_until(lambda: samples(flower, name, **labels) == [number], what=f"{number} {name} {labels}")
+def send_tasks(broker: Broker, queues: Sequence[str]) -> None:
+    """Send tasks to each queue, from a producer in each of `ZONES`."""
+    command = [sys.executable, "-c", PRODUCER, *queues]
+    producers = [
+        subprocess.Popen(command, cwd=PROJECT, env={**os.environ, **broker.environment, "TZ": zone}) for zone in ZONES
+    ]
+    assert [producer.wait(timeout=60) for producer in producers] == [0] * len(ZONES)
 
 
-def check_metrics(flower: Flower, worker: str) -> None:
-    for name in RUN:
-        runs = {"hostname": worker, "name": name}
-        wait_for(flower, len(ZONES), "celery_task_queue_wait_time_count", **runs)
-        (waited,) = samples(flower, "celery_task_queue_wait_time_sum", **runs)
-        # Sending takes time, so 0 is an error; a task with an eta may start at that very moment
-        assert 0 <= waited < HOUR, runs
-        assert waited > 0 or name == "server.slow", runs
-        wait_for(flower, len(ZONES), "flower_task_runtime_seconds_count", worker=worker, task=name)
-        (ran,) = samples(flower, "flower_task_runtime_seconds_sum", worker=worker, task=name)
-        assert 0 < ran < HOUR, runs
-    wait_for(flower, len(ZONES), "celery_task_received_total", hostname=worker, name="server.total")
-    assert samples(flower, "flower_worker_prefetched_tasks", worker=worker) == [0] * 4
-    (delays,) = samples(flower, "flower_proxy_event_delay_seconds_sum")
+def check_metrics(flower: Flower, workers: Sequence[str]) -> None:
+    def are_complete(samples: Sequence[Sample]) -> bool:
+        counts = [
+            count
+            for worker in workers
+            for name in RUN
+            for count in (
+                values(samples, "celery_task_queue_wait_time_count", hostname=worker, name=name),
+                values(samples, "flower_task_runtime_seconds_count", worker=worker, task=name),
+            )
+        ]
+        # The label of the queue is missing where task-received arrives before the producer's task-sent
+        received = [
+            sum(values(samples, "celery_task_received_total", hostname=worker, name="server.total"))
+            for worker in workers
+        ]
+        return counts == [[len(ZONES)]] * len(counts) and received == [len(ZONES)] * len(received)
+
+    def complete_samples() -> list[Sample]:
+        samples = scrape(flower)
+        return samples if are_complete(samples) else []
+
+    samples = wait_until(complete_samples, what="all tasks have run")
+    for worker in workers:
+        for name in RUN:
+            (waited,) = values(samples, "celery_task_queue_wait_time_sum", hostname=worker, name=name)
+            # Sending takes time, so 0 is an error; a task with an eta may start at that very moment
+            assert 0 <= waited < HOUR, (worker, name)
+            assert waited > 0 or name == "server.slow", (worker, name)
+            (ran,) = values(samples, "flower_task_runtime_seconds_sum", worker=worker, task=name)
+            assert 0 < ran < HOUR, (worker, name)
+        assert values(samples, "flower_worker_prefetched_tasks", worker=worker) == [0] * 4
+    (delays,) = values(samples, "flower_proxy_event_delay_seconds_sum")
     assert 0 < delays < HOUR
 
 
-def check_pages(flower: Flower, workers: Mapping[str, str], begin: float) -> None:
+def check_pages(flower: Flower, workers: Sequence[str], begin: float) -> None:
     tasks = [task for task in flower.tasks().values() if str(task["routing_key"]) in workers]
     assert len(tasks) == len(workers) * len(ZONES) * 4
     moments = ("sent", "received", "started", "succeeded", "failed", "timestamp")
@@ -147,24 +188,38 @@ def check_pages(flower: Flower, workers: Mapping[str, str], begin: float) -> Non
 # Clock steps
 
 
-@pytest.mark.parametrize("step", [HOUR, -HOUR], ids=["ahead", "back"])
-def test_a_clock_step_does_not_change_the_status_of_workers(step: int, tmp_path: Path) -> None:
-    clock, names = Clock(tmp_path), ("lives@h", "dies@h")
-    with Flowers.running(tmp_path, clock.environment) as flowers, contextlib.ExitStack() as stack:
-        processes = {
-            name: stack.enter_context(worker_process(flowers.broker, tmp_path / name, name=name)) for name in names
-        }
-        both = (flowers.quick, flowers.patient)
-        wait_until(lambda: all(known(flower) == dict.fromkeys(names, True) for flower in both), what="both are online")
-        os.killpg(processes["dies@h"].pid, signal.SIGKILL)
-        clock.step(step)
+@pytest.fixture
+def stepped(cluster: Cluster) -> Iterator[Cluster]:
+    """The cluster, with clocks that are reset after the test."""
+    yield cluster
+    for clock in cluster.clocks:
+        clock.step(0)
+
+
+def test_a_clock_step_does_not_change_the_status_of_workers(stepped: Cluster, tmp_path: Path) -> None:
+    """The clock of one pair is set ahead, that of the other one back."""
+    names, flowers = ("lives@h", "dies@h"), stepped.flowers
+
+    def statuses() -> list[dict[str, bool]]:
+        """Return the status of the workers by each page, then by the metrics of each instance."""
+        found = [*map(known, flowers), *map(online, flowers)]
+        return [{name: workers[name] for name in names if name in workers} for workers in found]
+
+    workers = (worker_process(stepped.broker, tmp_path / name, name=name) for name in names)
+    with started_together(workers) as (_, dies):
+        both = dict.fromkeys(names, True)
+        wait_until(lambda: all(found == both for found in statuses()), what="both are online")
+        os.killpg(dies.pid, signal.SIGKILL)
+        for clock, step in zip(stepped.clocks, (HOUR, -HOUR), strict=True):
+            clock.step(step)
         observed = []
 
         def purged() -> bool:
-            seen = [*map(known, both), *map(online, both)]
-            observed.append([workers.get("lives@h") for workers in seen])
-            return all("dies@h" not in workers for workers in (seen[0], seen[2]))
+            found = statuses()
+            observed.append([workers.get("lives@h") for workers in found])
+            # Every other instance purges quickly
+            return all("dies@h" not in workers for workers in found[::2])
 
-        wait_until(purged, what="the first instance purges the killed worker")
-        assert [status for status in observed if status != [True] * 4] == []
-        assert known(flowers.patient) == online(flowers.patient) == {"lives@h": True, "dies@h": False}
+        wait_until(purged, what="the quick instances purge the killed worker")
+        assert [status for status in observed if status != [True] * len(status)] == []
+        assert statuses()[1::2] == [{"lives@h": True, "dies@h": False}] * len(flowers)
