@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from configparser import ConfigParser
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +23,7 @@ from tests.support.markdown import blocks
 from tests.support.processes import PROJECT, Address, answers, basic, free_port, program, request, running, wait_until
 from tests.support.programs import Broker, Flower, redis, worker_process
 from tests.support.prometheus import prometheus, promtool
+from tests.support.startup import started_together
 
 pytestmark = pytest.mark.filterwarnings("ignore:Call to 'get_connection' function:DeprecationWarning")
 
@@ -28,6 +32,7 @@ UNIT, ENVIRONMENT = (block.text for block in BLOCKS if block.language == "ini")
 (SCRAPE_JOB,) = (block.text for block in BLOCKS if block.language == "yaml")
 (HASHING,) = (block.text for block in BLOCKS if block.language == "sh")
 DIFFS = [block.text for block in BLOCKS if block.language == "diff"]
+MIGRATIONS = {"same-options": DIFFS[:1], "no-passwords-in-ps": DIFFS}
 USERS = {"u1": "p1", "u2": "p2"}
 
 
@@ -89,8 +94,10 @@ class Server:
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     folder = tmp_path_factory.mktemp("broker")
-    with redis(folder) as broker, worker_process(broker, folder, name="w1@host"):
+    with redis(folder) as broker, worker_process(broker, folder, name="w1@host") as worker:
         yield broker
+        # A warm shutdown takes seconds
+        os.killpg(worker.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -103,25 +110,59 @@ def stock(broker: Broker, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ser
     (server.folder / "etc/flower/environment").write_text(ENVIRONMENT)
     (password,) = (line.rpartition(":")[2] for line in ENVIRONMENT.splitlines() if "METRICS_AUTH" in line)
     (server.folder / "etc/prometheus/flower.password").write_text(password)
-    with server.running() as flower:
+    with server.running() as flower, ThreadPoolExecutor(1) as pool:
+        scraped = pool.submit(scrapes, server)
+        hash_passwords(server)
         flower.watch_tasks(broker)
-        assert scrapes(server)
+        assert scraped.result()
         tasks = flower.tasks()
     return server, tasks
 
 
-@pytest.fixture(params=[1, 2], ids=["same-options", "no-passwords-in-ps"])
-def migrated(
-    request: pytest.FixtureRequest, stock: tuple[Server, Mapping[str, object]], tmp_path: Path
-) -> tuple[Server, Mapping[str, object]]:
-    """The server after the first diff, or after both, and the tasks of stock Flower."""
-    before, tasks = stock
-    shutil.copytree(before.folder, tmp_path, dirs_exist_ok=True)
-    server = Server(tmp_path, before.broker)
-    hash_passwords(server)
-    for diff in DIFFS[: request.param]:
+def migrate(stock: Server, folder: Path, diffs: Sequence[str]) -> Server:
+    """Return a copy of the server after these diffs."""
+    shutil.copytree(stock.folder, folder, dirs_exist_ok=True)
+    server = Server(folder, stock.broker)
+    for diff in diffs:
         server.patch(diff)
-    return server, tasks
+    return server
+
+
+@dataclass
+class Migrated:
+    """A migrated server that runs.
+
+    :ivar tasks: tasks of stock Flower before the migration.
+    :ivar scraped: whether Prometheus scrapes it.
+    """
+
+    server: Server
+    flower: Flower
+    tasks: Mapping[str, object]
+    scraped: Future[bool]
+
+
+@pytest.fixture(scope="module")
+def servers(
+    stock: tuple[Server, Mapping[str, object]], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Migrated]]:
+    """All migrated servers, by their key in `MIGRATIONS`."""
+    before, tasks = stock
+    servers = {name: migrate(before, tmp_path_factory.mktemp("migrated"), diffs) for name, diffs in MIGRATIONS.items()}
+    with (
+        started_together(server.running() for server in servers.values()) as flowers,
+        ThreadPoolExecutor(len(servers)) as pool,
+    ):
+        yield {
+            name: Migrated(server, flower, tasks, pool.submit(scrapes, server))
+            for (name, server), flower in zip(servers.items(), flowers, strict=True)
+        }
+
+
+@pytest.fixture(params=MIGRATIONS)
+def migrated(request: pytest.FixtureRequest, servers: dict[str, Migrated]) -> Migrated:
+    """The running server after the first diff, or after both."""
+    return servers[request.param]
 
 
 def hash_passwords(server: Server) -> None:
@@ -151,29 +192,30 @@ def status(flower: Flower, path: str, credentials: str = "") -> int:
     return request(flower.address, flower.path + path, headers=basic(credentials) if credentials else {}).status
 
 
-def test_users_tasks_and_workers_are_preserved(migrated: tuple[Server, Mapping[str, object]]) -> None:
-    server, tasks = migrated
-    with server.running() as flower:
-        assert flower.tasks() == tasks
-        assert [worker["hostname"] for worker in flower.workers()] == ["w1@host"]
-        found = {text: status(flower, "/tasks", text) for text in ("u1:p1", "u2:p2", "u1:p2", "u3:p3")}
-        assert found == {"u1:p1": 200, "u2:p2": 200, "u1:p2": 401, "u3:p3": 401}
+def test_users_tasks_and_workers_are_preserved(migrated: Migrated) -> None:
+    flower = migrated.flower
+    assert flower.tasks() == migrated.tasks
+    assert [worker["hostname"] for worker in flower.workers()] == ["w1@host"]
+    found = {text: status(flower, "/tasks", text) for text in ("u1:p1", "u2:p2", "u1:p2", "u3:p3")}
+    assert found == {"u1:p1": 200, "u2:p2": 200, "u1:p2": 401, "u3:p3": 401}
 
 
-def test_metrics_require_a_password(migrated: tuple[Server, Mapping[str, object]]) -> None:
-    server, _ = migrated
-    with server.running() as flower:
-        assert [status(flower, "/metrics", text) for text in ("", "u1:p1")] == [401, 200]
-        assert scrapes(server) == ("EnvironmentFile" in server.unit)
+def test_metrics_require_a_password(migrated: Migrated) -> None:
+    assert [status(migrated.flower, "/metrics", text) for text in ("", "u1:p1")] == [401, 200]
+    assert migrated.scraped.result() == ("EnvironmentFile" in migrated.server.unit)
 
 
-def test_stock_flower_loads_the_state_after_the_way_back(migrated: tuple[Server, Mapping[str, object]]) -> None:
-    server, before = migrated
+@pytest.mark.parametrize("diffs", MIGRATIONS.values(), ids=MIGRATIONS)
+def test_stock_flower_loads_the_state_after_the_way_back(
+    diffs: Sequence[str], stock: tuple[Server, Mapping[str, object]], tmp_path: Path
+) -> None:
+    stock_server, before = stock
+    server = migrate(stock_server, tmp_path, diffs)
     with server.running() as flower:
         flower.watch_tasks(server.broker)
         tasks = flower.tasks()
     assert len(tasks) > len(before)
-    for diff in reversed(DIFFS[: 1 + ("EnvironmentFile" in server.unit)]):
+    for diff in reversed(diffs):
         server.patch(diff, "--reverse")
     assert server.unit == UNIT
     with server.running() as flower:
