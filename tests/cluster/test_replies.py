@@ -7,7 +7,7 @@ import copy
 import datetime
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -137,6 +137,29 @@ def outage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield outage
 
 
+class AnsweringWorker:
+    """Worker whose answers a test sets; by default it does not answer."""
+
+    def __init__(self) -> None:
+        self.answers: Callable[[str], Iterable[Answer]] = lambda command: ()
+
+    def __call__(self, command: str) -> Iterable[Answer]:
+        return self.answers(command)
+
+
+@pytest.fixture(scope="module")
+def answering(outage: Interruptible) -> Iterator[AnsweringWorker]:
+    answering = AnsweringWorker()
+    with answering_worker(outage.broker.url, GOOD, answering):
+        yield answering
+
+
+@pytest.fixture
+def worker(answering: AnsweringWorker) -> Iterator[AnsweringWorker]:
+    yield answering
+    answering.answers = lambda command: ()
+
+
 @pytest.fixture
 def capp(outage: Interruptible) -> Iterator[Celery]:
     with Celery(broker=outage.broker.url) as capp:
@@ -170,7 +193,12 @@ MALFORMED = {
 
 @pytest.mark.parametrize(("bad", "reason"), MALFORMED.values(), ids=MALFORMED)
 def test_malformed_replies_do_not_affect_others(
-    capp: Celery, rejections: Rejections, monkeypatch: pytest.MonkeyPatch, bad: Answer, reason: str
+    capp: Celery,
+    worker: AnsweringWorker,
+    rejections: Rejections,
+    monkeypatch: pytest.MonkeyPatch,
+    bad: Answer,
+    reason: str,
 ) -> None:
     monkeypatch.setattr(control, "MAX_REPLY", 2**20)
 
@@ -178,7 +206,8 @@ def test_malformed_replies_do_not_affect_others(
         # More malformed replies than workers
         return [bad, bad, bad, answer(GOOD, command), answer(BAD, command)]
 
-    with answering_worker(capp.conf.broker_url, GOOD, answers), connected(capp) as connection:
+    worker.answers = answers
+    with connected(capp) as connection:
         mailbox = mailbox_of(capp, connection)
         for _ in range(2):
             replies = ask(mailbox, "stats", destination=[GOOD, BAD], timeout=TIMEOUT, rejections=rejections)
@@ -187,28 +216,29 @@ def test_malformed_replies_do_not_affect_others(
 
 
 def test_a_valid_reply_after_an_invalid_one_of_the_same_worker_is_accepted(
-    capp: Celery, rejections: Rejections
+    capp: Celery, worker: AnsweringWorker, rejections: Rejections
 ) -> None:
     def answers(command: str) -> list[Answer]:
         return [Answer({GOOD: "x"}), answer(GOOD, command)]
 
-    with answering_worker(capp.conf.broker_url, GOOD, answers), connected(capp) as connection:
+    worker.answers = answers
+    with connected(capp) as connection:
         replies = ask(mailbox_of(capp, connection), "conf", destination=[GOOD], timeout=TIMEOUT, rejections=rejections)
     assert replies == {GOOD: INSPECTIONS["conf"]}
 
 
-def test_late_replies_are_ignored(capp: Celery, rejections: Rejections) -> None:
+def test_late_replies_are_ignored(capp: Celery, worker: AnsweringWorker, rejections: Rejections) -> None:
     late = Answer({GOOD: {}}, {"headers": {"ticket": "of another command"}})
-    with (
-        answering_worker(capp.conf.broker_url, GOOD, lambda command: [late, answer(GOOD, command)]),
-        connected(capp) as connection,
-    ):
+    worker.answers = lambda command: [late, answer(GOOD, command)]
+    with connected(capp) as connection:
         replies = ask(mailbox_of(capp, connection), "stats", destination=[GOOD], timeout=TIMEOUT, rejections=rejections)
     assert replies == {GOOD: INSPECTIONS["stats"]}
     assert not any(rejections.counts.values())
 
 
-def test_the_timeout_ends_a_flood_of_malformed_replies(capp: Celery, rejections: Rejections) -> None:
+def test_the_timeout_ends_a_flood_of_malformed_replies(
+    capp: Celery, worker: AnsweringWorker, rejections: Rejections
+) -> None:
     ended = threading.Event()
 
     def answers(command: str) -> Iterator[Answer]:
@@ -216,7 +246,8 @@ def test_the_timeout_ends_a_flood_of_malformed_replies(capp: Celery, rejections:
         while not ended.is_set():
             yield Answer(None)
 
-    with answering_worker(capp.conf.broker_url, GOOD, answers), connected(capp) as connection:
+    worker.answers = answers
+    with connected(capp) as connection:
         try:
             replies = ask(
                 mailbox_of(capp, connection), "conf", destination=None, timeout=TIMEOUT, rejections=rejections
@@ -228,11 +259,12 @@ def test_the_timeout_ends_a_flood_of_malformed_replies(capp: Celery, rejections:
 
 
 def test_the_total_size_of_replies_is_limited(
-    capp: Celery, rejections: Rejections, monkeypatch: pytest.MonkeyPatch
+    capp: Celery, worker: AnsweringWorker, rejections: Rejections, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(control, "MAX_REPLIES", 1000)
     answers = [Answer({f"w{number}@test": {"x": "y" * 400}}) for number in range(3)]
-    with answering_worker(capp.conf.broker_url, GOOD, lambda _: answers), connected(capp) as connection:
+    worker.answers = lambda _: answers
+    with connected(capp) as connection:
         replies = ask(mailbox_of(capp, connection), "conf", destination=None, timeout=TIMEOUT, rejections=rejections)
     assert list(replies) == ["w0@test", "w1@test"]
     assert rejections.counts["too_large"] == 1
@@ -247,10 +279,12 @@ def checked(capp: Celery, rejections: Rejections) -> CheckedCelery:
     return CheckedCelery(capp, Inspected(2, GOOD.__eq__), rejections)
 
 
-def test_the_number_of_unknown_workers_is_limited(capp: Celery, checked: CheckedCelery, rejections: Rejections) -> None:
+def test_the_number_of_unknown_workers_is_limited(
+    worker: AnsweringWorker, checked: CheckedCelery, rejections: Rejections
+) -> None:
     unknown = Answer({"error": {}, "\ud800": {}, **{f"w{number}@test": {} for number in range(10_000)}})
-    with answering_worker(capp.conf.broker_url, GOOD, lambda command: [unknown, answer(GOOD, command)]):
-        replies = checked.control.inspect(timeout=TIMEOUT).conf()
+    worker.answers = lambda command: [unknown, answer(GOOD, command)]
+    replies = checked.control.inspect(timeout=TIMEOUT).conf()
     assert list(replies) == ["w0@test", "w1@test", GOOD]
     assert rejections.counts["unknown_worker"] == 10_000
 
@@ -262,24 +296,24 @@ def test_unknown_workers_are_evicted_first() -> None:
     assert list(inspected) == [GOOD, "w3@test"]
 
 
-def test_control_commands_return_only_valid_replies(capp: Celery, checked: CheckedCelery) -> None:
+def test_control_commands_return_only_valid_replies(worker: AnsweringWorker, checked: CheckedCelery) -> None:
     replies = [Answer({GOOD: "ok"}), Answer({BAD: {"ok": "x"}}), Answer(None)]
-    with answering_worker(capp.conf.broker_url, GOOD, lambda _: replies):
-        assert checked.control.pool_grow(n=1, reply=True, destination=[GOOD]) == []
-        replies.append(Answer({GOOD: {"ok": "grown"}}))
-        assert checked.control.pool_grow(n=1, reply=True, destination=[GOOD]) == [{GOOD: {"ok": "grown"}}]
+    worker.answers = lambda _: replies
+    assert checked.control.pool_grow(n=1, reply=True, destination=[GOOD]) == []
+    replies.append(Answer({GOOD: {"ok": "grown"}}))
+    assert checked.control.pool_grow(n=1, reply=True, destination=[GOOD]) == [{GOOD: {"ok": "grown"}}]
 
 
-def test_broadcasts_without_reply_are_sent(capp: Celery, checked: CheckedCelery) -> None:
+def test_broadcasts_without_reply_are_sent(worker: AnsweringWorker, checked: CheckedCelery) -> None:
     asked: list[str] = []
 
     def answers(command: str) -> list[Answer]:
         asked.append(command)
         return [answer(GOOD, "stats")]
 
-    with answering_worker(capp.conf.broker_url, GOOD, answers):
-        assert checked.control.broadcast("shutdown", destination=[GOOD]) is None
-        assert checked.control.inspect(timeout=TIMEOUT, destination=[GOOD]).stats() == {GOOD: INSPECTIONS["stats"]}
+    worker.answers = answers
+    assert checked.control.broadcast("shutdown", destination=[GOOD]) is None
+    assert checked.control.inspect(timeout=TIMEOUT, destination=[GOOD]).stats() == {GOOD: INSPECTIONS["stats"]}
     assert asked == ["shutdown", "stats"]
 
 
