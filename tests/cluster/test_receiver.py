@@ -20,11 +20,12 @@ from tornado.platform.asyncio import AsyncIOLoop
 
 from flower_proxy._flower import Events, EventsState
 from flower_proxy._timer import Timer
+from flower_proxy.events import broker
 from flower_proxy.events.receiver import Receiver
 from flower_proxy.events.state import State
 from flower_proxy.metrics.process import EventDelay
 from tests.support import programs
-from tests.support.outage import Interruptible, interruptible, leaves_a_deaf_broker
+from tests.support.outage import Interruptible, interruptible, leaves_a_deaf_broker, network_to
 from tests.support.processes import wait_until
 
 # The oldest supported kombu calls a deprecated method of redis-py
@@ -262,8 +263,16 @@ def test_timers_do_not_depend_on_the_wall_clock(idle_loop: CountingLoop, tmp_pat
 
 @pytest.fixture(scope="module", params=["redis", "rabbitmq"])
 def outage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interruptible]:
-    with interruptible(request.param, tmp_path_factory.mktemp(request.param)) as outage:
-        yield outage
+    """A Redis server, or the network to a RabbitMQ server, which takes seconds to restart."""
+    folder = tmp_path_factory.mktemp(request.param)
+    with interruptible(request.param, folder) as server:
+        if request.param == "redis":
+            yield server
+            return
+        network = network_to(server.broker, folder)
+        network.start()
+        yield network
+        network.stop()
 
 
 def send_heartbeat(capp: Celery, worker: str) -> None:
@@ -322,7 +331,10 @@ def test_the_receiver_connects_when_the_broker_starts_later(loop: IOLoop, outage
         receiver.join()
 
 
-def test_a_hanging_broker_does_not_delay_the_end(loop: IOLoop, outage: Interruptible) -> None:
+def test_a_hanging_broker_does_not_delay_the_end(
+    loop: IOLoop, outage: Interruptible, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(broker._TIMEOUTS["py-amqp"], "read_timeout", 1.0)
     with receiving(loop, Celery(broker=outage.broker.url)) as receiver, outage.frozen():
         receiver.stop()
         wait_until(lambda: not receiver.connected, what="it has disconnected")
@@ -339,6 +351,7 @@ SCRIPT = """
 import asyncio, sys
 from celery import Celery
 from tornado.ioloop import IOLoop
+from flower_proxy.events import broker
 from flower_proxy.events.receiver import Receiver
 from flower_proxy.events.state import State
 
