@@ -234,7 +234,7 @@ def test_closing_does_not_wait_for_a_hanging_broker(caplog: pytest.LogCaptureFix
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         capp = Celery("server", broker=f"redis://127.0.0.1:{deaf.getsockname()[1]}", set_as_current=False)
         flower = asyncio.run(main(capp))
-        assert "a socket_timeout in broker_transport_options ends that" in caplog.text
+        assert "set socket_timeout in broker_transport_options" in caplog.text
     # From here on connections are refused
     flower.executor.shutdown()
     for thread in (flower.events, flower.monitor.watch):
@@ -246,7 +246,7 @@ def test_opening_in_another_event_loop_raises_an_error(io_loop: IOLoop, capp: Ce
     flower = FlowerProxy(capp=capp, options=options())
 
     async def main() -> None:
-        with pytest.raises(RuntimeError, match="in the same event loop"):
+        with pytest.raises(RuntimeError, match="in the same running event loop"):
             await flower.open()
 
     thread = threading.Thread(target=asyncio.run, args=[main()])
