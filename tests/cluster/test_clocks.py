@@ -16,9 +16,9 @@ import pytest
 from prometheus_client.samples import Sample
 
 from tests.support.clock import Clock
+from tests.support.concurrently import started_together
 from tests.support.processes import PROJECT, wait_until
 from tests.support.programs import Broker, Flower, launch, redis, worker_process
-from tests.support.startup import started_together
 
 ZONES = ("Asia/Tokyo", "America/New_York", "UTC")
 FLOWER_ZONES = ("UTC", "Asia/Tokyo")

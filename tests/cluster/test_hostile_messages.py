@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 from amqp.basic_message import Message
 from celery import Celery
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from kombu import Connection
 from redis import Redis
@@ -229,7 +229,6 @@ def test_invalid_envelopes_do_not_close_the_connection() -> None:
             channel._put(queue, json.loads(json.dumps(envelope)))
             connection.drain_events(timeout=1)
 
-        @settings(max_examples=300, deadline=None)
         @given(envelope=envelopes | bodies | values())
         def check(envelope: Any) -> None:
             send(envelope)

@@ -19,11 +19,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.support.concurrently import started_together
 from tests.support.markdown import blocks
 from tests.support.processes import PROJECT, Address, answers, basic, free_port, program, request, running, wait_until
 from tests.support.programs import Broker, Flower, redis, worker_process
 from tests.support.prometheus import prometheus, promtool
-from tests.support.startup import started_together
 
 pytestmark = pytest.mark.filterwarnings("ignore:Call to 'get_connection' function:DeprecationWarning")
 

@@ -27,7 +27,7 @@ from tests.support.prometheus import promtool
 from tests.support.proxies import checked
 
 # The first example of Hypothesis takes seconds
-UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SLOW_EXAMPLES = settings(suppress_health_check=[HealthCheck.too_slow])
 HOSTILE = [
     *(
         "yes",
@@ -248,7 +248,7 @@ def test_values_are_preserved_or_refused(target: str, option: str) -> None:
             assert any(expected_value.strip("/").lower() in leaf.lower() for leaf in read), value
 
 
-@UNTIMED
+@SLOW_EXAMPLES
 @given(st.text(max_size=40))
 def test_any_text_is_preserved_in_the_command(value: str) -> None:
     for target, read in READERS_OF_WORDS.items():

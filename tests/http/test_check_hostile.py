@@ -22,7 +22,7 @@ from tests.support.hostile import answering, forever, ok
 from tests.unit.test_findings import REPORT, evidence, responding
 
 # Hypothesis takes a second or two to draw its first text
-UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+SLOW_EXAMPLES = settings(suppress_health_check=[HealthCheck.too_slow])
 BODY = json.dumps(asdict(REPORT)).encode()
 
 
@@ -188,7 +188,7 @@ FIELDS = st.sampled_from([field.name for field in fields(Report)])
 WORKER_FIELDS = st.sampled_from([field.name for field in fields(WorkerReport)])
 
 
-@UNTIMED
+@SLOW_EXAMPLES
 @given(st.dictionaries(FIELDS, JSON, max_size=3), st.dictionaries(WORKER_FIELDS, JSON, max_size=2))
 def test_valid_reports_can_be_examined_and_printed(changes: Any, worker_changes: Any) -> None:
     document = json.loads(BODY)
@@ -202,7 +202,7 @@ def test_valid_reports_can_be_examined_and_printed(changes: Any, worker_changes:
     show(CHECKS.examine(evidence(report, anonymous=responding(report))))
 
 
-@UNTIMED
+@SLOW_EXAMPLES
 @given(st.binary(max_size=200) | JSON.map(lambda document: json.dumps(document).encode()))
 def test_other_documents_are_rejected(body: bytes) -> None:
     with pytest.raises((TypeError, ValueError)):

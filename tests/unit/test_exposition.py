@@ -12,7 +12,7 @@ import prometheus_client.openmetrics.exposition
 import prometheus_client.openmetrics.parser
 import prometheus_client.parser
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -153,7 +153,6 @@ numbers = st.floats(min_value=0, max_value=1e12) | st.integers(min_value=0, max_
 
 
 # st.text excludes surrogates, which events cannot contain either
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["inc", "observe", "set"]), labels, numbers), max_size=20))
 def test_arbitrary_observations_equal_prometheus_client(
     observations: list[tuple[str, tuple[str, str], float]],

@@ -16,7 +16,7 @@ import pytest
 from celery.utils.nodenames import anon_nodename
 from celery.utils.saferepr import saferepr
 from celery.worker.heartbeat import Heart
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flower_proxy.events.state import State
@@ -835,7 +835,6 @@ def waiting(events: Sequence[Event]) -> Counter[str]:
     return Counter(worker for worker, waits in at.values() if waits)
 
 
-@settings(deadline=None)
 @given(st.lists(st.one_of(tasks_events, tasks_events, worker_events), max_size=40), st.data())
 def test_events_in_any_order_and_repeated_are_counted(events: list[Event], data: st.DataObject) -> None:
     repeated = data.draw(st.lists(st.sampled_from(events), max_size=5)) if events else []

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.events.state import Task, Worker
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tornado.ioloop import IOLoop
 
@@ -97,7 +97,6 @@ def test_invalid_tasks_are_skipped(name: str, value: Any) -> None:
     assert (list(after.tasks), list(after.workers), len(invalid)) == (["id-0"], [GOOD, "w1@host"], 1)
 
 
-@settings(max_examples=300, deadline=None)
 @given(
     fields=st.dictionaries(st.sampled_from(FIELDS), values()),
     attributes=st.dictionaries(st.sampled_from(Worker._fields), values()),
