@@ -18,7 +18,7 @@ settings.register_profile("tests", deadline=None, max_examples=200)
 settings.register_profile("fuzz", deadline=None, max_examples=10_000)
 settings.load_profile("tests")
 
-# In the order in which they run: tests that wait for other programs leave time for those that do not
+# Folders in which the tests of a module share servers
 SHARING_SERVERS = ("browser", "cluster", "process")
 
 
@@ -28,12 +28,26 @@ def pytest_xdist_auto_num_workers() -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the slow folders, and keep the tests of a module that share servers on one pytest-xdist worker."""
-    order = {folder: number for number, folder in enumerate(SHARING_SERVERS)}
-    items.sort(key=lambda item: order.get(item.path.parent.name, len(order)))
+    """Keep tests that share servers on one pytest-xdist worker, and begin with them.
+
+    These folders are mixed: browsers need the processor, while most tests of clusters wait.
+    """
+    groups: dict[str, dict[str, int]] = {folder: {} for folder in SHARING_SERVERS}
+
+    def position(item: pytest.Item) -> float:
+        group = item.get_closest_marker("xdist_group")
+        numbers = groups.get(item.path.parent.name)
+        return numbers[group.args[0]] / len(numbers) if group and numbers else 1
+
     for item in items:
-        if item.path.parent.name in order and item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+        numbers = groups.get(item.path.parent.name)
+        if numbers is not None:
+            if item.get_closest_marker("xdist_group") is None:
+                item.add_marker(pytest.mark.xdist_group(item.path.stem))
+            group = item.get_closest_marker("xdist_group")
+            assert group
+            numbers.setdefault(group.args[0], len(numbers))
+    items.sort(key=position)
 
 
 @pytest.fixture(scope="session", autouse=True)

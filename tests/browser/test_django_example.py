@@ -393,7 +393,7 @@ def test_if_supervisor_dies_the_example_stops_its_programs_and_prints_its_log(tm
         [pid] = [int(path.read_text()) for path in folder.glob("*/supervisord.pid")]
         os.kill(pid, signal.SIGKILL)
         assert process.wait(timeout=60) == 1
-    assert log.read_text().endswith("supervisor has ended; this was its log\n")
+    assert log.read_text().endswith("supervisor exited; see its log above\n")
     nothing_is_left(folder)
 
 

@@ -269,7 +269,7 @@ def test_a_full_disk_is_logged_once_and_the_state_is_kept_in_memory(project: Pro
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 1
     failures = project.lines("Failed to save")
-    assert len(failures) == 3
+    assert len(failures) == 3, failures
     assert ["keeping it in memory" in line for line in failures] == [True, True, False]
     assert failures[-1].endswith("; changes since the last save are lost")
     assert "Traceback" not in project.log.read_text()

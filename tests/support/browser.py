@@ -192,6 +192,7 @@ def chromium(folder: Path) -> Iterator[Browser]:
     options.binary_location = program("chromium")
     for flag in [*FLAGS, f"--user-data-dir={folder / 'profile'}"]:
         options.add_argument(flag)
+    options.add_experimental_option("perfLoggingPrefs", {"enablePage": False})
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     # Keep Selenium from searching for a driver on the network
     os.environ.setdefault("SE_OFFLINE", "true")
