@@ -23,7 +23,7 @@ from flower_proxy.events.state import State
 from flower_proxy.metrics.broker_poller import QueueFigures
 from flower_proxy.metrics.exposition import render
 from flower_proxy.metrics.in_flight import InFlight, InFlightTask
-from flower_proxy.metrics.recorder import Recorder
+from flower_proxy.metrics.recorder import _MAX_RUNS, Recorder
 from tests.support import states
 
 W1, W2, W3 = "w1@host", "w2@host", "w3@host"
@@ -820,19 +820,24 @@ worker_events = st.one_of(
 
 def waiting(events: Sequence[Event]) -> Counter[str]:
     """The number of prefetched tasks by worker, from a simple model of the events."""
-    at: dict[str, tuple[str, bool]] = {}
+    # Worker, whether it waits, whether it runs, and the number of earlier runs that have not ended
+    at: dict[str, tuple[str, bool, bool, int]] = {}
     for event in events:
         uuid, worker = event.get("uuid", ""), event["hostname"]
         kind = event["type"].partition("-")[2]
+        _, _, runs, earlier = at[uuid] if uuid in at and at[uuid][0] == worker else ("", False, False, 0)
         if kind == "received":
-            at[uuid] = (worker, not event["eta"])
+            at[uuid] = (worker, not event["eta"], False, min(earlier + runs, _MAX_RUNS))
         elif kind == "started":
-            at[uuid] = (worker, False)
+            at[uuid] = (worker, False, True, earlier)
         elif kind in ("online", "offline"):
-            at = {uuid: where for uuid, where in at.items() if where[0] != worker}
+            at = {uuid: task for uuid, task in at.items() if task[0] != worker}
         elif kind not in ("sent", "heartbeat") and uuid in at and at[uuid][0] == worker:
-            del at[uuid]
-    return Counter(worker for worker, waits in at.values() if waits)
+            if earlier:
+                at[uuid] = (*at[uuid][:3], earlier - 1)
+            else:
+                del at[uuid]
+    return Counter(worker for worker, waits, *_ in at.values() if waits)
 
 
 @given(st.lists(st.one_of(tasks_events, tasks_events, worker_events), max_size=40), st.data())
