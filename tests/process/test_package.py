@@ -38,7 +38,7 @@ def check(command: list[str], folder: Path, **env: str) -> None:
         env=env,
     ):
         script = request(address, "/static/js/flower.js").text
-    assert "new URL(said, document.baseURI)" in script
+    assert "new URL(prefix, document.baseURI)" in script
     assert "function show_alert(" in script
 
 
