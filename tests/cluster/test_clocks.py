@@ -165,9 +165,8 @@ def check_metrics(flower: Flower, workers: Sequence[str]) -> None:
     for worker in workers:
         for name in RUN:
             (waited,) = values(samples, "celery_task_queue_wait_time_sum", hostname=worker, name=name)
-            # Sending takes time, so 0 is an error; a task with an eta may start at that very moment
+            # 0 if the worker is faster than the client, which sends task-sent after the message
             assert 0 <= waited < HOUR, (worker, name)
-            assert waited > 0 or name == "server.slow", (worker, name)
             (ran,) = values(samples, "flower_task_runtime_seconds_sum", worker=worker, task=name)
             assert 0 < ran < HOUR, (worker, name)
         assert values(samples, "flower_worker_prefetched_tasks", worker=worker) == [0] * 4

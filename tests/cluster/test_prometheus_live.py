@@ -132,8 +132,12 @@ def test_a_scrape_has_all_metrics_of_rules_and_panels(scraped: Scraped) -> None:
 
 @each_query
 def test_panels_have_values(scraped: Scraped, query: Query) -> None:
-    # A rate requires tasks that end between two scrapes
-    if not scraped.prometheus.query(query.expression):
-        scraped.run_tasks()
-    found = wait_until(lambda: scraped.prometheus.query(query.expression), what=f"{query.panel} has values")
+    def values() -> list[tuple[dict[str, str], float]]:
+        found = scraped.prometheus.query(query.expression)
+        if not found:
+            # A rate requires tasks that end between two scrapes
+            scraped.run_tasks()
+        return found
+
+    found = wait_until(values, what=f"{query.panel} has values")
     assert all(math.isfinite(value) for _, value in found)
