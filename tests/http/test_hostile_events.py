@@ -131,7 +131,7 @@ def test_hostile_field_values_break_nothing(site: Site, sender: Sender, type_: s
 def test_generated_messages_break_nothing(site: Site, sender: Sender) -> None:
     before = statuses(site)
 
-    @settings(suppress_health_check=list(HealthCheck))
+    @settings(max_examples=settings().max_examples // 5, suppress_health_check=list(HealthCheck))
     @given(bodies=st.lists(messages(), min_size=1, max_size=30))
     def check(bodies: list[Any]) -> None:
         for body in bodies:
