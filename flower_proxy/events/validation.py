@@ -223,4 +223,6 @@ _TASK: dict[str, Check] = {
     ),
 }
 # Celery sets the fields of an event as attributes of the task, which uses these attributes itself
-_RESERVED_OF_TASKS = frozenset(("as_dict", "children", "cluster_state", "event", "parent", "root", "worker"))
+_RESERVED_OF_TASKS = frozenset(
+    ("as_dict", "children", "cluster_state", "event", "info", "merge_rules", "parent", "root", "worker")
+)

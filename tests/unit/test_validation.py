@@ -98,6 +98,7 @@ def test_messages_other_than_objects_are_rejected(message: object) -> None:
         (RECEIVED, {"name": "\udfff"}, "not_encodable"),
         (RECEIVED, {"children": "x"}, "reserved_field"),
         (RECEIVED, {"event": "x"}, "reserved_field"),
+        (RECEIVED, {"merge_rules": None}, "reserved_field"),
         (RECEIVED, {"eta": 5}, "wrong_type"),
         (RECEIVED, {"retries": "2"}, "wrong_type"),
         (RECEIVED, {"started": "now"}, "wrong_type"),
@@ -108,6 +109,13 @@ def test_messages_other_than_objects_are_rejected(message: object) -> None:
 def test_invalid_fields_are_rejected(event: dict[str, Any], change: dict[str, Any], reason: str) -> None:
     assert reason_of({**event, **change}) == reason
     assert reason in REASONS
+
+
+def test_attributes_that_celery_needs_are_reserved() -> None:
+    """An event with ``merge_rules`` made each late event of its task fail."""
+    for name in {name for name in dir(Task) if not name.startswith("_")}.difference(Task._fields):
+        if not isinstance(getattr(Task, name), property):
+            assert reason_of({**RECEIVED, name: None}) == "reserved_field"
 
 
 @pytest.mark.parametrize("field", ["args", "kwargs", "result", "exception", "traceback"])
