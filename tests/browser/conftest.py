@@ -18,10 +18,12 @@ def chromium_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Brows
 
 
 @pytest.fixture
-def browser(chromium_process: Browser) -> Browser:
+def browser(chromium_process: Browser) -> Iterator[Browser]:
     """A browser without cookies and cache, from one Chromium process for all tests."""
     chromium_process.forget()
-    return chromium_process
+    yield chromium_process
+    # A page would go on polling
+    chromium_process.open("about:blank")
 
 
 @pytest.fixture(scope="module")

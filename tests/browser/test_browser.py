@@ -10,11 +10,18 @@ from tests.support.browser import Browser
 from tests.support.journey import Journey
 from tests.support.setups import SETUPS, Flowers, Setup, deployed
 
-# They share no server
-SEPARATE = [pytest.param(setup, id=setup.id, marks=pytest.mark.xdist_group(setup.id)) for setup in SETUPS]
+# Set-ups with the same options of Flower share it; two groups, since there are many
+GROUPED = [
+    pytest.param(
+        setup,
+        id=setup.id,
+        marks=pytest.mark.xdist_group(f"{setup.url_prefixes} {setup.unix_socket} {number % 2}"),
+    )
+    for number, setup in enumerate(SETUPS)
+]
 
 
-@pytest.mark.parametrize("setup", SEPARATE)
+@pytest.mark.parametrize("setup", GROUPED)
 def test_every_page_works(
     setup: Setup, flowers: Flowers, certificate: tuple[Path, Path], browser: Browser, tmp_path: Path
 ) -> None:

@@ -26,12 +26,14 @@ from tests.support.examples import (
     WITH_TLS,
     Example,
     deployed,
+    flower_options,
     read,
     served,
 )
 from tests.support.journey import Journey
 from tests.support.processes import basic, program, request
-from tests.support.programs import COLLEAGUE, CREDENTIALS, USER, Broker
+from tests.support.programs import COLLEAGUE, CREDENTIALS, USER
+from tests.support.setups import Flowers
 from tests.support.standins import HostApplication, IdentityProvider, Mirror, NamelessProvider, serving
 
 # Tabs are buttons too, but not of the class .btn
@@ -39,15 +41,15 @@ USER_NAME, CONTROL_BUTTONS = ".app-nav-secondary .nav-link.text-break", "#main-c
 
 
 def grouped(names: Iterable[str]) -> list[Any]:
-    """Return these as parameters; the tests of one configuration share its servers."""
-    return [pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in names]
+    """Return these as parameters; the tests of configurations with the same options of Flower share its servers."""
+    return [pytest.param(name, marks=pytest.mark.xdist_group(f"proxies {flower_options(name)}")) for name in names]
 
 
 @pytest.fixture(scope="module", params=grouped(CASES))
 def example(
-    request: pytest.FixtureRequest, worker: Broker, files: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, flowers: Flowers, files: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Example]:
-    with deployed(request.param, worker, files, tmp_path_factory.mktemp("example")) as example:
+    with deployed(request.param, flowers, files, tmp_path_factory.mktemp("example")) as example:
         yield example
 
 
@@ -99,7 +101,7 @@ def test_percent_encoded_names_are_passed_unchanged(example: Example) -> None:
 
 
 @pytest.mark.parametrize("names_headers", [False, True], ids=["", "named-in-connection"])
-@pytest.mark.parametrize("name", grouped(CASES))
+@pytest.mark.parametrize("name", CASES)
 def test_client_supplied_forwarded_headers_are_overwritten(
     name: str, names_headers: bool, files: dict[str, str], tmp_path: Path
 ) -> None:
@@ -274,9 +276,9 @@ def test_the_proxy_denies_requests_without_valid_credentials(example: Example, c
     ],
 )
 def test_viewers_get_no_buttons_and_their_control_actions_are_denied(
-    name: str, viewer: str, credentials: str, worker: Broker, files: dict[str, str], browser: Browser, tmp_path: Path
+    name: str, viewer: str, credentials: str, flowers: Flowers, files: dict[str, str], browser: Browser, tmp_path: Path
 ) -> None:
-    with deployed(name, worker, files, tmp_path, [f"--viewers={viewer}"]) as example:
+    with deployed(name, flowers, files, tmp_path, [f"--viewers={viewer}"]) as example:
         journey = Journey(browser, example.place)
         journey.log_in(credentials)
         journey.open_with_slash()
@@ -300,10 +302,10 @@ def test_users_with_control_access_get_buttons(example: Example, browser: Browse
 
 @pytest.mark.parametrize("name", PROXY_BASIC_AUTH)
 def test_flower_accepts_the_proxys_users_although_its_own_differ(
-    name: str, worker: Broker, files: dict[str, str], browser: Browser, tmp_path: Path
+    name: str, flowers: Flowers, files: dict[str, str], browser: Browser, tmp_path: Path
 ) -> None:
     """Behind a proxy with other users, stock Flower answers every login with 401."""
-    with deployed(name, worker, files, tmp_path, ["--basic_auth=other:password"]) as example:
+    with deployed(name, flowers, files, tmp_path, ["--basic_auth=other:password"]) as example:
         assert not Journey(browser, example.place, screenshots=tmp_path).faults()
         assert browser.text(USER_NAME) == USER
         page = example.ask("/flower/", headers={"X-Forwarded-User": "mallory"}).text

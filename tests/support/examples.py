@@ -12,8 +12,9 @@ from pathlib import Path
 from .configurations import BY_HAND, EXAMPLES, printed
 from .journey import Place
 from .processes import PROJECT, Address, Answer, basic, free_port, request, wait_until
-from .programs import CREDENTIALS, Broker, launch
+from .programs import CREDENTIALS
 from .proxies import OWN_SERVERS, proxy, substitute
+from .setups import Flowers
 from .standins import HostApplication, IdentityProvider, serving
 
 README = "README.md"
@@ -116,24 +117,25 @@ def served(
         yield public, plain
 
 
+def flower_options(name: str) -> tuple[str, bool, bool, tuple[str, ...]]:
+    """Return prefix, whether it has a unix socket, whether it authenticates by password, and the other options."""
+    _, documented = read(name)
+    prefix, unix_socket = documented.pop("url_prefix", ""), bool(documented.pop("unix_socket", ""))
+    others = tuple(f"--{option}={value}" for option, value in documented.items() if option != "address")
+    return prefix, unix_socket, not AUTH_OPTIONS & documented.keys(), others
+
+
 @contextlib.contextmanager
 def deployed(
-    name: str, worker: Broker, files: Mapping[str, str], folder: Path, options: Sequence[str] = ()
+    name: str, flowers: Flowers, files: Mapping[str, str], folder: Path, options: Sequence[str] = ()
 ) -> Iterator[Example]:
     """Run Flower with the command in the file's comment and these options, and the proxy with the file."""
-    _, documented = read(name)
-    with launch(
-        "ours",
-        worker,
-        folder,
-        url_prefix=documented.pop("url_prefix", ""),
-        unix_socket=bool(documented.pop("unix_socket", "")),
-        authenticates=not AUTH_OPTIONS & documented.keys(),
-        options=[
-            *(f"--{option}={files.get(value, value)}" for option, value in documented.items() if option != "address"),
-            *options,
-        ],
-    ) as flower:
-        flower.watch_tasks(worker)
-        with served(name, flower.address, files, folder / "proxy") as (public, plain):
-            yield Example(public, plain)
+    url_prefix, unix_socket, authenticates, documented = flower_options(name)
+    flower = flowers.get(
+        url_prefix,
+        unix_socket=unix_socket,
+        authenticates=authenticates,
+        options=[*(substitute(option, files) for option in documented), *options],
+    )
+    with served(name, flower.address, files, folder) as (public, plain):
+        yield Example(public, plain)
