@@ -1,4 +1,4 @@
-"""What the tests stand on: a broker, a worker and a browser, each started once and only when a test asks for it."""
+"""Fixtures that several folders share; each server starts once in a process, when a test needs it."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def event_loop_to_go_back_to() -> Iterator[None]:
-    """pytest-tornado goes back to the loop of before; where there is none, asyncio makes one that nobody closes."""
+def current_event_loop() -> Iterator[None]:
+    """Current event loop, which pytest-tornado restores; without one, asyncio would create one that is never closed."""
     loop = asyncio.new_event_loop()
     asyncio.set_event_loop(loop)
     yield
@@ -61,7 +61,7 @@ def event_loop_to_go_back_to() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
-    """Who runs in the background may have these ignored, and what it starts with it: Ctrl-C would end nothing."""
+    """Default handling of signals, which background jobs ignore together with the processes that they start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
@@ -76,20 +76,20 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[programs.Broker
 
 @pytest.fixture(scope="session")
 def worker(broker: programs.Broker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[programs.Broker]:
-    """The same, with one worker that is ready."""
+    """The Redis server, with one worker that is ready."""
     with programs.worker(broker, tmp_path_factory.mktemp("worker")):
         yield broker
 
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate that signs itself, and its key."""
+    """A self-signed certificate and its key."""
     return programs.certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.fixture(scope="session")
 def files(certificate: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The files that the examples name, and where they are here."""
+    """The paths of the files in the examples, and those of the files that replace them in tests."""
     folder = tmp_path_factory.mktemp("files")
     both = folder / "example.com.pem"
     both.write_text("".join(file.read_text() for file in certificate))
