@@ -273,11 +273,15 @@ def test_flower_metrics_and_redis_require_a_password(example: Example) -> None:
 
 
 def test_prometheus_has_its_own_password_for_metrics_only(example: Example) -> None:
-    password = (example.root / "etc/prometheus.password").read_text().strip()
-    answer = example.ask("/flower/metrics", headers=basic(f"prometheus:{password}"))
-    assert answer.status == 200
-    assert 'flower_worker_online{worker="w1@' in answer.text
-    assert example.ask("/flower/tasks", headers=basic(f"prometheus:{password}")).status in (401, 403)
+    scraper = basic("prometheus:" + (example.root / "etc/prometheus.password").read_text().strip())
+
+    def shows_the_worker() -> bool:
+        answer = example.ask("/flower/metrics", headers=scraper)
+        assert answer.status == 200
+        return 'flower_worker_online{worker="w1@' in answer.text
+
+    wait_until(shows_the_worker, what="Flower has received a heartbeat")
+    assert example.ask("/flower/tasks", headers=scraper).status in (401, 403)
 
 
 def test_secrets_are_in_private_files_and_not_on_command_lines(example: Example) -> None:

@@ -145,11 +145,12 @@ def test_concurrent_scrapes_share_a_result(
         return await scrape(**kwargs)
 
     async def fetch_all() -> list[HTTPResponse]:
-        async with monitor._rendering:
-            responses = [asyncio.ensure_future(site.ask(path, headers=headers)) for path, headers in formats]
-            await all_arrived.wait()
+        responses = [asyncio.ensure_future(site.ask(path, headers=headers)) for path, headers in formats]
+        await all_arrived.wait()
+        monitor._rendering.release()
         return await asyncio.gather(*responses)
 
+    monkeypatch.setattr(monitor, "_rendering", asyncio.Semaphore(0))
     monkeypatch.setattr(monitor, "families", counted_families)
     monkeypatch.setattr(monitor, "scrape", counted_scrape)
     responses = site.run(fetch_all)
