@@ -143,7 +143,7 @@ def answers(address: Address, path: str, *, status: int = 200) -> bool:
         return False
 
 
-def wait_until(condition: Callable[[], T], *, timeout: float = 30, what: str) -> T:
+def wait_until(condition: Callable[[], T], *, timeout: float = 60, what: str) -> T:
     """Poll `condition` until its result is true, and return that.
 
     :param timeout: in seconds.
