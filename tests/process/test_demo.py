@@ -122,8 +122,14 @@ def test_the_password_is_not_in_the_process_list(shown: Demo) -> None:
 def test_the_worker_can_be_controlled(shown: Demo) -> None:
     worker = shown.worker()
     assert shown.request(f"worker/{worker}").status == 200
-    grown = shown.request(f"api/worker/pool/grow/{worker}?n=1", method="POST")
-    assert (grown.status, json.loads(grown.text)) == (200, {"message": f"Growing '{worker}' worker's pool by 1"})
+
+    def grown() -> str:
+        # A worker on a busy machine may reply too late
+        answer = shown.request(f"api/worker/pool/grow/{worker}?n=1", method="POST")
+        return answer.text if answer.status == 200 else ""
+
+    text = wait_until(grown, what="the worker replies")
+    assert json.loads(text) == {"message": f"Growing '{worker}' worker's pool by 1"}
 
 
 def test_there_are_tasks_in_every_state(shown: Demo) -> None:
