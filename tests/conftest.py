@@ -23,8 +23,8 @@ SHARING_SERVERS = ("browser", "cluster", "process")
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Return the number of workers for ``-n auto``: the tests spend half of their time waiting."""
-    return 2 * (os.cpu_count() or 1)
+    """Return the number of workers for ``-n auto``: their servers and browsers compute beside them."""
+    return os.cpu_count() or 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
