@@ -30,7 +30,7 @@ help:
 	@echo 'make test     lint and all tests; ARGS="tests/http -k name" for some of them'
 	@echo 'make test-unit    the tests that need nothing but Python'
 	@echo 'make test-system  as root: boot Debian in a container and start every systemd unit; MIRROR=URL'
-	@echo 'make fuzz     the property tests with 100 times the examples'
+	@echo 'make fuzz     the property tests with 50 times the examples'
 	@echo 'make coverage     branch coverage of the unit, HTTP and process tests'
 	@echo 'make bench    CPU, memory and latency compared with stock Flower'
 	@echo 'make outdated     newer releases of the dependencies'
