@@ -14,8 +14,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from . import rabbitmq
-from .processes import PROJECT, Address, free_port, program, running
-from .programs import Broker
+from .processes import PROJECT, Address, free_port, running
+from .programs import Broker, redis_server
 
 
 class Interruptible:
@@ -62,12 +62,8 @@ def interruptible(kind: str, folder: Path) -> Iterator[Interruptible]:
     """Run a broker, "redis" or "rabbitmq"."""
     port = free_port()
 
-    def redis() -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
-        command = [program("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir"]
-        return running([*command, str(folder)], log=folder / "redis.log", ready=Address(port).accepts)
-
     if kind == "redis":
-        outage = Interruptible(Broker(f"redis://127.0.0.1:{port}/0"), redis)
+        outage = Interruptible(Broker(f"redis://127.0.0.1:{port}/0"), lambda: redis_server(folder, port, keeps=False))
     else:
         url = f"amqp://guest:guest@127.0.0.1:{port}//"
         outage = Interruptible(rabbitmq.RabbitMQ(url), lambda: rabbitmq.server(folder, port))
