@@ -10,7 +10,7 @@ INSTALL ?=
 
 # The programs that each target needs; .ci/prerequisites knows their packages
 PROGRAMS_example = nginx redis-server openssl
-PROGRAMS_test = nginx apache2 caddy haproxy redis-server rabbitmq-server epmd prometheus promtool chromium chromedriver curl git openssl htpasswd systemd-analyze systemd-socket-activate
+PROGRAMS_test = nginx apache2 caddy haproxy redis-server rabbitmq-server epmd prometheus promtool chromium-headless-shell chromedriver curl git openssl htpasswd systemd-analyze systemd-socket-activate
 PROGRAMS_test-system = debootstrap systemd-nspawn nsenter
 PROGRAMS_fuzz = $(PROGRAMS_test)
 PROGRAMS_coverage = $(PROGRAMS_test)

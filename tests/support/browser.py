@@ -22,8 +22,10 @@ from .processes import program, wait_until
 # Names of loopback that, unlike localhost, are no secure context without TLS
 HOSTS = ("flower.test", "other.test")
 
+# Debian's chromium-headless-shell is a script that does not pass on the signal of chromedriver
+BINARY = "/usr/lib/chromium/chromium-headless-shell"
+
 FLAGS = [
-    "--headless=new",
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -189,15 +191,21 @@ class Browser:
 def chromium(folder: Path) -> Iterator[Browser]:
     """Run a browser with a new profile in `folder`."""
     options = ChromeOptions()
-    options.binary_location = program("chromium")
-    for flag in [*FLAGS, f"--user-data-dir={folder / 'profile'}"]:
+    # Renders without a compositor for a screen: a quarter less processor time than chromium --headless
+    options.binary_location = BINARY
+    for flag in FLAGS:
         options.add_argument(flag)
     options.add_experimental_option("perfLoggingPrefs", {"enablePage": False})
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
     # Keep Selenium from searching for a driver on the network
     os.environ.setdefault("SE_OFFLINE", "true")
     logging.getLogger("selenium").setLevel(logging.WARNING)
-    service = ChromeService(executable_path=program("chromedriver"), log_output=str(folder / "chromedriver.log"))
+    service = ChromeService(
+        executable_path=program("chromedriver"),
+        log_output=str(folder / "chromedriver.log"),
+        # Where the profile is created
+        env={**os.environ, "TMPDIR": str(folder)},
+    )
     driver = Chrome(options=options, service=service)
     try:
         yield Browser(driver)
