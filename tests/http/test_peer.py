@@ -13,8 +13,8 @@ from tornado.ioloop import IOLoop
 from flower_proxy.app import FlowerProxy
 from tests.http.conftest import Site
 from tests.http.test_access_policy import ALICE, TWO_USERS, basic, fail_logins
-from tests.http.test_seen import SECRETS
-from tests.http.test_seen import fetch_report as look
+from tests.http.test_report import SECRETS
+from tests.http.test_report import fetch_report as look
 
 UNTRUSTED = {"trusted_proxies": ["192.0.2.1"]}
 
