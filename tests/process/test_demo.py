@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from flower_proxy.cli.demo import _wait as wait_for_programs
-from tests.support import programs
+from tests.support import forks, programs
 from tests.support.processes import (
     Address,
     Answer,
@@ -146,6 +147,24 @@ def test_there_are_tasks_in_every_state(shown: Demo) -> None:
 def test_queues_have_waiting_messages(shown: Demo) -> None:
     assert set(shown.waiting()) == {"flower-proxy-demo", "flower-proxy-demo-later"}
     wait_until(lambda: shown.waiting()["flower-proxy-demo-later"], timeout=60, what="waiting messages")
+
+
+def test_flower_creates_message_files_atomically(tmp_path: Path) -> None:
+    """The worker exits when it reads an unfinished file, so Flower's control messages need the demo's transport."""
+    program = """
+        import asyncio, pathlib, unittest.mock
+        from flower_proxy.cli import demo, demo_app
+
+        async def connect(*_):
+            demo_app.use_folder(pathlib.Path.cwd())
+            with demo_app.app.connection_for_write(demo_app.FOLDER_BROKER) as connection:
+                print(type(connection.transport).__module__)
+
+        with unittest.mock.patch.object(demo, "_run", connect):
+            demo.demo.main([])
+    """
+    ended = forks.run_python(["-c", textwrap.dedent(program)], tmp_path)
+    assert (ended.stdout, ended.stderr) == ("flower_proxy.cli.demo_app\n", "")
 
 
 def test_the_tunnel_leads_to_the_given_address(tmp_path: Path) -> None:
