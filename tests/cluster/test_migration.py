@@ -212,6 +212,8 @@ def test_stock_flower_loads_the_state_after_the_way_back(
     stock_server, before = stock
     server = migrate(stock_server, tmp_path, diffs)
     with server.running() as flower:
+        # The saved worker is online before flower-proxy has subscribed to events
+        wait_until(lambda: status(flower, "/ready") == 200, what="flower-proxy is ready")
         flower.watch_tasks(server.broker)
         tasks = flower.tasks()
     assert len(tasks) > len(before)
