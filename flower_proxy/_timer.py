@@ -43,6 +43,9 @@ class Timer:
         self._timeout = loop.call_later(self._interval, self._run)
 
     async def _run(self) -> None:
+        # Tornado runs a coroutine one iteration after its timeout, and `stop` may come in between
+        if self._loop is None:
+            return
         try:
             result = self._callback()
             if inspect.isawaitable(result):

@@ -30,6 +30,29 @@ def test_wall_clock_steps_do_not_affect_the_interval(step: float, monkeypatch: p
     assert asyncio.run(run()) == 3
 
 
+def test_no_call_follows_stop() -> None:
+    """The loop may stop the timer when the call is due and has not begun."""
+
+    async def run() -> int:
+        calls, ended = [0], asyncio.Event()
+
+        def call() -> None:
+            calls[0] += 1
+
+        def stop() -> None:
+            timer.stop()
+            loop.call_later(0.01, ended.set)
+
+        timer, loop = Timer(call, 0), asyncio.get_running_loop()
+        timer.start()
+        # Due right after the timer, in the same iteration of the loop
+        loop.call_later(0, stop)
+        await ended.wait()
+        return calls[0]
+
+    assert asyncio.run(run()) == 0
+
+
 def test_failing_call_is_logged_and_does_not_stop_the_timer(caplog: pytest.LogCaptureFixture) -> None:
     async def run() -> None:
         calls, enough = [0], asyncio.Event()
