@@ -51,7 +51,7 @@ async def status(check: PasswordCheck, authorization: str | None, **kwargs: str)
 
 def run(scenario: Callable[[PasswordCheck], object], *, waiting: int = 32, plain: bool = False) -> None:
     checks = Checks(total=waiting)
-    check = PasswordCheck(passwords=Verifier(lambda: PLAIN if plain else BCRYPT, checks), throttle=Throttle())
+    check = PasswordCheck(passwords=Verifier(lambda: PLAIN if plain else BCRYPT, checks), throttle=Throttle(clock=lambda: 0.0))
     try:
         asyncio.run(scenario(check))  # type: ignore[arg-type]
     finally:
@@ -308,7 +308,7 @@ def test_a_user_header_without_exactly_one_user_is_a_bad_request(lines: list[str
 
 
 def test_an_empty_user_header_is_ignored() -> None:
-    check = PasswordCheck(passwords=Verifier(lambda: PLAIN, Checks()), throttle=Throttle())
+    check = PasswordCheck(passwords=Verifier(lambda: PLAIN, Checks()), throttle=Throttle(clock=lambda: 0.0))
     authenticator = Authenticator(password_check=check, user_header="X-Forwarded-User")
     assert asyncio.run(authenticator.identify(attempt("alice:right", X_Forwarded_User=""))) == Principal(
         "alice", password_of="alice"
