@@ -7,6 +7,8 @@ GROUPS = test lint
 ARGS =
 # 1 installs Debian's packages that are missing
 INSTALL ?=
+# Empty: make test runs the tests alone
+LINT = lint
 
 # The programs that each target needs; .ci/prerequisites knows their packages
 PROGRAMS_example = nginx redis-server openssl
@@ -55,7 +57,7 @@ lint: $(VENV)/.installed-for-tests
 	$(VENV)/bin/lint-imports --no-logo --no-cache
 	$(VENV)/bin/codespell
 
-test: lint
+test: $(LINT) $(VENV)/.installed-for-tests
 	$(PYTEST) $(ARGS)
 
 test-unit: $(VENV)/.installed-for-tests

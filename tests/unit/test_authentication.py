@@ -51,7 +51,9 @@ async def status(check: PasswordCheck, authorization: str | None, **kwargs: str)
 
 def run(scenario: Callable[[PasswordCheck], object], *, waiting: int = 32, plain: bool = False) -> None:
     checks = Checks(total=waiting)
-    check = PasswordCheck(passwords=Verifier(lambda: PLAIN if plain else BCRYPT, checks), throttle=Throttle(clock=lambda: 0.0))
+    check = PasswordCheck(
+        passwords=Verifier(lambda: PLAIN if plain else BCRYPT, checks), throttle=Throttle(clock=lambda: 0.0)
+    )
     try:
         asyncio.run(scenario(check))  # type: ignore[arg-type]
     finally:
