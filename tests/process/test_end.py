@@ -253,6 +253,13 @@ def test_a_second_ctrl_c_exits_immediately_and_keeps_a_state(project: Project, m
 TASKS = [f"task-{number}" for number in range(40)]
 
 
+@pytest.fixture
+def _no_coverage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not measure the coverage of processes, which could not write it to a full disk."""
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+
+
+@pytest.mark.usefixtures("_no_coverage")
 def test_a_full_disk_is_logged_once_and_the_state_is_kept_in_memory(project: Project) -> None:
     project.save(*TASKS, size=5_000)
     with project.serving("--persistent", "--state_save_interval=50") as process:
@@ -277,6 +284,7 @@ def test_a_full_disk_is_logged_once_and_the_state_is_kept_in_memory(project: Pro
     assert not list(project.folder.glob("flower.sav*"))
 
 
+@pytest.mark.usefixtures("_no_coverage")
 def test_a_failed_save_at_shutdown_is_logged_and_exits_with_status_1(project: Project) -> None:
     project.save(*TASKS, size=5_000)
     with project.serving("--persistent") as process:
