@@ -285,6 +285,9 @@ def _run(
     ended = subprocess.run(
         command, input=text, env=environ, cwd=cwd, capture_output=True, text=True, start_new_session=True
     )
+    if SIGNALS:
+        # It may have reached the process before that had entered its session
+        raise KeyboardInterrupt
     if ended.returncode:
         sys.exit(f"{ended.stderr}\nCommand failed: {shlex.join(command)}")
     return ended.stdout
