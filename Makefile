@@ -19,7 +19,7 @@ PROGRAMS_coverage = $(PROGRAMS_test)
 PROGRAMS_bench = $(PROGRAMS_test)
 
 PIP = $(VENV)/bin/python -m pip --quiet --disable-pip-version-check
-# Three processes for two cores, since they often wait; one that starts a server keeps the tests that share it
+# Two processes for each core, since they often wait; one that starts a server keeps the tests that share it
 PYTEST = $(VENV)/bin/python -m pytest --numprocesses auto --dist loadgroup --no-loadscope-reorder
 
 .PHONY: help demo example format lint test test-unit test-system root fuzz coverage bench outdated prerequisites clean

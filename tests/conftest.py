@@ -24,7 +24,7 @@ SHARING_SERVERS = ("browser", "cluster", "process")
 
 def pytest_xdist_auto_num_workers() -> int:
     """Return the number of workers for ``-n auto``, which wait for servers and browsers half of the time."""
-    return 3 * (os.cpu_count() or 1) // 2
+    return 2 * (os.cpu_count() or 1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
