@@ -2,13 +2,11 @@
 
 PYTHON = python3
 VENV = .venv
-# Dependency groups of pyproject.toml
+# Dependency groups of pyproject.toml; without lint, make test runs the tests alone
 GROUPS = test lint
 ARGS =
 # 1 installs Debian's packages that are missing
 INSTALL ?=
-# Empty: make test runs the tests alone
-LINT = lint
 
 # The programs that each target needs; .ci/prerequisites knows their packages
 PROGRAMS_example = nginx redis-server openssl
@@ -57,7 +55,7 @@ lint: $(VENV)/.installed-for-tests
 	$(VENV)/bin/lint-imports --no-logo --no-cache
 	$(VENV)/bin/codespell
 
-test: $(LINT) $(VENV)/.installed-for-tests
+test: $(filter lint,$(GROUPS)) $(VENV)/.installed-for-tests
 	$(PYTEST) $(ARGS)
 
 test-unit: $(VENV)/.installed-for-tests
