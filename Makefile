@@ -8,6 +8,9 @@ ARGS =
 # 1 installs Debian's packages that are missing
 INSTALL ?=
 
+# Container images set it, but then each of the many programs that tests start compiles its modules again
+export PYTHONDONTWRITEBYTECODE =
+
 # The programs that each target needs; .ci/prerequisites knows their packages
 PROGRAMS_example = nginx redis-server openssl
 PROGRAMS_test = nginx apache2 caddy haproxy redis-server rabbitmq-server epmd prometheus promtool chromium-headless-shell chromedriver curl git openssl htpasswd systemd-analyze systemd-socket-activate

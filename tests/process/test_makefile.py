@@ -50,9 +50,9 @@ class Machine:
         (self.clone / "examples/django").mkdir(parents=True)
         for name in ("Makefile", "pyproject.toml", "examples/django/requirements.txt"):
             shutil.copy(PROJECT / name, self.clone / name)
-        # Simulates Debian without python3-venv
+        # Simulates Debian without python3-venv; byte code would be a new file
         (self.absent / "ensurepip.py").write_text("raise ModuleNotFoundError(\"No module named 'ensurepip'\")\n")
-        self.script("python3", f'PYTHONPATH={self.absent} exec {sys.executable} "$@"\n')
+        self.script("python3", f'PYTHONPATH={self.absent} PYTHONDONTWRITEBYTECODE=1 exec {sys.executable} "$@"\n')
         self.user(0)
 
     def script(self, name: str, text: str) -> None:
