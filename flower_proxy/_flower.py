@@ -71,7 +71,6 @@ __all__ = [
     "flower_settings",
     "flower_version",
     "forget_counts",
-    "forget_task_names",
     "task_of",
 ]
 
@@ -317,16 +316,3 @@ def forget_counts(state: EventsState, is_gone: Callable[[str], bool]) -> None:
     """Remove the event counts of workers and clients, which the state never removes."""
     for name in [name for name in state.counter if is_gone(name)]:
         del state.counter[name]
-
-
-def forget_task_names(state: EventsState, limit: int) -> None:
-    """Remove the index entries of Celery's state that no task in memory uses.
-
-    :param limit: maximum number of known task names before those without a task in memory are removed.
-    """
-    for index in (state.tasks_by_type, state.tasks_by_worker):
-        for name in [name for name, tasks in index.items() if not tasks]:
-            del index[name]
-    if len(state._seen_types) > limit:
-        # In place, because the state's dispatcher holds bound methods of the set
-        state._seen_types.intersection_update({task.name for task in state.tasks.values()})

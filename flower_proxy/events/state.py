@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from celery.events.state import Task
-from kombu.utils.functional import LRUCache
-
-from flower_proxy._flower import EventsState, NoMetrics, TaskSearch, forget_counts, forget_task_names, task_of
+from flower_proxy._bounded import BoundedDict
+from flower_proxy._flower import EventsState, NoMetrics, TaskSearch, forget_counts
 from flower_proxy.events.saved_state import SavedState
-from flower_proxy.events.worker import Worker
+from flower_proxy.events.task import Task, shared
+from flower_proxy.events.worker import Worker as _Worker
 from flower_proxy.events.worker_cache import WorkerCache
 
 _MAX_TASK_NAMES = 1000
 _MAX_EVENT_TYPES = 100
-# Undocumented fields of events accumulate in the task
-_MAX_TASK_FIELDS = 100
-_TASK_FIELDS = {*Task._fields, *vars(Task()), "queue"}
 
 
 class State(EventsState):
-    """Flower's state of the cluster, without its metrics. Not thread-safe: used in the event loop only."""
+    """Flower's state of the cluster, without its metrics. Not thread-safe: used in the event loop only.
 
-    Worker = Worker
+    It merges the events of a task as Celery's state does, but keeps no index: neither a heap of events, nor the tasks
+    of each name and worker, which no page reads.
+    """
+
+    Worker = _Worker
+    _seen_types: set[str]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.metrics = NoMetrics()
         self.search_engine = TaskSearch()
         self.workers = WorkerCache(self.max_workers_in_memory)
-        # Older releases of Celery never drop parents without events
-        self._tasks_to_resolve = LRUCache(self.max_tasks_in_memory)
+        # By id of a task without events: the tasks that it has started
+        self._orphans: BoundedDict[str, dict[str, None]] = BoundedDict(self.max_tasks_in_memory)
 
     def restore(self, saved: SavedState) -> None:
         """Add the valid workers and tasks of a saved state.
@@ -38,31 +40,96 @@ class State(EventsState):
         :param saved: lists the skipped ones in its `invalid` afterwards.
         """
         for name, worker in saved.workers():
-            self.workers[name] = Worker.restored(worker)
+            self.workers[name] = _Worker.restored(worker)
             self.counter[name].update(saved.counts(name))
         workers = dict(self.workers)
-        for uuid, task in saved.tasks():
-            restored = self.tasks[uuid] = self.Task(cluster_state=self, **task.fields)
+        for _, task in saved.tasks():
+            restored = self._add(Task(tasks=self.tasks.data, **task.fields))
             if task.worker is not None:
                 name = task.worker.fields["hostname"]
-                restored.worker = workers.get(name) or workers.setdefault(name, Worker.restored(task.worker))
+                restored.worker = workers.get(name) or workers.setdefault(name, _Worker.restored(task.worker))
+            if restored.parent_id:
+                self._link_to_parent(restored)
         self.search_engine.rebuild(self.tasks.items())
-        self.rebuild_taskheap()
 
-    def event(self, event: dict[str, Any]) -> None:
+    def event(self, event: Mapping[str, Any]) -> None:
         """Process an event and mark its worker as the most recent one."""
-        super().event(event)
-        name, kind, counts = event["hostname"], event["type"], self.counter
-        if kind.startswith("task-") and len(fields := vars(task_of(self, event["uuid"]))) > _MAX_TASK_FIELDS:
-            for field in fields.keys() - _TASK_FIELDS - event.keys():
-                del fields[field]
+        kind, name, counts = event["type"], event["hostname"], self.counter
+        group, _, subject = kind.partition("-")
+        self.event_count += 1
+        if group == "task":
+            self._on_task(subject, event)
+        elif group == "worker" and (subject != "offline" or name in self.workers.data):
+            self._worker(name).event(subject, event["timestamp"], event["local_received"], event)
         if not self.workers.touch(name):
             # Clients have one name per process, and Flower does not display their counts
             counts.pop(name, None)
-        elif len(types := counts[name]) > _MAX_EVENT_TYPES and types[kind] == 1:
+            return
+        types = counts[name]
+        types[kind] += 1
+        if len(types) > _MAX_EVENT_TYPES and types[kind] == 1:
             types["other"] += types.pop(kind)
         elif len(counts) > 2 * self.max_workers_in_memory:
             self.forget_evicted()
+
+    def _on_task(self, subject: str, event: Mapping[str, Any]) -> None:
+        uuid, name = event["uuid"], event["hostname"]
+        evicted = self._eviction_candidate(uuid)
+        task: Task | None = self.tasks.data.get(uuid)
+        if task is None:
+            task = self._add(Task(uuid, self.tasks.data))
+        if subject == "sent":
+            task.client = shared(name)
+        else:
+            task.worker = self._worker(name)
+            task.worker.on_task_event(event["local_received"])
+            if subject == "received":
+                self.task_count += 1
+        task.on_event(subject, event)
+        if task.name is not None:
+            self._seen_types.add(task.name)
+        if task.parent_id:
+            self._link_to_parent(task)
+        self._index_task(task, evicted)
+
+    def _worker(self, name: str) -> _Worker:
+        worker: _Worker | None = self.workers.data.get(name)
+        if worker is None:
+            worker = self.workers[name] = _Worker(shared(name))
+        return worker
+
+    def _add(self, task: Task) -> Task:
+        self.tasks[task.uuid] = task
+        task.child_ids = self._orphans.pop(task.uuid, None)
+        return task
+
+    def _link_to_parent(self, task: Task) -> None:
+        tasks, parent_id = self.tasks.data, task.parent_id or ""
+        parent = tasks.get(parent_id)
+        if parent is None:
+            children = self._orphans.get(parent_id) or {}
+            self._orphans.put(parent_id, children)
+        else:
+            # Celery's state does not evict a parent before its recent children
+            tasks.move_to_end(parent_id)
+            if parent.child_ids is None:
+                parent.child_ids = {}
+            children = parent.child_ids
+        children[task.uuid] = None
+        if len(children) > 2 * self.max_tasks_in_memory:
+            for uuid in children.keys() - tasks.keys():
+                del children[uuid]
+
+    def itertasks(self, limit: int | None = None) -> Iterator[tuple[str, Task]]:
+        """Yield the tasks by id, least recent first."""
+        yield from list(self.tasks.data.items())[:limit]
+
+    def tasks_by_time(self, limit: int | None = None, reverse: bool = True) -> Iterator[tuple[str, Task]]:
+        """Yield the tasks by id, in the order of their timestamps."""
+        tasks = sorted(self.tasks.data.items(), key=lambda item: item[1].timestamp or 0, reverse=reverse)
+        yield from tasks[:limit]
+
+    tasks_by_timestamp = tasks_by_time
 
     def forget_evicted(self) -> None:
         """Drop the counts and names of evicted workers and tasks.
@@ -70,7 +137,8 @@ class State(EventsState):
         Up to 1000 task names are kept for Flower's list of task names.
         """
         forget_counts(self, lambda name: name not in self.workers)
-        forget_task_names(self, _MAX_TASK_NAMES)
+        if len(self._seen_types) > _MAX_TASK_NAMES:
+            self._seen_types = {task.name for task in self.tasks.values() if task.name is not None}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Pickled as Flower's own class, so that stock Flower can load it

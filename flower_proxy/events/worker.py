@@ -44,21 +44,22 @@ class Worker(state.Worker):
 
     def _on_event(
         self,
-        kind: str | None,
+        kind: str,
         timestamp: float,
         local_received: float,
-        fields: Mapping[str, Any] | None = None,
+        fields: Mapping[str, Any],
     ) -> None:
-        if fields is None:
-            # Celery swaps the two times for task events
-            local_received = timestamp
-        else:
-            for name in _FIELDS:
-                if name in fields:
-                    setattr(self, name, fields[name])
-            self.ahead = timestamp - local_received
+        for name in _FIELDS:
+            if name in fields:
+                setattr(self, name, fields[name])
+        self.ahead = timestamp - local_received
         self._set_last_event(local_received)
         self._stopped = kind == "offline"
+
+    def on_task_event(self, local_received: float) -> None:
+        """Record the time of a task event, in seconds since the epoch."""
+        self._set_last_event(local_received)
+        self._stopped = False
 
     def _set_last_event(self, timestamp: float) -> None:
         now, age = time.monotonic(), time.time() - timestamp

@@ -49,7 +49,9 @@ def test_the_state_of_stock_flower_is_restored() -> None:
     assert invalid == []
     assert list(after.workers) == [GOOD, "w1@host"]
     shown = {uuid: {**task.as_dict(), "worker": task.worker.hostname} for uuid, task in before.itertasks()}
-    assert {uuid: {**task.as_dict(), "worker": task.worker.hostname} for uuid, task in after.itertasks()} == shown
+    assert {
+        uuid: {**task.as_dict(), "worker": task.worker and task.worker.hostname} for uuid, task in after.itertasks()
+    } == shown
     fields = set(Worker._fields) - {"heartbeats"}
     for name, worker in before.workers.items():
         assert {field: getattr(after.workers[name], field) for field in fields} == {
