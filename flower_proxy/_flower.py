@@ -48,6 +48,7 @@ __all__ = [
     "TASK_BODIES",
     "TEMPLATE_FUNCTIONS",
     "USER_MENU",
+    "WORKERS_PAGE",
     "WORKER_PAGES",
     "BaseHandler",
     "EmbeddedFlower",
@@ -104,6 +105,9 @@ PAGE_HEAD = ("base.html", re.compile(r"<head>"))
 
 USER_MENU = ("navbar.html", re.compile(r'<ul class="[^"]*\bapp-nav-secondary\b[^"]*">'))
 """The template of the navigation bar, and the pattern that matches the start of its last list."""
+
+WORKERS_PAGE = ("workers.html", re.compile(r'<div class="page-section workers-page">'))
+"""The template of the workers page, and the pattern that matches the start of its content."""
 
 CONTROL_NAME = re.compile(r"(url_prefix\(\) \+ '/api/[\w/-]+/' \+ )(\w+)(?=,)")
 """In Flower's script: the URL of a control action, and the name appended to it, which Flower does not URL-encode."""

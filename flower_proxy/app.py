@@ -324,6 +324,6 @@ def _make_collector(
         on_reconnect=lambda: monitor.watch.ask_workers(),
     )
     monitor = MetricsCollector(
-        capp, receiver, recorder, delay, connections, groups=options.metrics, queues=options.queues
+        capp, receiver, recorder, delay, connections, task_events, groups=options.metrics, queues=options.queues
     )
     return monitor

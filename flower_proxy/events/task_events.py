@@ -1,12 +1,13 @@
-"""Detection of workers that run tasks without sending task events."""
+"""Comparison of the task events of workers with their heartbeats."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flower_proxy._bounded import BoundedDict
+from flower_proxy.events.missed import Incident, Starts
 
 
 @dataclass(slots=True)
@@ -16,6 +17,7 @@ class _Worker:
     first: int | None = None
     before_last: int = 0
     last: int = 0
+    starts: Starts = field(default_factory=Starts)
 
 
 class TaskEvents:
@@ -24,10 +26,12 @@ class TaskEvents:
     A worker without ``-E`` sends heartbeats, too, so its other events do not distinguish it from an idle worker.
 
     :param max_workers: maximum number of workers in memory.
+    :param incident: logs missed tasks.
     """
 
-    def __init__(self, max_workers: int) -> None:
+    def __init__(self, max_workers: int, incident: Incident | None = None) -> None:
         self._workers: BoundedDict[str, _Worker] = BoundedDict(max_workers)
+        self._incident = incident or Incident()
 
     def on_events(self, batch: Sequence[Mapping[str, Any]]) -> None:
         """Process events; see `flower_proxy.events.listener.Listener`."""
@@ -38,11 +42,20 @@ class TaskEvents:
                 if kind != "task-sent":
                     worker = self._find(event["hostname"])
                     worker.has_sent, worker.first = True, None
+                    worker.starts.heard = True
+                    if kind == "task-started":
+                        worker.starts.on_start(event.get("clock"))
             elif kind == "worker-heartbeat" and (processed := event.get("processed")) is not None:
-                worker = self._find(event["hostname"])
-                if worker.first is None or processed < worker.last:
-                    worker.first = worker.last = processed
-                worker.before_last, worker.last = worker.last, processed
+                self._on_heartbeat(event["hostname"], int(processed), event.get("clock"))
+
+    def _on_heartbeat(self, name: str, processed: int, clock: float | None) -> None:
+        worker = self._find(name)
+        if worker.first is None or processed < worker.last:
+            worker.first = worker.last = processed
+        worker.before_last, worker.last = worker.last, processed
+        if missed := worker.starts.on_heartbeat(processed, clock):
+            self._incident.add(name, missed)
+        self._incident.log()
 
     def _find(self, name: str) -> _Worker:
         worker = self._workers.get(name) or _Worker()
@@ -63,3 +76,8 @@ class TaskEvents:
         if worker.first is not None and worker.before_last > worker.first:
             return False
         return True if worker.has_sent else None
+
+    def missed(self, name: str) -> int:
+        """Return the number of a worker's tasks whose events did not arrive."""
+        worker = self._workers.get(name)
+        return worker.starts.missed if worker else 0

@@ -14,6 +14,7 @@ from prometheus_client.registry import Collector
 from flower_proxy.events.receiver import Receiver
 from flower_proxy.events.rejections import Rejections
 from flower_proxy.events.replies import REASONS
+from flower_proxy.events.task_events import TaskEvents
 from flower_proxy.metrics.broker_poller import BrokerPoller
 from flower_proxy.metrics.exposition import Family, document, negotiate
 from flower_proxy.metrics.process import Connections, EventDelay, ProcessMetrics
@@ -33,6 +34,7 @@ class MetricsCollector:
     :param recorder: the metrics of tasks and workers; starts with the receiver's state.
     :param delay: the event delay histogram.
     :param connections: the open client connections.
+    :param task_events: counts missed tasks; must be among the listeners.
     :param groups: the enabled groups of metrics: ``flower``, ``celery``, ``self``.
     :param queues: names of additional queues.
     :ivar replies: counts rejected replies of workers.
@@ -47,6 +49,7 @@ class MetricsCollector:
         recorder: Recorder,
         delay: EventDelay,
         connections: Connections,
+        task_events: TaskEvents,
         *,
         groups: Collection[str],
         queues: Sequence[str],
@@ -56,7 +59,7 @@ class MetricsCollector:
         self.watch = BrokerPoller(
             capp, queues=queues, workers=self._online_workers, on_tasks=self._reconcile, rejections=self.replies
         )
-        self.own = ProcessMetrics(receiver, recorder, delay, connections, self.replies)
+        self.own = ProcessMetrics(receiver, recorder, delay, connections, self.replies, task_events)
         recorder.begin(receiver.state, lambda worker: self.watch.figures.queues_of.get(worker, ()))
         # In progress, by content type, names and compression
         self._scrapes: dict[object, asyncio.Task[list[bytes]]] = {}

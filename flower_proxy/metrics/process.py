@@ -21,6 +21,7 @@ from flower_proxy._timer import Timer
 from flower_proxy.auth.authenticator import LoginFailure
 from flower_proxy.events.receiver import Receiver
 from flower_proxy.events.rejections import Rejections
+from flower_proxy.events.task_events import TaskEvents
 from flower_proxy.metrics.recorder import Recorder
 
 _METHODS = RequestHandler.SUPPORTED_METHODS
@@ -68,6 +69,7 @@ class ProcessMetrics(Collector):
     :param delay: the event delay histogram.
     :param connections: the open client connections.
     :param replies: counts rejected replies of workers.
+    :param task_events: counts missed tasks.
     """
 
     def __init__(
@@ -77,8 +79,10 @@ class ProcessMetrics(Collector):
         delay: EventDelay,
         connections: Connections,
         replies: Rejections,
+        task_events: TaskEvents,
     ) -> None:
         self._receiver, self._recorder, self._connections, self._replies = receiver, recorder, connections, replies
+        self._task_events = task_events
         own = CollectorRegistry()
         build = Gauge(
             "flower_proxy_build_info",
@@ -172,6 +176,12 @@ class ProcessMetrics(Collector):
             yield CounterMetricFamily(f"flower_proxy_{name}", help_, value=count)
         yield _rejected("events", "Events that were invalid or could not be processed, by reason.", receiver.rejections)
         yield _rejected("replies", "Rejected replies of workers, by reason.", self._replies)
+        missed = CounterMetricFamily(
+            "flower_proxy_tasks_missed", "Tasks started by a worker whose events did not arrive.", labels=["worker"]
+        )
+        for name in state.workers:
+            missed.add_metric([name], self._task_events.missed(name))
+        yield missed
 
 
 def _rejected(kind: str, help_: str, rejections: Rejections) -> Metric:

@@ -23,6 +23,7 @@ from flower_proxy.auth.policy import SAFE_METHODS, AccessPolicy, Permission
 from flower_proxy.proxy.location import Location, PublicURL
 from flower_proxy.web import audit
 from flower_proxy.web.limits import MAX_BODY
+from flower_proxy.web.losses import missed_note
 from flower_proxy.web.security_headers import OTHER_HEADERS, content_security_policy
 from flower_proxy.web.static import packaged_overrides
 
@@ -292,6 +293,12 @@ class ProxyMixin(AuthMixin):
         if self.location.prefix is not None:
             return head
         return f'{head}<script nonce="{self.csp_nonce}">{_RELATIVE_LINKS}</script>'
+
+    @property
+    def missed_note(self) -> str:
+        """A note about tasks whose events did not arrive; empty if there are none."""
+        app = self.application
+        return missed_note({name: app.task_events.missed(name) for name in app.events.state.workers})
 
     # Cookies
 

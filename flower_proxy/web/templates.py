@@ -9,7 +9,7 @@ from typing import Protocol
 
 from tornado.template import DictLoader
 
-from flower_proxy._flower import PAGE_HEAD, USER_MENU
+from flower_proxy._flower import PAGE_HEAD, USER_MENU, WORKERS_PAGE
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,10 @@ class Page(Protocol):
     def may_control(self) -> bool:
         """Whether the user may perform control actions."""
 
+    @property
+    def missed_note(self) -> str:
+        """A note about tasks whose events did not arrive, as plain text; may be empty."""
+
 
 _HEAD = "{% raw handler.page_head %}"
 _NONCE = ' nonce="{{ handler.csp_nonce }}"'
@@ -40,9 +44,13 @@ _USER = (
     '{% if handler.user_name %}<li class="nav-item"><span class="nav-link pe-none text-break">{{ handler.user_name }}'
     "{% if not handler.may_control %} (read-only){% end %}</span></li>{% end %}"
 )
+_MISSED = (
+    '{% if handler.missed_note %}<p class="alert alert-warning" role="status">{{ handler.missed_note }}</p>{% end %}'
+)
 _INSERTIONS = [
     (*PAGE_HEAD, _HEAD, "control actions and relative links may fail"),
     (*USER_MENU, _USER, "pages do not show the user"),
+    (*WORKERS_PAGE, _MISSED, "the workers page does not mention missed tasks"),
 ]
 # Nonces are added to the template sources: in a rendered page, a script could come from the name of a task
 _INLINE_SCRIPT = re.compile(r"<script(?=[\s>])(?![^>]*\ssrc\s*=)", re.IGNORECASE)

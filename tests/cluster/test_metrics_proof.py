@@ -427,6 +427,14 @@ def test_finally_each_run_time_has_been_observed(stage: Stage) -> None:
 
 
 @on_each_broker
+def test_finally_each_missed_task_has_been_counted(stage: Stage) -> None:
+    """Neither retried, revoked, rejected and redelivered tasks nor restarts of workers count as missed."""
+    missed = sum(n for (event, who, _), n in stage.missed.items() if (event, who) == ("task-started", FIRST))
+    assert missed > 0
+    eventually(lambda: stage.total("flower_proxy_tasks_missed_total", worker=FIRST), missed)
+
+
+@on_each_broker
 def test_finally_all_queues_are_empty(stage: Stage) -> None:
     eventually(lambda: [n for its, n in stage.samples("celery_queue_length") if its["queue_name"] == "celery"], [0])
     eventually(lambda: stage.total("celery_queue_length"), 0)

@@ -61,6 +61,7 @@ FAMILIES = {
     "flower_proxy_login_failures_total": {"reason"},
     "flower_proxy_task_names_overflow_total": set[str](),
     "flower_proxy_replies_rejected_total": {"reason"},
+    "flower_proxy_tasks_missed_total": {"worker"},
     "process_cpu_seconds_total": set[str](),
     "process_resident_memory_bytes": set[str](),
 }

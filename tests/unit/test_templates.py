@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tornado.escape import xhtml_escape
 from tornado.template import DictLoader, Loader
 
 from flower_proxy._flower import FLOWER_JS, flower_settings
@@ -24,8 +25,11 @@ NONCE = ' nonce="{{ handler.csp_nonce }}"'
 USER = re.compile(r'\{% if handler\.user_name %\}<li class="nav-item">.*?</li>\{% end %\}')
 
 
+MISSED = re.compile(r"\{% if handler\.missed_note %\}.*?\{% end %\}")
+
+
 def without_corrections(source: str) -> str:
-    return USER.sub("", source).replace(HEAD, "").replace(NONCE, "")
+    return MISSED.sub("", USER.sub("", source)).replace(HEAD, "").replace(NONCE, "")
 
 
 @pytest.fixture
@@ -36,12 +40,13 @@ def corrected() -> DictLoader:
 # Corrections
 
 
-def handler(user_name: str | None = None, may_control: bool = True) -> SimpleNamespace:
+def handler(user_name: str | None = None, may_control: bool = True, missed_note: str = "") -> SimpleNamespace:
     return SimpleNamespace(
         page_head='<meta name="mine">',
         csp_nonce="n0nce",
         user_name=user_name,
         may_control=may_control,
+        missed_note=missed_note,
         application=SimpleNamespace(options=SimpleNamespace(auth="")),
     )
 
@@ -81,6 +86,13 @@ def test_pages_show_the_authenticated_user(
 ) -> None:
     page = render(corrected, "404.html", handler(user_name, may_control), message="")
     assert re.findall(r'<li class="nav-item"><span class="nav-link[^"]*">(.*?)</span></li>', page) == shown
+
+
+@pytest.mark.parametrize("note", ["", "5 of <b>&"], ids=["none", "escaped"])
+def test_the_workers_page_mentions_missed_tasks(corrected: DictLoader, note: str) -> None:
+    page = render(corrected, "workers.html", handler(missed_note=note), workers={}, autorefresh=1)
+    shown = [xhtml_escape(note)] if note else []
+    assert re.findall(r'<p class="alert alert-warning" role="status">(.*?)</p>', page) == shown
 
 
 def as_page(handler: ProxyMixin) -> Page:
@@ -136,10 +148,11 @@ def test_inapplicable_correction_is_skipped_and_logged_once(tmp_path: Path, capl
         page = render(loader, "base.html", handler("bob"))
     # Without the nonce, the browser would block Flower's script
     assert page == '<head lang=en><script nonce="n0nce">flower()</script>'
-    base, navbar = [record.getMessage() for record in caplog.records]
+    base, navbar, workers = [record.getMessage() for record in caplog.records]
     assert base.startswith("Cannot correct Flower's base.html: expected one match of <head>, found 0; ")
     assert navbar.startswith("Cannot correct Flower's navbar.html: ")
     assert navbar.endswith("; pages do not show the user")
+    assert workers.endswith("; the workers page does not mention missed tasks")
 
 
 def test_every_correction_applies_to_installed_templates(caplog: pytest.LogCaptureFixture) -> None:
