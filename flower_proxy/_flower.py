@@ -5,28 +5,26 @@ Verified with Flower 2.2.0; `tests/unit/test_contract.py` has a test for each, t
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import logging
 import re
 from asyncio import Future, wait
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import Executor
-from types import SimpleNamespace
 from typing import Any
 
 from celery import Celery
 from celery.events.state import Task
 from celery.utils.imports import symbol_by_name
 from flower import __version__ as flower_version
-from flower.api.tasks import TaskApply, TaskAsyncApply, TaskSend
+from flower.api.tasks import ListTasks, TaskApply, TaskAsyncApply, TaskSend
 from flower.api.workers import ListWorkers
 from flower.app import Flower
 from flower.events import Events, EventsState
 from flower.options import default_options
 from flower.urls import settings as flower_settings
 from flower.utils import template
-from flower.utils.search import TaskSearchEngine
+from flower.utils.search import And, MatchAll, Or, SearchPage, Term, parse_query
 from flower.views import BaseHandler
 from flower.views.auth import LoginHandler
 from flower.views.error import NotFoundErrorHandler
@@ -50,6 +48,7 @@ __all__ = [
     "USER_MENU",
     "WORKERS_PAGE",
     "WORKER_PAGES",
+    "And",
     "BaseHandler",
     "EmbeddedFlower",
     "Events",
@@ -59,12 +58,16 @@ __all__ = [
     "FlowerOverrides",
     "FlowersLoop",
     "Healthcheck",
+    "ListTasks",
     "LoginHandler",
+    "MatchAll",
     "Metrics",
     "NoMetrics",
     "NotFoundErrorHandler",
-    "TaskSearch",
+    "Or",
+    "SearchPage",
     "TasksDataTable",
+    "Term",
     "UnproxiedOptions",
     "concrete_handler",
     "default_options",
@@ -72,6 +75,7 @@ __all__ = [
     "flower_settings",
     "flower_version",
     "forget_counts",
+    "parse_query",
     "task_of",
 ]
 
@@ -293,19 +297,6 @@ class NoMetrics:
     def remove_workers(self, worker_names: Collection[str]) -> int:
         """Return the number of removed workers: 0."""
         return 0
-
-
-class TaskSearch(TaskSearchEngine):
-    """Flower's task search, with a text search of keyword arguments that cannot be parsed."""
-
-    def _index(self, task_id: str, task: Any) -> None:
-        if getattr(task, "kwargs", None) != "{}":
-            with contextlib.suppress(TypeError, MemoryError, RecursionError):
-                super()._index(task_id, task)
-                return
-        # Flower parses str and searches bytes as text; parsing "{}" would take half of the indexing time
-        fields = {field: getattr(task, field, None) for field in ("uuid", "name", "state", "worker", "args", "result")}
-        super()._index(task_id, SimpleNamespace(**fields, kwargs=str(task.kwargs).encode()))
 
 
 def task_of(state: EventsState, uuid: str) -> Task:

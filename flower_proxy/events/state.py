@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flower_proxy._bounded import BoundedDict
-from flower_proxy._flower import EventsState, NoMetrics, TaskSearch, forget_counts
+from flower_proxy._flower import EventsState, NoMetrics, forget_counts
 from flower_proxy.events.saved_state import SavedState
+from flower_proxy.events.search import SearchResults
 from flower_proxy.events.task import Task, shared
 from flower_proxy.events.worker import Worker as _Worker
 from flower_proxy.events.worker_cache import WorkerCache
@@ -20,7 +21,7 @@ class State(EventsState):
     """Flower's state of the cluster, without its metrics. Not thread-safe: used in the event loop only.
 
     It merges the events of a task as Celery's state does, but keeps no index: neither a heap of events, nor the tasks
-    of each name and worker, which no page reads.
+    of each name and worker, which no page reads, nor the words of each task.
     """
 
     Worker = _Worker
@@ -29,7 +30,7 @@ class State(EventsState):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.metrics = NoMetrics()
-        self.search_engine = TaskSearch()
+        self.search_engine = SearchResults()
         self.workers = WorkerCache(self.max_workers_in_memory)
         # By id of a task without events: the tasks that it has started
         self._orphans: BoundedDict[str, dict[str, None]] = BoundedDict(self.max_tasks_in_memory)
@@ -50,7 +51,6 @@ class State(EventsState):
                 restored.worker = workers.get(name) or workers.setdefault(name, _Worker.restored(task.worker))
             if restored.parent_id:
                 self._link_to_parent(restored)
-        self.search_engine.rebuild(self.tasks.items())
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Process an event and mark its worker as the most recent one."""
@@ -74,7 +74,6 @@ class State(EventsState):
 
     def _on_task(self, subject: str, event: Mapping[str, Any]) -> None:
         uuid, name = event["uuid"], event["hostname"]
-        evicted = self._eviction_candidate(uuid)
         task: Task | None = self.tasks.data.get(uuid)
         if task is None:
             task = self._add(Task(uuid, self.tasks.data))
@@ -90,7 +89,6 @@ class State(EventsState):
             self._seen_types.add(task.name)
         if task.parent_id:
             self._link_to_parent(task)
-        self._index_task(task, evicted)
 
     def _worker(self, name: str) -> _Worker:
         worker: _Worker | None = self.workers.data.get(name)

@@ -44,6 +44,9 @@ class Task:
     uuid: str
     name: str | None
     state: str
+    args: str | None
+    kwargs: str | None
+    result: str | None
     timestamp: float | None
     sent: float | None
     received: float | None

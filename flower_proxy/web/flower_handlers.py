@@ -17,6 +17,7 @@ from flower_proxy._flower import (
     FlowerDefaults,
     FlowerOverrides,
     Healthcheck,
+    ListTasks,
     LoginHandler,
     Metrics,
     NotFoundErrorHandler,
@@ -29,6 +30,7 @@ from flower_proxy.proxy.paths import parse_next
 from flower_proxy.web.handlers import Check, TrustedMetrics
 from flower_proxy.web.limits import MAX_TASK_BODY
 from flower_proxy.web.mixins import ProxyMixin
+from flower_proxy.web.task_search import TaskSearchMixin
 
 _PERMISSIONS: Mapping[type[RequestHandler], Permission] = {
     StaticFileHandler: Permission.PUBLIC,
@@ -85,6 +87,8 @@ def proxied(target: type[RequestHandler], options: UnproxiedOptions, route: str)
         bases = (FlowerMixin, handler, FlowerDefaults)
         if issubclass(handler, _SHOWS_WORKERS):
             bases = (FlowerMixin, PurgeMixin, handler, FlowerDefaults)
+        if issubclass(handler, (ListTasks, TasksDataTable)):
+            bases = (FlowerMixin, TaskSearchMixin, handler, FlowerDefaults)
         if issubclass(handler, TASK_BODIES):
             bases = (LargeBodyMixin, *bases)
     attributes: dict[str, Any] = {"route": route}

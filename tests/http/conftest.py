@@ -42,6 +42,10 @@ class Site:
     def origin(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
+    def path(self, path: str) -> str:
+        """Return a path below the public prefix as the proxy forwards it."""
+        return (PREFIX if self.kind == "kept" else "") + path
+
     def run(self, work: Callable[[], Awaitable[T]]) -> T:
         """Run a coroutine function in the application's event loop."""
         result: T = self._loop.run_sync(work)
@@ -56,7 +60,7 @@ class Site:
     ) -> HTTPResponse:
         """Request a path below the public prefix as the proxy forwards it; redirects are not followed."""
         forwarded = {"X-Forwarded-Prefix": PREFIX} if self.kind == "stripped" else {}
-        url = self.origin + (PREFIX if self.kind == "kept" else "") + path
+        url = self.origin + self.path(path)
         if method == "POST":
             kwargs.setdefault("body", "")
         return await self._client.fetch(

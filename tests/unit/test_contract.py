@@ -5,7 +5,6 @@ A failure shows what changed in a new release.
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import inspect
 import pickle
@@ -21,16 +20,17 @@ import pytest
 from celery import Celery
 from celery.events import EventReceiver
 from celery.events.state import State
-from flower.api.tasks import GetQueueLengths
+from flower.api.tasks import GetQueueLengths, ListTasks
 from flower.events import PrometheusMetrics
 from flower.inspector import Inspector
-from flower.utils import strtobool
+from flower.utils import strtobool, tasks
 from flower.utils.authentication import authenticate, validate_auth_option
 from flower.utils.broker import validate_broker_api
+from flower.utils.search import QuerySyntaxError, TaskSearchEngine
 from flower.views.auth import LoginHandler, get_next_url
 from flower.views.broker import BrokerView
 from flower.views.error import NotFoundErrorHandler
-from flower.views.tasks import TASK_COLUMNS
+from flower.views.tasks import TASK_COLUMNS, TasksDataTable
 from hypothesis import given
 from hypothesis import strategies as st
 from kombu.mixins import ConsumerMixin
@@ -55,7 +55,6 @@ from flower_proxy._flower import (
     EventsState,
     Flower,
     NoMetrics,
-    TaskSearch,
     UnproxiedOptions,
     concrete_handler,
     default_options,
@@ -70,6 +69,7 @@ from flower_proxy.events import replies
 from flower_proxy.events.broker import mailbox_of
 from flower_proxy.events.control import ask
 from flower_proxy.events.rejections import Rejections
+from flower_proxy.events.search import TaskQuery
 from flower_proxy.settings import validators
 from flower_proxy.settings.loader import FLOWER_VARIABLES
 from flower_proxy.settings.options import OPTIONS
@@ -463,21 +463,15 @@ def test_events_are_counted_by_sender_and_type(state: EventsState) -> None:
     assert list(state.counter) == [WORKER]
 
 
-@pytest.mark.parametrize("kwargs", ["{[]: 1}", "-" * 60_000 + "1", "{'a': " + "+".join("1" * 30_000) + "}"])
-def test_search_parses_keyword_arguments(state: EventsState, kwargs: str) -> None:
-    """Flower's search fails for some values, which `TaskSearch` searches as text."""
-    received = event("task-received", uuid="1", name="add", kwargs=kwargs)
-    with pytest.raises((TypeError, MemoryError, RecursionError, ValueError)):
-        ast.literal_eval(kwargs)
-    state.search_engine = TaskSearch()
-    state.event(received)
-    assert state.search_engine.search(state.tasks, f'kwargs:"{kwargs[:20]}"').task_ids == ["1"]
-
-
-def test_search_finds_keyword_arguments_by_value(state: EventsState) -> None:
-    state.search_engine = TaskSearch()
-    state.event(event("task-received", uuid="1", name="add", kwargs="{'user': 77}"))
-    assert state.search_engine.search(state.tasks, "kwargs:user=77").task_ids == ["1"]
+def test_flowers_handlers_search_with_the_engine_of_the_state() -> None:
+    """`TaskSearchMixin` calls them twice, and its exception passes through them."""
+    assert list(inspect.signature(TaskSearchEngine.search).parameters)[2:] == list(TaskQuery.__dataclass_fields__)
+    assert inspect.getsource(tasks).count("events.state.search_engine.search(") == 1
+    for handler, call in ((ListTasks, "tasks.iter_tasks("), (TasksDataTable, "search_tasks(")):
+        source = inspect.getsource(handler.get)
+        assert source.count(call) == 1
+        assert set(re.findall(r"except (\w+)", source)) <= {"QuerySyntaxError", "ValueError"}
+    assert issubclass(QuerySyntaxError, ValueError)
 
 
 def test_message_handling_of_celery_and_kombu() -> None:

@@ -58,7 +58,6 @@ def test_the_state_of_stock_flower_is_restored() -> None:
             field: getattr(worker, field) for field in fields
         }
     assert after.counter == before.counter
-    assert after.search_engine.search(after.tasks, "tasks.add").filtered_count == 2
 
 
 def set_heartbeats(state: EventsState, value: Any) -> None:
