@@ -16,6 +16,7 @@ from flower_proxy._flower import BaseHandler, Metrics, flower_version
 from flower_proxy.auth.policy import Permission
 from flower_proxy.check.report import Report, WorkerReport
 from flower_proxy.proxy.headers import HEADERS
+from flower_proxy.web.compression import accepted_codings
 from flower_proxy.web.mixins import SecurityHeadersMixin
 
 
@@ -27,7 +28,7 @@ class TrustedMetrics(Metrics):
     async def get(self) -> None:
         """Handle GET: send the metrics in the text format or OpenMetrics, gzip-compressed if accepted."""
         headers = self.request.headers
-        gzip = accepts_gzip(headers.get("Accept-Encoding", ""))
+        gzip = "gzip" in accepted_codings(headers.get("Accept-Encoding", ""))
         content_type, parts = await self.application.monitor.scrape(
             accept=headers.get("Accept", ""), names=self.get_arguments("name[]"), gzip=gzip
         )
@@ -57,19 +58,6 @@ class Ready(BaseHandler):
         self.set_status(HTTPStatus.SERVICE_UNAVAILABLE if reasons else HTTPStatus.OK)
         self.set_header("Content-Type", "application/json")
         self.write(json.dumps({"ready": not reasons, "reasons": reasons}))
-
-
-def accepts_gzip(accept_encoding: str) -> bool:
-    """Return whether an Accept-Encoding header accepts gzip (RFC 9110, section 12.5.3)."""
-    accepted = {}
-    for element in accept_encoding.lower().split(","):
-        coding, _, parameters = element.partition(";")
-        quality = parameters.strip().removeprefix("q=")
-        try:
-            accepted[coding.strip()] = float(quality or 1) > 0
-        except ValueError:
-            accepted[coding.strip()] = False
-    return accepted.get("gzip", accepted.get("*", False))
 
 
 class Check(BaseHandler):

@@ -13,8 +13,13 @@ from typing import Any, ClassVar
 from tornado.web import HTTPError, StaticFileHandler
 
 from flower_proxy._flower import CONTROL_NAME, FLOWER_JS
+from flower_proxy.web.compression import CODINGS, MAX_COMPRESSED_FILE, accepted_codings, is_compressible
 
 logger = logging.getLogger(__name__)
+
+_CACHEABLE = "public, max-age=31536000, immutable"  # a year
+# Ends the path of a file whose content is compressed, and precedes the coding; no path contains it
+_CODED = "\0"
 
 _FUNCTION = re.compile(r"^(?P<indent>[ \t]*)function (?P<name>\w+)\(", re.MULTILINE)
 
@@ -75,12 +80,16 @@ def prepend(original: str, corrected: str) -> str:
 
 
 class OverlaidStaticFiles(StaticFileHandler):
-    """Handler of static files from several folders, the first match wins, and of generated files.
+    """Handler of static files from several folders, the first match wins, of generated and of compressed files.
+
+    To Tornado, each coding of a file is a file of its own, with an ETag, a length and ranges: its path is that of the
+    file, a null character and the coding. Files are compressed once, when a client first accepts the coding.
 
     :cvar folders: absolute paths of the folders that take precedence over Flower's.
     :cvar files: their files at start-up: absolute paths, by path relative to the folder.
     :cvar generated: generated content, by absolute path of the file that it replaces.
     :cvar generated_at: time of generation.
+    :cvar compressed: content of files by path, with the coding.
     :cvar urls: cached URLs, by relative path and whether they include the version.
     """
 
@@ -88,6 +97,7 @@ class OverlaidStaticFiles(StaticFileHandler):
     files: ClassVar[dict[str, str]] = {}
     generated: ClassVar[dict[str, bytes]] = {}
     generated_at: ClassVar[datetime.datetime]
+    compressed: ClassVar[dict[str, bytes]] = {}
     urls: ClassVar[dict[tuple[str, bool], str]] = {}
 
     @classmethod
@@ -104,6 +114,7 @@ class OverlaidStaticFiles(StaticFileHandler):
             },
             "generated": {str(path): content for path, content in generated.items()},
             "generated_at": datetime.datetime.now(datetime.timezone.utc).replace(microsecond=0),
+            "compressed": {},
             "urls": {},
         }
         return type(cls.__name__, (cls,), attributes)
@@ -120,27 +131,53 @@ class OverlaidStaticFiles(StaticFileHandler):
     def reset(cls) -> None:
         """Clear the caches."""
         super().reset()
+        cls.compressed.clear()
         cls.urls.clear()
+
+    def initialize(self, *args: Any, **kwargs: Any) -> None:
+        """Take the accepted codings from the request: Tornado would compress ranges of files."""
+        super().initialize(*args, **kwargs)
+        self._codings = accepted_codings(self.request.headers.pop("Accept-Encoding", ""))
 
     @classmethod
     def get_absolute_path(cls, root: str, path: str) -> str:
         """Return the absolute path of a file: that of an override or of Flower's file."""
-        if "\0" in path:
+        if _CODED in path:
             raise HTTPError(404)
         return cls.files.get(path) or super().get_absolute_path(root, path)
 
     def validate_absolute_path(self, root: str, absolute_path: str) -> str | None:
-        """Check that a file is inside its folder."""
+        """Check that a file is inside its folder; return its path, with the coding if it is sent compressed."""
         folders = (folder for folder in self.folders if absolute_path.startswith(folder + os.sep))
         self.allowed_symlink_directory = folder = next(folders, root)
-        return super().validate_absolute_path(folder, absolute_path)
+        self.absolute_path = file = super().validate_absolute_path(folder, absolute_path)
+        self._content_type = super().get_content_type()
+        if file is None or not is_compressible(self._content_type):
+            return file
+        self.add_header("Vary", "Accept-Encoding")
+        if not self._codings or self.get_content_size() > MAX_COMPRESSED_FILE:
+            return file
+        coding = self._codings[0]
+        self.set_header("Content-Encoding", coding)
+        coded = f"{file}{_CODED}{coding}"
+        if coded not in self.compressed:
+            self.compressed[coded] = CODINGS[coding](b"".join(self.get_content(file)))
+        return coded
+
+    @property
+    def _file(self) -> str:
+        return (self.absolute_path or "").partition(_CODED)[0]
+
+    @classmethod
+    def _content_in_memory(cls, path: str | None) -> bytes | None:
+        return cls.compressed.get(path or "", cls.generated.get(path or ""))
 
     @classmethod
     def get_content(
         cls, abspath: str, start: int | None = None, end: int | None = None
     ) -> Generator[bytes, None, None]:
-        """Yield the content of a file, from memory if it is generated."""
-        content = cls.generated.get(abspath)
+        """Yield the content of a file, from memory if it is generated or compressed."""
+        content = cls._content_in_memory(abspath)
         if content is None:
             yield from super().get_content(abspath, start, end)
         else:
@@ -148,12 +185,28 @@ class OverlaidStaticFiles(StaticFileHandler):
 
     def get_content_size(self) -> int:
         """Return the size of the file in bytes."""
-        content = self.generated.get(self.absolute_path or "")
+        content = self._content_in_memory(self.absolute_path)
         return super().get_content_size() if content is None else len(content)
+
+    def get_content_type(self) -> str:
+        """Return the type of the uncompressed content."""
+        return self._content_type
+
+    def get_cache_time(self, *_: Any) -> int:
+        """Return 0: `set_extra_headers` decides on caching."""
+        return 0
+
+    def set_extra_headers(self, path: str) -> None:
+        """Set Cache-Control, and ignore a Range whose If-Range does not match."""
+        is_version = self.get_argument("v", None) == self.get_version(self.settings, path)
+        self.set_header("Cache-Control", _CACHEABLE if is_version else "no-cache")
+        condition = self.request.headers.get("If-Range")
+        if condition and condition not in (self._headers.get("Etag"), self._headers.get("Last-Modified")):
+            self.request.headers.pop("Range", None)
 
     def get_modified_time(self) -> datetime.datetime | None:
         """Return the modification time of the file, or the time of its generation."""
-        return self.generated_at if self.absolute_path in self.generated else super().get_modified_time()
+        return self.generated_at if self._file in self.generated else super().get_modified_time()
 
 
 def static_handler(flower: Path, folder: str | None) -> type[StaticFileHandler]:

@@ -14,7 +14,6 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from tornado.httpclient import HTTPResponse
 
 from flower_proxy.app import FlowerProxy
-from flower_proxy.web.handlers import accepts_gzip
 from tests.http.conftest import OPEN, Site
 from tests.support.processes import PROJECT
 
@@ -76,24 +75,6 @@ def test_metrics_are_compressed_if_accepted(site: Site) -> None:
     assert packed.headers["Content-Encoding"] == "gzip"
     assert "Accept-Encoding" in packed.headers["Vary"]
     assert "flower_events_total" in gzip.decompress(packed.body).decode()
-
-
-@pytest.mark.parametrize(
-    ("header", "accepted"),
-    [
-        ("", False),
-        ("gzip", True),
-        ("deflate, gzip;q=0.5", True),
-        ("gzip;q=0", False),
-        ("*", True),
-        ("identity", False),
-        ("*;q=0", False),
-        ("GZIP", True),
-        ("gzip;q=x", False),
-    ],
-)
-def test_gzip_is_negotiated(header: str, accepted: bool) -> None:
-    assert accepts_gzip(header) is accepted
 
 
 def test_metrics_answer_head(site: Site) -> None:

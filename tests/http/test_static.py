@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import brotli
 import pytest
+from tornado.httpclient import HTTPResponse
 
 from flower_proxy._flower import FLOWER_JS, flower_settings
+from flower_proxy.web.compression import MAX_COMPRESSED_FILE
 from tests.http.conftest import OPEN, PREFIX, Site
 
 
@@ -21,6 +26,7 @@ def folder(tmp_path: Path) -> Path:
     (folder / "css" / "flower.css").write_bytes(b"body { color: red }")
     (folder / "js").mkdir()
     (folder / "js" / "theme.js").write_text("// mine")
+    (folder / "large.txt").write_text("a" * (MAX_COMPRESSED_FILE + 1))
     (folder / "link").symlink_to(tmp_path / "secret")
     (tmp_path / "secret").write_text("not to be served")
     return folder
@@ -54,15 +60,72 @@ def test_user_folder_takes_precedence(site: Site) -> None:
     assert site.page("/static/js/theme.js") == "// mine"
 
 
-def test_corrected_file_supports_range_and_conditional_requests(site: Site) -> None:
-    whole = site.fetch("/static/js/flower.js")
-    part = site.fetch("/static/js/flower.js", headers={"Range": "bytes=10-19"})
-    assert (part.code, part.body) == (206, whole.body[10:20])
-    assert part.headers["Content-Range"] == f"bytes 10-19/{len(whole.body)}"
-    assert site.fetch("/static/js/flower.js", headers={"If-None-Match": whole.headers["Etag"]}).code == 304
-    fresh = site.fetch("/static/js/flower.js", headers={"If-Modified-Since": whole.headers["Last-Modified"]})
-    assert fresh.code == 304
+SCRIPT = f"/static/{FLOWER_JS}"
+TEXTS = [FLOWER_JS, "css/bootstrap.min.css", "css/flower.css", "js/theme.js"]
+DECODERS: dict[str, Callable[[bytes], bytes]] = {"": bytes, "gzip": gzip.decompress, "br": brotli.decompress}
+
+
+def ask(site: Site, path: str, coding: str, *, method: str = "GET", **headers: str) -> HTTPResponse:
+    """Request a file in a coding; return the response as it was sent."""
+    named = {"Accept-Encoding": coding, **{name.replace("_", "-"): value for name, value in headers.items()}}
+    return site.fetch(path, method=method, headers=named, decompress_response=False)
+
+
+@pytest.mark.parametrize("coding", DECODERS)
+def test_files_support_range_and_conditional_requests_in_each_coding(site: Site, coding: str) -> None:
+    whole = ask(site, SCRIPT, coding)
+    etag, date = whole.headers["Etag"], whole.headers["Last-Modified"]
+    for condition in ({}, {"If_Range": etag}, {"If_Range": date}):
+        part = ask(site, SCRIPT, coding, Range="bytes=10-19", **condition)
+        assert (part.code, part.body) == (206, whole.body[10:20])
+        assert part.headers["Content-Range"] == f"bytes 10-19/{len(whole.body)}"
+        assert part.headers.get("Content-Encoding", "") == coding
+    assert ask(site, SCRIPT, coding, If_None_Match=etag).code == 304
+    assert ask(site, SCRIPT, coding, If_Modified_Since=date).code == 304
     assert whole.headers["Content-Type"].endswith("/javascript")
+
+
+def test_a_range_of_another_representation_is_ignored(site: Site) -> None:
+    """A client that resumes with another coding would join parts that do not belong together."""
+    etags = {coding: ask(site, SCRIPT, coding).headers["Etag"] for coding in DECODERS}
+    assert len(set(etags.values())) == len(DECODERS)
+    response = ask(site, SCRIPT, "gzip", Range="bytes=10-19", If_Range=etags["br"])
+    assert (response.code, response.headers["Etag"]) == (200, etags["gzip"])
+    assert ask(site, SCRIPT, "gzip", If_None_Match=etags["br"]).code == 200
+
+
+@pytest.mark.parametrize("coding", DECODERS)
+@pytest.mark.parametrize("path", TEXTS)
+def test_text_is_sent_in_the_accepted_coding(site: Site, path: str, coding: str) -> None:
+    plain, coded, again = (ask(site, f"/static/{path}", accepted) for accepted in ("", coding, coding))
+    head = ask(site, f"/static/{path}", coding, method="HEAD")
+    assert coded.headers.get("Content-Encoding", "") == coding
+    assert DECODERS[coding](coded.body) == plain.body
+    assert coded.body == again.body
+    assert not coding or len(coded.body) < max(len(plain.body) * 0.4, 100)
+    for response in (plain, coded, head):
+        assert response.headers["Vary"] == "Accept-Encoding"
+    for name in ("Content-Length", "Content-Encoding", "Content-Type", "Etag"):
+        assert head.headers.get(name) == coded.headers.get(name)
+    assert coded.headers["Content-Length"] == str(len(coded.body))
+
+
+def test_images_and_large_files_are_not_compressed(site: Site) -> None:
+    for path in ("favicon.ico", "large.txt"):
+        response = ask(site, f"/static/{path}", "gzip", Range="bytes=1-2")
+        assert response.code == 206
+        assert "Content-Encoding" not in response.headers
+
+
+def test_only_the_current_version_is_cached_without_revalidation(site: Site) -> None:
+    version = hashlib.sha512(ask(site, SCRIPT, "").body).hexdigest()
+    for coding in DECODERS:
+        current = ask(site, f"{SCRIPT}?v={version}", coding)
+        assert current.headers["Cache-Control"] == "public, max-age=31536000, immutable"
+        assert "Expires" not in current.headers
+        # Another replica may have another version
+        for query in ("", "?v=", "?v=0", f"?x={version}"):
+            assert ask(site, SCRIPT + query, coding).headers["Cache-Control"] == "no-cache"
 
 
 @pytest.mark.parametrize(
@@ -75,6 +138,7 @@ def test_corrected_file_supports_range_and_conditional_requests(site: Site) -> N
         "..%5Csecret",
         "/etc/hostname",
         "%00",
+        "js/flower.js%00gzip",
         "css",
         "",
         "link",

@@ -14,7 +14,7 @@ from flower_proxy.proxy.addresses import UNIX, TrustedProxies, parse_address
 from flower_proxy.proxy.headers import HEADERS, ForwardedHeaderError, read_forwarded
 from flower_proxy.proxy.location import Locator
 from flower_proxy.proxy.paths import parse_next
-from flower_proxy.web.handlers import accepts_gzip
+from flower_proxy.web.compression import accepted_codings
 from flower_proxy.web.limits import MAX_COOKIE, MAX_HEADER_VALUE, oversized_head
 from tests.bench.cost import tasks_data
 
@@ -98,7 +98,7 @@ REPEATED = [
 PARSERS: dict[str, Callable[[str], object]] = {
     **{name: forwarded(name) for name in HEADERS},
     **{name: browser(name) for name in ("Host", "Origin", "Referer", "Connection", "Sec-Fetch-Site")},
-    "Accept-Encoding": accepts_gzip,
+    "Accept-Encoding": accepted_codings,
     "path": lambda text: located("/" + text),
     "next": parse_next,
     "address": parse_address,
