@@ -22,10 +22,8 @@ LINES: Mapping[str, Mapping[str, str]] = {
         "": "configure the proxy to pass on all requests below {prefix}/, including those for static files",
     },
     "compression": {
-        "nginx": "gzip on; gzip_vary on; gzip_types text/css text/javascript application/javascript application/json;",
-        "apache": "AddOutputFilterByType DEFLATE text/css text/javascript application/javascript application/json",
-        "caddy": "encode gzip",
-        "": "configure the proxy to compress text/css, text/javascript and application/json",
+        "nginx": 'remove the lines that set Accept-Encoding, such as proxy_set_header Accept-Encoding "";',
+        "": "configure the proxy to pass on Accept-Encoding unchanged",
     },
     "cache": {"": "configure the proxy to leave Cache-Control unchanged"},
     "origin": {

@@ -25,7 +25,7 @@ def nginx(remedies: Sequence[str], folder: Path) -> list[str]:
 
 
 def apache(remedies: Sequence[str], folder: Path) -> list[str]:
-    modules = "mpm_event authz_core headers alias deflate filter proxy"
+    modules = "mpm_event authz_core headers alias proxy"
     loaded = [f"LoadModule {name}_module /usr/lib/apache2/modules/mod_{name}.so" for name in modules.split()]
     lines = [remedy for remedy in remedies if not remedy.startswith(INSTRUCTIONS)]
     (folder / "apache.conf").write_text(
