@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from http.cookies import SimpleCookie
 from typing import Any
 from urllib.parse import parse_qs, quote, urlsplit
 
 import pytest
+from celery import Celery
 from flower.views.auth import GithubLoginHandler, get_next_url
-from tornado.httpclient import HTTPResponse
+from tornado.httpclient import AsyncHTTPClient, HTTPResponse
+from tornado.httpserver import HTTPServer
+from tornado.ioloop import IOLoop
+from tornado.netutil import bind_sockets
+from tornado.options import OptionParser
 
+from flower_proxy.app import FlowerProxy
 from tests.http.conftest import PREFIX, Site
 
 PROVIDER = "https://provider.example/authorize"
@@ -143,6 +150,30 @@ def test_the_user_cookie_of_another_application_is_ignored(jar: Jar) -> None:
     jar.log_in()
     jar.cookies["user"] = "theirs"
     assert jar.get("/tasks").code == 200
+
+
+def test_another_replica_accepts_the_session(site: Site, jar: Jar, io_loop: IOLoop, options: OptionParser) -> None:
+    """It has the same cookie secret."""
+    jar.log_in()
+    capp = Celery(broker="memory://")
+    replica = FlowerProxy(capp=capp, options=options)
+    name, user = next((name, value) for name, value in jar.cookies.items() if name.startswith("flower_user"))
+    page = site.page("/tasks", headers={"Cookie": f"{name}={user}"})
+    (token,) = re.findall(r'<meta name="flower-token" content="([^"]+)">', page)
+    sockets = bind_sockets(0, "127.0.0.1")
+    server = HTTPServer(replica)
+    server.add_sockets(sockets)
+    other = Site(site.kind, replica, AsyncHTTPClient(), io_loop, sockets[0].getsockname()[1])
+    # nginx forwards the public host to both
+    host = urlsplit(site.origin).netloc
+    headers = {"Host": host, "Cookie": f"{name}={user}", "X-XSRFToken": token, "Sec-Fetch-Site": "same-origin"}
+    try:
+        assert other.fetch("/tasks", headers=headers).code == 200
+        assert other.fetch("/api/worker/shutdown/absent", method="POST", headers=headers).code == 404
+    finally:
+        server.stop()
+        io_loop.run_sync(replica.close)
+        capp.close()
 
 
 def test_logout_ends_the_session(jar: Jar) -> None:

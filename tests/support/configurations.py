@@ -53,7 +53,7 @@ EXAMPLES = {
 }
 """Files in ``examples``, and the arguments of ``flower-proxy config`` that print them."""
 
-BY_HAND = {"nginx/host-application.conf", "prometheus/rules.yml", "prometheus/rules_test.yml"}
+BY_HAND = {"nginx/host-application.conf", "nginx/replicas.conf", "prometheus/rules.yml", "prometheus/rules_test.yml"}
 """Files in the same folders that are not generated."""
 
 

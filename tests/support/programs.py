@@ -7,7 +7,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from celery import Celery
@@ -81,11 +81,13 @@ class Flower:
 
     :ivar path: the path below which it answers without a proxy.
     :ivar known: headers that authenticate the tests.
+    :ivar process: the process, unless it runs elsewhere.
     """
 
     address: Address
     path: str
     known: Mapping[str, str] = field(default_factory=lambda: KNOWN)
+    process: subprocess.Popen[bytes] | None = None
 
     def tasks(self) -> dict[str, dict[str, object]]:
         """Return the tasks of Flower's API by id."""
@@ -195,8 +197,8 @@ def launch(
         log=folder / "flower.log",
         ready=lambda: answers(address, f"{flower.path}/healthcheck"),
         env={**broker.environment, **(env or {})},
-    ):
-        yield flower
+    ) as process:
+        yield replace(flower, process=process)
 
 
 def htpasswd(folder: Path, *credentials: str) -> Path:
