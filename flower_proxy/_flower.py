@@ -17,7 +17,7 @@ from celery import Celery
 from celery.events.state import Task
 from celery.utils.imports import symbol_by_name
 from flower import __version__ as flower_version
-from flower.api.tasks import ListTasks, TaskApply, TaskAsyncApply, TaskSend
+from flower.api.tasks import ListTasks, TaskApply, TaskAsyncApply, TaskInfo, TaskSend
 from flower.api.workers import ListWorkers
 from flower.app import Flower
 from flower.events import Events, EventsState
@@ -44,6 +44,7 @@ __all__ = [
     "PAGE_HEAD",
     "STOCK_FAMILIES",
     "TASK_BODIES",
+    "TASK_STATE",
     "TEMPLATE_FUNCTIONS",
     "USER_MENU",
     "WORKERS_PAGE",
@@ -66,6 +67,7 @@ __all__ = [
     "NotFoundErrorHandler",
     "Or",
     "SearchPage",
+    "TaskInfo",
     "TasksDataTable",
     "Term",
     "UnproxiedOptions",
@@ -109,6 +111,9 @@ PAGE_HEAD = ("base.html", re.compile(r"<head>"))
 
 USER_MENU = ("navbar.html", re.compile(r'<ul class="[^"]*\bapp-nav-secondary\b[^"]*">'))
 """The template of the navigation bar, and the pattern that matches the start of its last list."""
+
+TASK_STATE = ("task.html", re.compile(r"<dt>Status</dt>.*?(?=</dd>)", re.DOTALL))
+"""The template of the task page, and the pattern that matches the state of the task."""
 
 WORKERS_PAGE = ("workers.html", re.compile(r'<div class="page-section workers-page">'))
 """The template of the workers page, and the pattern that matches the start of its content."""

@@ -272,8 +272,7 @@ class FlowerProxy(EmbeddedFlower):
 
     def join(self) -> None:
         """Wait for the threads that `stop` has told to stop."""
-        if self.monitor.watch.ident is not None:
-            self.monitor.watch.join()
+        self.monitor.join()
         super().join()
 
     async def _join(self) -> None:

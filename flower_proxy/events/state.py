@@ -72,6 +72,14 @@ class State(EventsState):
         elif len(counts) > 2 * self.max_workers_in_memory:
             self.forget_evicted()
 
+    def end(self, event: Mapping[str, Any]) -> None:
+        """Apply the end of a known task that no event has reported; the counts of events and its worker stay.
+
+        :param event: a valid event of the end, from another source than its worker.
+        """
+        task: Task = self.tasks.data[event["uuid"]]
+        task.on_event(event["type"].removeprefix("task-"), event)
+
     def _on_task(self, subject: str, event: Mapping[str, Any]) -> None:
         uuid, name = event["uuid"], event["hostname"]
         task: Task | None = self.tasks.data.get(uuid)

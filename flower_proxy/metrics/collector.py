@@ -11,6 +11,7 @@ from celery import Celery
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
+from flower_proxy.events.ends import Ends
 from flower_proxy.events.receiver import Receiver
 from flower_proxy.events.rejections import Rejections
 from flower_proxy.events.replies import REASONS
@@ -39,6 +40,7 @@ class MetricsCollector:
     :param queues: names of additional queues.
     :ivar replies: counts rejected replies of workers.
     :ivar watch: the broker poller.
+    :ivar ends: the tasks that have ended without an event.
     :ivar own: the metrics of group ``self``.
     """
 
@@ -59,6 +61,7 @@ class MetricsCollector:
         self.watch = BrokerPoller(
             capp, queues=queues, workers=self._online_workers, on_tasks=self._reconcile, rejections=self.replies
         )
+        self.ends = Ends(capp, lambda: receiver.state, rejections=self.replies, run=receiver.io_loop.add_callback)
         self.own = ProcessMetrics(receiver, recorder, delay, connections, self.replies, task_events)
         recorder.begin(receiver.state, lambda worker: self.watch.figures.queues_of.get(worker, ()))
         # In progress, by content type, names and compression
@@ -71,16 +74,24 @@ class MetricsCollector:
         self.own.start()
 
     def stop(self) -> None:
-        """Stop polling the broker and measuring the event loop."""
+        """Stop polling the broker, asking the result backend and measuring the event loop."""
         self.watch.stop()
+        self.ends.stop()
         self.own.stop()
+
+    def join(self) -> None:
+        """Wait for the threads that `stop` has told to stop."""
+        if self.watch.ident is not None:
+            self.watch.join()
+        self.ends.join()
 
     def _online_workers(self) -> list[str]:
         # The poller's thread calls this while events may change the mapping
         return [name for name, worker in list(self.receiver.state.workers.items()) if worker.alive]
 
     def _reconcile(self, worker: str, ids: set[str], inspected_at: float) -> None:
-        self.receiver.io_loop.add_callback(self.recorder.reconcile, worker, ids, inspected_at)
+        for listener in (self.recorder.reconcile, self.ends.on_inspection):
+            self.receiver.io_loop.add_callback(listener, worker, ids, inspected_at)
 
     # Purging
 

@@ -21,6 +21,7 @@ from flower_proxy._flower import (
     LoginHandler,
     Metrics,
     NotFoundErrorHandler,
+    TaskInfo,
     TasksDataTable,
     UnproxiedOptions,
     concrete_handler,
@@ -89,6 +90,8 @@ def proxied(target: type[RequestHandler], options: UnproxiedOptions, route: str)
             bases = (FlowerMixin, PurgeMixin, handler, FlowerDefaults)
         if issubclass(handler, (ListTasks, TasksDataTable)):
             bases = (FlowerMixin, TaskSearchMixin, handler, FlowerDefaults)
+        if issubclass(handler, TaskInfo):
+            bases = (EndMixin, *bases)
         if issubclass(handler, TASK_BODIES):
             bases = (LargeBodyMixin, *bases)
     attributes: dict[str, Any] = {"route": route}
@@ -111,6 +114,16 @@ class PurgeMixin(BaseHandler):
         """Purge workers before the request is handled."""
         self.application.forget_workers()
         return super().prepare()
+
+
+class EndMixin(BaseHandler):
+    """Mixin for a task in the API, which adds how its end is known if its event did not arrive."""
+
+    def write(self, chunk: Any) -> None:
+        """Write the fields of the task, with ``end`` if that is known."""
+        if isinstance(chunk, dict) and (end := self.application.monitor.ends.end_of(self.path_args[0])):
+            chunk = {**chunk, "end": end}
+        super().write(chunk)
 
 
 class LoginMixin(FlowerMixin, OAuth2Mixin):

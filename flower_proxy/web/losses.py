@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from flower_proxy.events.ends import NOT_SEEN, RESULT_BACKEND
+
 _MAX_NAMES = 3
+_ENDS = {
+    RESULT_BACKEND: "from the result backend; the event did not arrive",
+    NOT_SEEN: "end not seen: its worker no longer has it, and the result backend has no result",
+}
+
+
+def end_note(end: str | None) -> str:
+    """Return the note of a task's page, as plain text; may be empty.
+
+    :param end: how the end is known, as by `flower_proxy.events.ends.Ends`.
+    """
+    return _ENDS.get(end or "", "")
 
 
 def missed_note(missed: Mapping[str, int]) -> str:

@@ -23,7 +23,7 @@ from flower_proxy.auth.policy import SAFE_METHODS, AccessPolicy, Permission
 from flower_proxy.proxy.location import Location, PublicURL
 from flower_proxy.web import audit
 from flower_proxy.web.limits import MAX_BODY
-from flower_proxy.web.losses import missed_note
+from flower_proxy.web.losses import end_note, missed_note
 from flower_proxy.web.security_headers import OTHER_HEADERS, content_security_policy
 from flower_proxy.web.static import packaged_overrides
 
@@ -299,6 +299,11 @@ class ProxyMixin(AuthMixin):
         """A note about tasks whose events did not arrive; empty if there are none."""
         app = self.application
         return missed_note({name: app.task_events.missed(name) for name in app.events.state.workers})
+
+    @property
+    def end_note(self) -> str:
+        """A note about the end of the page's task; empty if it has not ended, or its event has arrived."""
+        return end_note(self.application.monitor.ends.end_of(self.path_args[0]))
 
     # Cookies
 

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from tornado.template import DictLoader
 
-from flower_proxy._flower import PAGE_HEAD, USER_MENU, WORKERS_PAGE
+from flower_proxy._flower import PAGE_HEAD, TASK_STATE, USER_MENU, WORKERS_PAGE
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,10 @@ class Page(Protocol):
     def missed_note(self) -> str:
         """A note about tasks whose events did not arrive, as plain text; may be empty."""
 
+    @property
+    def end_note(self) -> str:
+        """A note about the end of the page's task, as plain text; may be empty."""
+
 
 _HEAD = "{% raw handler.page_head %}"
 _NONCE = ' nonce="{{ handler.csp_nonce }}"'
@@ -47,10 +51,12 @@ _USER = (
 _MISSED = (
     '{% if handler.missed_note %}<p class="alert alert-warning" role="status">{{ handler.missed_note }}</p>{% end %}'
 )
+_END = '{% if handler.end_note %}<span class="text-body-secondary">{{ handler.end_note }}</span>{% end %}'
 _INSERTIONS = [
     (*PAGE_HEAD, _HEAD, "control actions and relative links may fail"),
     (*USER_MENU, _USER, "pages do not show the user"),
     (*WORKERS_PAGE, _MISSED, "the workers page does not mention missed tasks"),
+    (*TASK_STATE, _END, "the page of a task does not mention that its end was not seen"),
 ]
 # Nonces are added to the template sources: in a rendered page, a script could come from the name of a task
 _INLINE_SCRIPT = re.compile(r"<script(?=[\s>])(?![^>]*\ssrc\s*=)", re.IGNORECASE)

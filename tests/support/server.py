@@ -58,6 +58,7 @@ def retry() -> None:
 app.task(add, name="server.add")
 app.task(total, name="server.total")
 app.task(total_of_sums, name="server.total_of_sums")
+app.task(add, name="server.add_limited", rate_limit="1/h")
 app.task(fail, name="server.fail")
 app.task(fail_otherwise, name="server.fail_otherwise")
 app.task(slow, name="server.slow")

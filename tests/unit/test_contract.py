@@ -47,6 +47,7 @@ from flower_proxy._flower import (
     CONTROL_NAME,
     FLOWER_JS,
     PAGE_HEAD,
+    TASK_STATE,
     USER_MENU,
     WORKER_PAGES,
     WORKERS_PAGE,
@@ -355,7 +356,7 @@ def test_queues_come_from_get_broker(handler: type[BaseHandler]) -> None:
 
 
 def test_places_for_corrections_in_templates() -> None:
-    for name, place in (PAGE_HEAD, USER_MENU, WORKERS_PAGE):
+    for name, place in (PAGE_HEAD, TASK_STATE, USER_MENU, WORKERS_PAGE):
         assert len(place.findall((FLOWER / "templates" / name).read_text())) == 1
     assert re.search(r'<input type="hidden" value="\{\{ url_prefix or \'\' \}\}" id="url_prefix">', BASE)
     assert f"static_url('{FLOWER_JS}')" in BASE

@@ -25,11 +25,11 @@ NONCE = ' nonce="{{ handler.csp_nonce }}"'
 USER = re.compile(r'\{% if handler\.user_name %\}<li class="nav-item">.*?</li>\{% end %\}')
 
 
-MISSED = re.compile(r"\{% if handler\.missed_note %\}.*?\{% end %\}")
+NOTES = re.compile(r"\{% if handler\.(missed|end)_note %\}.*?\{% end %\}")
 
 
 def without_corrections(source: str) -> str:
-    return MISSED.sub("", USER.sub("", source)).replace(HEAD, "").replace(NONCE, "")
+    return NOTES.sub("", USER.sub("", source)).replace(HEAD, "").replace(NONCE, "")
 
 
 @pytest.fixture
@@ -40,13 +40,14 @@ def corrected() -> DictLoader:
 # Corrections
 
 
-def handler(user_name: str | None = None, may_control: bool = True, missed_note: str = "") -> SimpleNamespace:
+def handler(user_name: str | None = None, may_control: bool = True, note: str = "") -> SimpleNamespace:
     return SimpleNamespace(
         page_head='<meta name="mine">',
         csp_nonce="n0nce",
         user_name=user_name,
         may_control=may_control,
-        missed_note=missed_note,
+        missed_note=note,
+        end_note=note,
         application=SimpleNamespace(options=SimpleNamespace(auth="")),
     )
 
@@ -90,9 +91,17 @@ def test_pages_show_the_authenticated_user(
 
 @pytest.mark.parametrize("note", ["", "5 of <b>&"], ids=["none", "escaped"])
 def test_the_workers_page_mentions_missed_tasks(corrected: DictLoader, note: str) -> None:
-    page = render(corrected, "workers.html", handler(missed_note=note), workers={}, autorefresh=1)
+    page = render(corrected, "workers.html", handler(note=note), workers={}, autorefresh=1)
     shown = [xhtml_escape(note)] if note else []
     assert re.findall(r'<p class="alert alert-warning" role="status">(.*?)</p>', page) == shown
+
+
+@pytest.mark.parametrize("note", ["", "<b>&"], ids=["none", "escaped"])
+def test_the_page_of_a_task_mentions_how_its_end_is_known(corrected: DictLoader, note: str) -> None:
+    task = SimpleNamespace(name="add", uuid="id", state="STARTED", args="", kwargs="", _fields=[])
+    page = render(corrected, "task.html", handler(note=note), task=task, read_only=False, url_escape=str)
+    shown = re.findall(r">STARTED</span>\s*<span class=\"text-body-secondary\">(.*?)</span>", page)
+    assert shown == ([xhtml_escape(note)] if note else [])
 
 
 def as_page(handler: ProxyMixin) -> Page:
@@ -125,9 +134,9 @@ def test_templates_compile_as_with_tornados_loader(name: str) -> None:
     assert DictLoader(ORIGINALS).load(name).code == Loader(str(FOLDER)).load(name).code
 
 
-def test_three_templates_are_corrected(corrected: DictLoader) -> None:
+def test_four_templates_are_corrected(corrected: DictLoader) -> None:
     changed = {name for name in NAMES if corrected.load(name) and corrected.dict[name] != ORIGINALS[name]}
-    assert changed == {"base.html", "navbar.html", "workers.html"}
+    assert changed == {"base.html", "navbar.html", "task.html", "workers.html"}
 
 
 def test_template_of_a_login_provider_can_extend_flowers_layout(corrected: DictLoader, tmp_path: Path) -> None:
@@ -148,11 +157,12 @@ def test_inapplicable_correction_is_skipped_and_logged_once(tmp_path: Path, capl
         page = render(loader, "base.html", handler("bob"))
     # Without the nonce, the browser would block Flower's script
     assert page == '<head lang=en><script nonce="n0nce">flower()</script>'
-    base, navbar, workers = [record.getMessage() for record in caplog.records]
+    base, navbar, workers, task = [record.getMessage() for record in caplog.records]
     assert base.startswith("Cannot correct Flower's base.html: expected one match of <head>, found 0; ")
     assert navbar.startswith("Cannot correct Flower's navbar.html: ")
     assert navbar.endswith("; pages do not show the user")
     assert workers.endswith("; the workers page does not mention missed tasks")
+    assert task.endswith("; the page of a task does not mention that its end was not seen")
 
 
 def test_every_correction_applies_to_installed_templates(caplog: pytest.LogCaptureFixture) -> None:
