@@ -145,7 +145,8 @@ class ProcessMetrics(Collector):
 
     def _current(self) -> Iterator[Metric]:
         receiver, state = self._receiver, self._receiver.state
-        last = receiver.last_event
+        events = receiver.dispatcher
+        last = events.last_event
         silence = time.monotonic() - (self._created_at if last is None else last)
         gauges = {
             "broker_connected": ("1 if connected to the broker for events.", float(receiver.connected)),
@@ -160,8 +161,8 @@ class ProcessMetrics(Collector):
         for name, (help_, value) in gauges.items():
             yield GaugeMetricFamily(f"flower_proxy_{name}", help_, value=value)
         counters = {
-            "events_received": ("Events received.", receiver.received),
-            "events_dropped": ("Events dropped because the queue of events was full.", receiver.dropped),
+            "events_received": ("Events received.", events.received),
+            "events_dropped": ("Events dropped because the buffer of events was full.", events.dropped),
             "connections_replaced": (
                 "Client connections closed to make room for new ones.",
                 self._connections.replaced,
@@ -174,7 +175,7 @@ class ProcessMetrics(Collector):
         }
         for name, (help_, count) in counters.items():
             yield CounterMetricFamily(f"flower_proxy_{name}", help_, value=count)
-        yield _rejected("events", "Events that were invalid or could not be processed, by reason.", receiver.rejections)
+        yield _rejected("events", "Events that were invalid or could not be processed, by reason.", events.rejections)
         yield _rejected("replies", "Rejected replies of workers, by reason.", self._replies)
         missed = CounterMetricFamily(
             "flower_proxy_tasks_missed", "Tasks started by a worker whose events did not arrive.", labels=["worker"]

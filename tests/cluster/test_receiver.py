@@ -1,11 +1,10 @@
-"""Reception of events: queue, listeners, persistence and reconnection."""
+"""Reception of events: persistence and reconnection."""
 
 from __future__ import annotations
 
 import inspect
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,8 +22,8 @@ from flower_proxy._timer import Timer
 from flower_proxy.events import broker
 from flower_proxy.events.receiver import Receiver
 from flower_proxy.events.state import State
-from flower_proxy.metrics.process import EventDelay
 from tests.support import programs
+from tests.support.loops import running
 from tests.support.outage import Interruptible, interruptible, leaves_a_deaf_broker, network_to
 from tests.support.processes import wait_until
 
@@ -60,17 +59,6 @@ def loop(idle_loop: CountingLoop) -> Iterator[IOLoop]:
         yield idle_loop
 
 
-@contextmanager
-def running(loop: IOLoop) -> Iterator[None]:
-    thread = threading.Thread(target=loop.start)
-    thread.start()
-    try:
-        yield
-    finally:
-        loop.add_callback(loop.stop)
-        thread.join()
-
-
 def new_receiver(
     loop: IOLoop, capp: Celery | None = None, kind: type[Receiver] = Receiver, **settings: Any
 ) -> Receiver:
@@ -97,139 +85,6 @@ def heartbeat(number: int = 0, *, age: float = 0.0) -> dict[str, Any]:
 
 def task_received(number: int) -> dict[str, Any]:
     return {**heartbeat(number), "type": "task-received", "uuid": f"id-{number}", "name": "tasks.add"}
-
-
-def send_from_a_thread(receiver: Receiver, events: list[dict[str, Any]]) -> None:
-    """Pass events to the receiver as its thread does."""
-
-    def send() -> None:
-        for event in events:
-            receiver.on_event(event)
-
-    thread = threading.Thread(target=send)
-    thread.start()
-    thread.join()
-
-
-# Queue for the event loop
-
-
-def test_events_beyond_the_limit_are_dropped_and_counted(idle_loop: CountingLoop) -> None:
-    """A blocked event loop must not fill the memory."""
-    receiver = new_receiver(idle_loop, max_waiting=10)
-    send_from_a_thread(receiver, [task_received(number) for number in range(15)])
-    assert (receiver.received, receiver.dropped) == (15, 5)
-    with running(idle_loop):
-        wait_until(lambda: receiver.state.event_count == 10, what="the waiting events are processed")
-        send_from_a_thread(receiver, [task_received(20)])
-        wait_until(lambda: "id-20" in receiver.state.tasks, what="further events are processed")
-    assert (receiver.received, receiver.dropped) == (16, 5)
-    assert list(receiver.state.tasks) == [f"id-{number}" for number in [*range(10), 20]]
-
-
-def test_many_events_need_one_callback(idle_loop: CountingLoop) -> None:
-    """Stock Flower schedules a callback for each event (mher/flower#759)."""
-    receiver = new_receiver(idle_loop)
-    send_from_a_thread(receiver, [heartbeat(number) for number in range(1000)])
-    assert idle_loop.callbacks == 1
-
-
-def test_events_do_not_block_the_event_loop(idle_loop: CountingLoop) -> None:
-    receiver = new_receiver(idle_loop)
-    events = 10_000
-    send_from_a_thread(receiver, [task_received(number) for number in range(events)])
-    counts: list[int] = []
-
-    def observe() -> None:
-        counts.append(receiver.state.event_count)
-        if counts[-1] < events:
-            idle_loop.add_callback(observe)
-
-    idle_loop.add_callback(observe)
-    with running(idle_loop):
-        wait_until(lambda: counts and counts[-1] == events, what="all events are processed")
-    assert len({count for count in counts if 0 < count < events}) > 3
-
-
-def test_events_received_during_processing_are_processed(loop: IOLoop) -> None:
-    receiver = new_receiver(loop)
-    for number in range(5000):
-        receiver.on_event(heartbeat(number))
-    wait_until(lambda: receiver.state.event_count == 5000, what="all events are processed")
-
-
-class FailingListener:
-    """Records the types of events, and raises an error for task events."""
-
-    def __init__(self) -> None:
-        self.types: list[str] = []
-
-    def on_events(self, batch: Sequence[Mapping[str, Any]]) -> None:
-        for event in batch:
-            self.types.append(event["type"])
-            if event["type"].startswith("task-"):
-                raise ValueError(event["type"])
-
-
-def test_processing_continues_after_an_error_of_the_state(loop: IOLoop, caplog: pytest.LogCaptureFixture) -> None:
-    listener = FailingListener()
-    receiver = new_receiver(loop, listeners=[listener])
-    send_from_a_thread(receiver, [{"type": "task-received"}, {}, heartbeat()])
-    wait_until(lambda: listener.types, what="the third event is processed")
-    assert listener.types == ["worker-heartbeat"]
-    assert WORKER in receiver.state.workers
-    assert receiver.rejections.counts["processing_failed"] == 2
-    assert ["processing_failed" in record.message for record in caplog.records] == [True]
-
-
-def test_errors_of_a_listener_do_not_affect_other_listeners(
-    idle_loop: CountingLoop, caplog: pytest.LogCaptureFixture
-) -> None:
-    listeners = [FailingListener(), FailingListener()]
-    receiver = new_receiver(idle_loop, listeners=listeners)
-    for event in (task_received(1), heartbeat(2)):
-        receiver.process(event)
-    assert [listener.types for listener in listeners] == [["task-received", "worker-heartbeat"]] * 2
-    assert receiver.rejections.counts["processing_failed"] == 2
-    assert ["processing_failed" in record.message for record in caplog.records] == [True]
-
-
-class StateListener:
-    """Records the state of the task of each event."""
-
-    receiver: Receiver
-
-    def __init__(self) -> None:
-        self.states: list[str] = []
-
-    def on_events(self, batch: Sequence[Mapping[str, Any]]) -> None:
-        self.states += [self.receiver.state.tasks.data[event["uuid"]].state for event in batch]
-
-
-def test_listeners_see_the_state_right_after_each_event(idle_loop: CountingLoop) -> None:
-    listener = StateListener()
-    receiver = new_receiver(idle_loop, listeners=[listener])
-    listener.receiver = receiver
-    send_from_a_thread(receiver, [task_received(1), {**task_received(1), "type": "task-started", "clock": 2}])
-    with running(idle_loop):
-        wait_until(lambda: len(listener.states) == 2, what="both events are processed")
-    assert listener.states == ["RECEIVED", "STARTED"]
-
-
-@pytest.mark.parametrize(
-    ("age", "least", "most"),
-    [
-        pytest.param(100.0, 100.0, 160.0, id="delayed"),
-        pytest.param(-100.0, 0.0, 0.0, id="clock-ahead"),
-    ],
-)
-def test_the_delay_of_events_is_observed(age: float, least: float, most: float, idle_loop: CountingLoop) -> None:
-    delay = EventDelay()
-    new_receiver(idle_loop, listeners=[delay]).process(heartbeat(age=age))
-    (metric,) = delay.histogram.collect()
-    observed = {sample.name.rpartition("_")[2]: sample.value for sample in metric.samples}
-    assert observed["count"] == 1
-    assert least <= observed["sum"] <= most
 
 
 # Persistence
@@ -289,7 +144,7 @@ def test_the_receiver_reconnects_after_an_outage(
     with receiving(loop, capp, on_reconnect=lambda: reconnected.append(True)) as receiver:
         send_heartbeat(capp, "before@test")
         wait_until(lambda: "before@test" in receiver.state.workers, what="the first event is processed")
-        first = receiver.last_event
+        first = receiver.dispatcher.last_event
         outage.stop()
         wait_until(lambda: not receiver.connected, what="the outage is noticed")
         outage.start()
@@ -297,9 +152,8 @@ def test_the_receiver_reconnects_after_an_outage(
         send_heartbeat(capp, "after@test")
         wait_until(lambda: "after@test" in receiver.state.workers, what="the second event is processed")
         assert first is not None
-        assert receiver.last_event is not None
-        assert receiver.last_event > first
-        assert (receiver.received, receiver.dropped, receiver.reconnects) == (2, 0, 1)
+        assert (receiver.dispatcher.last_event or 0) > first
+        assert (receiver.dispatcher.received, receiver.dispatcher.dropped, receiver.reconnects) == (2, 0, 1)
         assert len(reconnected) == 1
     assert not receiver.connected
     messages = [record.message for record in caplog.records if record.name == "flower_proxy.events.receiver"]
@@ -376,7 +230,7 @@ def test_a_hanging_broker_does_not_delay_the_end_of_the_process(scheme: str) -> 
 
 
 def test_celery_and_kombu_internals() -> None:
-    """The methods that `Stream` overrides are called."""
+    """The methods that `KombuSource` overrides are called."""
     assert issubclass(EventReceiver, ConsumerMixin)
     assert "with self.establish_connection() as conn" in inspect.getsource(ConsumerMixin.Consumer)
     assert "self.on_consume_ready(" in inspect.getsource(ConsumerMixin.consumer_context)

@@ -117,7 +117,7 @@ def event(app: FlowerProxy) -> Callable[..., None]:
     def send(type_: str, **fields: Any) -> None:
         base = {"hostname": "w1@host", "timestamp": 1, "local_received": 1, "utcoffset": 0, "pid": 1, "clock": 1}
         # test_stock.py serves stock Flower
-        process = app.events.process if isinstance(app, FlowerProxy) else app.events.state.event
+        process = app.events.dispatcher.dispatch if isinstance(app, FlowerProxy) else app.events.state.event
         process({"type": type_, **base, **fields})
 
     return send

@@ -53,7 +53,7 @@ class Sender:
 
     def send(self, body: Any) -> None:
         self._stream._receive(json.loads(json.dumps(body)))
-        self.receiver._process_waiting()
+        self.receiver.dispatcher.process()
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def assert_unharmed(site: Site, sender: Sender, before: dict[str, int]) -> None:
     after = statuses(site)
     assert {path: after[path] for path in before} == before
     assert {code for path, code in after.items() if path not in before} <= {200}
-    assert sender.receiver.rejections.counts["processing_failed"] == 0
+    assert sender.receiver.dispatcher.rejections.counts["processing_failed"] == 0
     state = sender.receiver.state
     saved = SavedState(pickle.dumps(state), dict(state.counter))
     assert (len(dict(saved.workers())), len(dict(saved.tasks()))) == (len(state.workers), len(state.tasks))
@@ -111,8 +111,8 @@ def test_valid_events_are_accepted(site: Site, sender: Sender) -> None:
     before = statuses(site)
     for event in EVENTS:
         sender.send(event)
-    assert sum(sender.receiver.rejections.counts.values()) == 0
-    assert sender.receiver.received == len(EVENTS)
+    assert sum(sender.receiver.dispatcher.rejections.counts.values()) == 0
+    assert sender.receiver.dispatcher.received == len(EVENTS)
     assert_unharmed(site, sender, before)
 
 

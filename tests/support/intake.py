@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from kombu import Connection
+from typing import Any
 
 from flower_proxy.events.receiver import Receiver
-from flower_proxy.events.stream import Stream
 
 
-def intake_of(receiver: Receiver) -> Stream:
-    """Return a stream whose `_receive` passes the valid events of a decoded message to the receiver."""
-    return Stream(
-        Connection("memory://"),
-        receiver.capp,
-        rejections=receiver.rejections,
-        on_ready=lambda: None,
-        on_event=receiver.on_event,
-        is_stopping=lambda: False,
-    )
+class Intake:
+    """Passes decoded messages to a receiver, as its source does."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        self._put = receiver.dispatcher.put
+
+    def _receive(self, body: Any, message: object = None) -> None:
+        self._put(lambda raw: body, [b""])
+
+
+def intake_of(receiver: Receiver) -> Intake:
+    """Return an object whose `_receive` passes a decoded message to the receiver, like that of Celery's receiver."""
+    return Intake(receiver)

@@ -55,7 +55,7 @@ class Feed:
     """Passes events to the application and counts them."""
 
     def __init__(self, app: FlowerProxy) -> None:
-        self._process = app.events.process
+        self._process = app.events.dispatcher.dispatch
         self.sent = 0
 
     def __call__(self, kind: str, sender: str, **fields: Any) -> None:
@@ -195,7 +195,7 @@ def test_queues_of_workers_are_limited() -> None:
 
 def test_active_workers_are_not_evicted_by_ten_thousand_others(app: FlowerProxy) -> None:
     """Celery evicts by first event or by last read access, not by last event."""
-    churn = Churn(app.events.process, steady=10, heartbeat_every=MAX_WORKERS // 2, tasks=0)
+    churn = Churn(app.events.dispatcher.dispatch, steady=10, heartbeat_every=MAX_WORKERS // 2, tasks=0)
     feed = Feed(app)
     for number in range(10):
         for name in churn.steady:
@@ -251,7 +251,7 @@ def test_memory_is_bounded_if_names_never_repeat(app: FlowerProxy) -> None:
 @pytest.mark.parametrize("settings", [{"max_workers": 500}])
 def test_memory_and_metrics_do_not_grow_over_a_week_of_new_workers(app: FlowerProxy) -> None:
     """A day has 1,000 new workers here; `tests.bench.churn` has 5,000."""
-    churn = Churn(app.events.process, steady=10, tasks=1)
+    churn = Churn(app.events.dispatcher.dispatch, steady=10, tasks=1)
     figures: dict[int, tuple[int, int, int]] = {}
 
     def run_for(days: int) -> None:
@@ -279,7 +279,7 @@ def test_memory_and_metrics_do_not_grow_over_a_week_of_new_workers(app: FlowerPr
 
 
 def test_evicted_workers_are_forgotten_without_a_scrape(app: FlowerProxy) -> None:
-    Churn(app.events.process, tasks=1).run(20 * MAX_WORKERS)
+    Churn(app.events.dispatcher.dispatch, tasks=1).run(20 * MAX_WORKERS)
     assert len(app.monitor.recorder._tasks.runtime) <= 2 * MAX_WORKERS
     assert len(app.events.state.counter) <= 2 * MAX_WORKERS
 

@@ -476,10 +476,11 @@ def test_flowers_handlers_search_with_the_engine_of_the_state() -> None:
 
 
 def test_message_handling_of_celery_and_kombu() -> None:
-    """`flower_proxy.events.stream.Stream` overrides these steps of kombu, so that no message ends the connection."""
-    assert parameters(EventReceiver._receive)[:3] == ["self", "body", "message"]
-    assert "localize" in parameters(EventReceiver.event_from_message)
-    assert "callbacks=[self._receive]" in inspect.getsource(EventReceiver.get_consumers)
+    """`KombuSource` overrides these steps of kombu, so that no message ends the connection."""
+    consumers = inspect.getsource(EventReceiver.get_consumers)
+    assert "Consumer(queues=[self.queue]" in consumers
+    assert "no_ack=True" in consumers
+    assert "accept=self.accept" in consumers
     assert "on_decode_error=self.on_decode_error" in inspect.getsource(ConsumerMixin.Consumer)
     receive = inspect.getsource(redis.Channel._receive_one)
     assert "Cannot process event on channel" in receive

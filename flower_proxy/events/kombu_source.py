@@ -1,4 +1,4 @@
-"""Consumer of events over a connection to the broker."""
+"""Reception of messages by kombu, over any transport."""
 
 from __future__ import annotations
 
@@ -7,33 +7,39 @@ import logging
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from queue import Empty
 from typing import Any
 
 from celery import Celery
 from celery.events import EventReceiver
-from kombu import Connection
+from kombu import Connection, Message
 from kombu.transport import virtual
 
 from flower_proxy.events.broker import mailbox_of
+from flower_proxy.events.buffer import Decode, Raw
+from flower_proxy.events.decoding import decode_message
 from flower_proxy.events.rejections import Rejections
-from flower_proxy.events.validation import UNDECODABLE, InvalidEventError, validate
+from flower_proxy.events.validation import UNDECODABLE
 
 _REDIS_LOGGER = "kombu.transport.redis"
 
 
-class Stream(EventReceiver):
-    """Consumes events in the thread that calls `consume`, until the connection fails or `is_stopping` returns True.
+Deliver = Callable[[Decode, Iterable[Raw]], None]
+"""Takes messages, and the function that decodes each of them later."""
 
-    Invalid messages and events are rejected without closing the connection.
+
+class KombuSource(EventReceiver):
+    """Receives messages in the thread that calls `receive`, until the connection fails or `is_stopping` returns True.
+
+    Invalid messages are rejected without closing the connection.
 
     :param connection: connection to the broker.
     :param capp: the Celery application.
-    :param rejections: counts invalid messages and events.
+    :param rejections: counts messages with invalid envelopes.
     :param on_ready: called after the subscription to events.
-    :param on_event: called with each valid event.
+    :param deliver: called with the messages.
     :param is_stopping: called at least once a second; returns whether to stop.
     """
 
@@ -44,12 +50,17 @@ class Stream(EventReceiver):
         *,
         rejections: Rejections,
         on_ready: Callable[[], None],
-        on_event: Callable[[dict[str, Any]], None],
+        deliver: Deliver,
         is_stopping: Callable[[], bool],
     ) -> None:
         super().__init__(connection, app=capp)
         self._rejections = rejections
-        self._on_ready, self._on_event, self._is_stopping = on_ready, on_event, is_stopping
+        self._on_ready, self._deliver, self._is_stopping = on_ready, deliver, is_stopping
+
+    def receive(self) -> None:
+        """Receive messages until the connection fails or `is_stopping` returns True."""
+        for _ in self.consume(limit=None):
+            pass
 
     @property
     def should_stop(self) -> bool:
@@ -73,7 +84,7 @@ class Stream(EventReceiver):
             channel.Message = _tolerant_message(type(channel).Message)
         if hasattr(channel, "_receive_one"):
             channel._receive_one = partial(self._receive_one, channel._receive_one)
-        return list(super().get_consumers(consumer, channel))
+        return [consumer(queues=[self.queue], on_message=self._on_message, no_ack=True, accept=self.accept)]
 
     def on_consume_ready(self, connection: Connection, *args: Any, **kwargs: Any) -> None:
         """Wait for the subscription, then ask workers for heartbeats."""
@@ -89,15 +100,8 @@ class Stream(EventReceiver):
 
     # Messages
 
-    def _receive(self, body: object, message: Any = None) -> None:
-        for part in body if type(body) is list else [body]:
-            try:
-                event = validate(part)
-            except InvalidEventError as error:
-                self._rejections.count(error.reason, str(error))
-            else:
-                # Timestamps are seconds since the epoch, which do not depend on the utcoffset
-                self._on_event(self.event_from_message(event, localize=False)[1])
+    def _on_message(self, message: Message) -> None:
+        self._deliver(decode_message, [message])
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         """Reject a message; event messages need no acknowledgement."""
