@@ -46,6 +46,8 @@ __all__ = [
     "TASK_BODIES",
     "TASK_STATE",
     "TEMPLATE_FUNCTIONS",
+    "TIME_ZONES",
+    "TIME_ZONES_HASH",
     "USER_MENU",
     "WORKERS_PAGE",
     "WORKER_PAGES",
@@ -86,6 +88,12 @@ CHECKED_ON = "2.2.0"
 
 FLOWER_JS = "js/flower.js"
 """Path of Flower's script, relative to its static folder."""
+
+TIME_ZONES = "js/moment-timezone-with-data-2.29.4.min.js"
+"""Path of moment-timezone, of which Flower's script uses only ``moment.fn.tz``."""
+
+TIME_ZONES_HASH = "1202c7b0881d7c5abf572b1008b0361cf485298dda5734a77b7919ecd809d06b"
+"""Its SHA-256."""
 
 STOCK_FAMILIES = {
     "flower_events",

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import logging
 import os
 import re
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from tornado.web import HTTPError, StaticFileHandler
 
-from flower_proxy._flower import CONTROL_NAME, FLOWER_JS
+from flower_proxy._flower import CONTROL_NAME, FLOWER_JS, TIME_ZONES, TIME_ZONES_HASH
 from flower_proxy.web.compression import CODINGS, MAX_COMPRESSED_FILE, accepted_codings, is_compressible
 
 logger = logging.getLogger(__name__)
@@ -101,11 +102,20 @@ class OverlaidStaticFiles(StaticFileHandler):
     urls: ClassVar[dict[tuple[str, bool], str]] = {}
 
     @classmethod
-    def configure(cls, folders: Sequence[Path], generated: dict[Path, bytes]) -> type[OverlaidStaticFiles]:
-        """Return a handler class for folders and generated content, for Tornado's ``static_handler_class``."""
+    def configure(
+        cls, folders: Sequence[Path], generated: Mapping[Path, bytes], substitutes: Mapping[str, Path]
+    ) -> type[OverlaidStaticFiles]:
+        """Return a handler class, for Tornado's ``static_handler_class``.
+
+        :param folders: the folders that take precedence over Flower's.
+        :param generated: generated content, by the file that it replaces.
+        :param substitutes: files in these folders that replace one of Flower's, by its relative path.
+        """
+        substituted = {path: str(file) for path, file in substitutes.items()}
         attributes = {
             "folders": tuple(str(folder) for folder in folders),
-            "files": {
+            "files": substituted
+            | {
                 file.relative_to(folder).as_posix(): str(file)
                 # The first folder wins
                 for folder in reversed(folders)
@@ -225,4 +235,16 @@ def static_handler(flower: Path, folder: str | None) -> type[StaticFileHandler]:
     except SpliceError as error:
         logger.warning("Cannot correct Flower's %s: %s; serving it with a substitute", FLOWER_JS, error)
         script = prepend(original, corrections)
-    return OverlaidStaticFiles.configure(folders, {corrected: script.encode()})
+    return OverlaidStaticFiles.configure(folders, {corrected: script.encode()}, substitutes(flower, packaged))
+
+
+def substitutes(flower: Path, packaged: Path) -> dict[str, Path]:
+    """Return the files that replace one of Flower's under its name, if it is the known one.
+
+    :param flower: Flower's folder.
+    :param packaged: the folder of the substitutes.
+    """
+    time_zones = flower / TIME_ZONES
+    if time_zones.is_file() and hashlib.sha256(time_zones.read_bytes()).hexdigest() == TIME_ZONES_HASH:
+        return {TIME_ZONES: packaged / "js" / "time_zones.js"}
+    return {}

@@ -12,8 +12,9 @@ import brotli
 import pytest
 from tornado.httpclient import HTTPResponse
 
-from flower_proxy._flower import FLOWER_JS, flower_settings
+from flower_proxy._flower import FLOWER_JS, TIME_ZONES, flower_settings
 from flower_proxy.web.compression import MAX_COMPRESSED_FILE
+from flower_proxy.web.static import packaged_overrides
 from tests.http.conftest import OPEN, PREFIX, Site
 
 
@@ -92,6 +93,10 @@ def test_a_range_of_another_representation_is_ignored(site: Site) -> None:
     response = ask(site, SCRIPT, "gzip", Range="bytes=10-19", If_Range=etags["br"])
     assert (response.code, response.headers["Etag"]) == (200, etags["gzip"])
     assert ask(site, SCRIPT, "gzip", If_None_Match=etags["br"]).code == 200
+
+
+def test_moment_timezone_is_replaced_by_the_rules_of_the_browser(site: Site) -> None:
+    assert site.page(f"/static/{TIME_ZONES}") == (packaged_overrides() / "js" / "time_zones.js").read_text()
 
 
 @pytest.mark.parametrize("coding", DECODERS)

@@ -48,6 +48,7 @@ from flower_proxy._flower import (
     FLOWER_JS,
     PAGE_HEAD,
     TASK_STATE,
+    TIME_ZONES,
     USER_MENU,
     WORKER_PAGES,
     WORKERS_PAGE,
@@ -373,6 +374,14 @@ def test_places_for_corrections_in_the_script() -> None:
 def test_names_are_not_encoded_in_urls_of_control_actions() -> None:
     addresses = {match[1].split("'")[1] for match in CONTROL_NAME.finditer(SCRIPT)}
     assert addresses == set(re.findall(r"'(/api/[^']+/)' \+", SCRIPT))
+
+
+def test_flower_uses_one_method_of_moment_timezone() -> None:
+    assert f"static_url('{TIME_ZONES}')" in BASE
+    assert re.findall(r"\.tz\(.*", SCRIPT) == [".tz(tz).fromNow();", ".tz(tz).format('YYYY-MM-DD HH:mm:ss.SSS');"]
+    assert "moment.tz" not in SCRIPT
+    templates = "".join(path.read_text() for path in (FLOWER / "templates").glob("*.html"))
+    assert "moment" not in templates.replace(BASE, "")
 
 
 def test_only_flower_js_uses_the_xsrf_cookie() -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from flower_proxy._flower import FLOWER_JS, flower_settings
-from flower_proxy.web.static import SpliceError, packaged_overrides, prepend, splice
+from flower_proxy._flower import FLOWER_JS, TIME_ZONES, flower_settings
+from flower_proxy.web.static import SpliceError, packaged_overrides, prepend, splice, substitutes
 
 ORIGINAL = """\
 (function () {
@@ -73,3 +73,12 @@ def test_installed_flower_js_accepts_every_correction() -> None:
     ]
     assert len(control_urls) == 11
     assert all("encodeURIComponent(" in line for line in control_urls)
+
+
+def test_only_the_known_moment_timezone_is_replaced(tmp_path: Path) -> None:
+    assert list(substitutes(Path(flower_settings["static_path"]), packaged_overrides())) == [TIME_ZONES]
+    assert not substitutes(tmp_path, packaged_overrides())
+    file = tmp_path / TIME_ZONES
+    file.parent.mkdir()
+    file.write_text("another version")
+    assert not substitutes(tmp_path, packaged_overrides())
