@@ -58,8 +58,11 @@ class TaskEvents:
         self._incident.log()
 
     def _find(self, name: str) -> _Worker:
-        worker = self._workers.get(name) or _Worker()
-        self._workers.put(name, worker)
+        worker = self._workers.get(name)
+        if worker is None:
+            self._workers.put(name, worker := _Worker())
+        else:
+            self._workers.move_to_end(name)
         return worker
 
     def forget(self, names: Iterable[str]) -> None:
