@@ -24,6 +24,7 @@ from flower_proxy._timer import Timer
 from flower_proxy.auth.factory import build_access
 from flower_proxy.check.report import PATH
 from flower_proxy.events.control import CheckedCelery, Inspected
+from flower_proxy.events.persistence import Persistence
 from flower_proxy.events.receiver import Receiver
 from flower_proxy.events.task_events import TaskEvents
 from flower_proxy.metrics.collector import MetricsCollector
@@ -86,7 +87,6 @@ class FlowerProxy(EmbeddedFlower):
         self.task_events = TaskEvents(options.max_workers)
         tornado_settings = {**application_settings(options), **settings}
         mount, trusted = parse_mount(options.url_prefix or ""), TrustedProxies(options.trusted_proxies)
-        # It locks the state file, so every option is validated first
         self.monitor = _make_collector(capp, options, flowers_loop, self.connections, self.task_events)
         receiver = self.monitor.receiver
         self.queues = BrokerQueues(capp, self.monitor.watch, broker_api=options.broker_api)
@@ -117,6 +117,11 @@ class FlowerProxy(EmbeddedFlower):
         self.read_browser = lru_cache(maxsize=256)(
             partial(decode_signed_value, self.settings["cookie_secret"], BROWSER)
         )
+        # It locks the state file, so every option is validated first
+        self.persistence: Persistence | None = None
+        if options.persistent:
+            interval = options.state_save_interval / 1000
+            self.persistence = Persistence(receiver, options.db, interval, self.monitor.recorder.restore)
 
     # Requests
 
@@ -183,7 +188,7 @@ class FlowerProxy(EmbeddedFlower):
     async def close(self, timeout: float = 10.0) -> None:
         """Stop accepting connections, finish the requests in progress, save the state and stop all threads.
 
-        If saving the state fails, the error is logged and ``events.saved`` is False.
+        If saving the state fails, the error is logged and `saved` is False.
 
         A broker that does not respond can block threads, and with them the exit of the process, beyond the timeout;
         a ``socket_timeout`` in Celery's `broker_transport_options` prevents that.
@@ -195,6 +200,10 @@ class FlowerProxy(EmbeddedFlower):
             server.stop()
         await self.connections.drain(timeout)
         self.stop()
+        saving = [self.persistence.close()] if self.persistence else []
+        await asyncio.gather(self._end(servers, timeout), *saving)
+
+    async def _end(self, servers: Sequence[BoundedServer], timeout: float) -> None:
         closing = asyncio.gather(*(server.close_all_connections() for server in servers))
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(closing, timeout)
@@ -206,6 +215,11 @@ class FlowerProxy(EmbeddedFlower):
             )
         else:
             await self.finish_inspections(timeout)
+
+    @property
+    def saved(self) -> bool:
+        """Whether the last attempt to save the state succeeded; True without ``--persistent``."""
+        return self.persistence is None or self.persistence.saved
 
     async def __aenter__(self) -> FlowerProxy:
         await self.open()
@@ -255,6 +269,8 @@ class FlowerProxy(EmbeddedFlower):
         self.monitor.start()
         self._purge_timer.start()
         super().start()
+        if self.persistence is not None:
+            self.persistence.start()
 
     def stop(self) -> None:
         """Stop everything without waiting."""
@@ -267,8 +283,6 @@ class FlowerProxy(EmbeddedFlower):
             self._socket_file = None
         self.access.close()
         super().stop()
-        # Flower stops the receiver only after having started it
-        self.monitor.receiver.release()
 
     def join(self) -> None:
         """Wait for the threads that `stop` has told to stop."""
@@ -313,9 +327,6 @@ def _make_collector(
     receiver = Receiver(
         capp,
         io_loop=io_loop,
-        db=options.db,
-        persistent=options.persistent,
-        state_save_interval=options.state_save_interval,
         enable_events=options.enable_events,
         max_workers_in_memory=options.max_workers,
         max_tasks_in_memory=options.max_tasks,

@@ -93,7 +93,7 @@ async def _serve(capp: celery.Celery, options: OptionParser, manager: ServiceMan
     finally:
         manager.stopping()
         await flower.close(_CLOSE_TIMEOUT)
-    return 0 if flower.monitor.receiver.saved else 1
+    return 0 if flower.saved else 1
 
 
 def _address(options: OptionParser, sockets: Sequence[socket.socket]) -> str:

@@ -33,6 +33,7 @@ class Dispatcher:
     :param listeners: process events after the state.
     :param max_size: maximum size of waiting messages in bytes.
     :ivar rejections: counts invalid events and messages.
+    :ivar is_paused: whether messages wait, because the saved state is being loaded.
     :ivar last_event: time of the last event, by `time.monotonic`; None before the first.
     """
 
@@ -40,6 +41,7 @@ class Dispatcher:
         self, capp: Celery, io_loop: IOLoop, state: State, *, listeners: Sequence[Listener], max_size: int
     ) -> None:
         self.rejections = Rejections("an event", (*REASONS, _FAILED))
+        self.is_paused = False
         self.last_event: float | None = None
         self._clock = capp.clock
         self._io_loop = io_loop
@@ -88,10 +90,17 @@ class Dispatcher:
 
     # In the event loop
 
+    def resume(self) -> None:
+        """Process the messages that have waited, and those that follow."""
+        self.is_paused = False
+        self._schedule()
+
     def process(self) -> None:
         """Process waiting messages for a few milliseconds, then the rest in further iterations of the event loop."""
         # Reset before the buffer is read, so that a message which arrives after the last read schedules another call
         self._is_scheduled = False
+        if self.is_paused:
+            return
         is_done = False
         try:
             is_done = self._process_until(time.perf_counter() + _MAX_SLICE)

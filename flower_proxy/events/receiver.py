@@ -15,9 +15,7 @@ from flower_proxy.events.broker import back_off, connected, problem_of
 from flower_proxy.events.dispatcher import Dispatcher
 from flower_proxy.events.kombu_source import KombuSource
 from flower_proxy.events.listener import Listener
-from flower_proxy.events.saved_state import SavedState
 from flower_proxy.events.state import State
-from flower_proxy.events.state_file import StateFile
 
 logger = logging.getLogger(__name__)
 
@@ -40,12 +38,7 @@ class Receiver(Events):
     :ivar dispatcher: decodes the messages and passes their events to the state and the listeners.
     :ivar connected: whether the receiver is subscribed to events.
     :ivar reconnects: number of reconnections.
-    :ivar saved: whether the last attempt to save the state succeeded; True before the first.
     """
-
-    # Flower's constructor calls `load_state`
-    _state_file: StateFile | None = None
-    _loaded: SavedState | None = None
 
     def __init__(
         self,
@@ -60,51 +53,19 @@ class Receiver(Events):
         limits = {"max_workers_in_memory": max_workers_in_memory, "max_tasks_in_memory": max_tasks_in_memory}
         super().__init__(*args, **limits, **kwargs)
         self.state: State = State(**limits)
-        if self._loaded is not None:
-            self._restore(self._loaded)
-            self._loaded = None
         self.timer = Timer(self.on_enable_events, self.events_enable_interval / 1000)
-        saves = self.persistent and self.state_save_interval
-        self.state_save_timer = Timer(self.save_state, self.state_save_interval / 1000) if saves else None
         self.name = "events"
         self.connected = False
         self.dispatcher = Dispatcher(self.capp, self.io_loop, self.state, listeners=listeners, max_size=events_buffer)
         self.reconnects = 0
-        self.saved = True
         self._on_reconnect = on_reconnect
         self._was_connected = False
         self._stopping = threading.Event()
 
     def stop(self) -> None:
-        """End the thread, within a second unless the broker hangs, and save a persistent state."""
+        """End the thread, within a second unless the broker hangs."""
         self._stopping.set()
         super().stop()
-        self.release()
-
-    def release(self) -> None:
-        """Release the lock of the state file."""
-        if self._state_file is not None:
-            self._state_file.release()
-
-    def load_state(self) -> None:
-        """Load the saved state, for validation by `_restore`."""
-        self._state_file = StateFile(self.db, self.state_save_interval / 1000)
-        self._loaded = self._state_file.load()
-
-    def _restore(self, saved: SavedState) -> None:
-        self.state.restore(saved)
-        if saved.invalid:
-            logger.warning(
-                "Skipped %d invalid workers and tasks in %r; the first is %r",
-                len(saved.invalid),
-                self.db,
-                saved.invalid[0],
-            )
-
-    def save_state(self) -> None:
-        """Save the state to its file, if it is persistent."""
-        if self._state_file is not None:
-            self.saved = self._state_file.save(self.state, last=self._stopping.is_set())
 
     # In the thread
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from flower_proxy._bounded import BoundedDict
 from flower_proxy._flower import EventsState, NoMetrics, forget_counts
-from flower_proxy.events.saved_state import SavedState
+from flower_proxy.events.saved_state import Part, SavedTask
 from flower_proxy.events.search import SearchResults
 from flower_proxy.events.task import Task, shared
 from flower_proxy.events.worker import Worker as _Worker
@@ -35,22 +35,29 @@ class State(EventsState):
         # By id of a task without events: the tasks that it has started
         self._orphans: BoundedDict[str, dict[str, None]] = BoundedDict(self.max_tasks_in_memory)
 
-    def restore(self, saved: SavedState) -> None:
-        """Add the valid workers and tasks of a saved state.
+    def restore(self, part: Part) -> list[Task]:
+        """Add a part of a saved state.
 
-        :param saved: lists the skipped ones in its `invalid` afterwards.
+        :returns: the tasks of the part.
         """
-        for name, worker in saved.workers():
+        for worker in part.workers:
+            name = worker.hostname
             self.workers[name] = _Worker.restored(worker)
-            self.counter[name].update(saved.counts(name))
-        workers = dict(self.workers)
-        for _, task in saved.tasks():
-            restored = self._add(Task(tasks=self.tasks.data, **task.fields))
-            if task.worker is not None:
-                name = task.worker.fields["hostname"]
-                restored.worker = workers.get(name) or workers.setdefault(name, _Worker.restored(task.worker))
-            if restored.parent_id:
-                self._link_to_parent(restored)
+            self.counter[name].update(worker.counts)
+        workers = {
+            name: self.workers.data.get(name) or _Worker.restored(worker)
+            for name, worker in part.workers_of_tasks.items()
+        }
+        return [self._restore(task, workers) for task in part.tasks]
+
+    def _restore(self, saved: SavedTask, workers: Mapping[str, _Worker]) -> Task:
+        task = Task(tasks=self.tasks.data, **saved.fields)
+        self._add(task)
+        if saved.worker is not None:
+            task.worker = workers[saved.worker]
+        if task.parent_id:
+            self._link_to_parent(task)
+        return task
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Process an event and mark its worker as the most recent one."""
@@ -145,8 +152,3 @@ class State(EventsState):
         forget_counts(self, lambda name: name not in self.workers)
         if len(self._seen_types) > _MAX_TASK_NAMES:
             self._seen_types = {task.name for task in self.tasks.values() if task.name is not None}
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Pickled as Flower's own class, so that stock Flower can load it
-        _, *rest = super().__reduce__()
-        return EventsState, *rest

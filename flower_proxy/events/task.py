@@ -151,5 +151,10 @@ class Task:
         return celery_state.Task(**self.as_dict())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Pickled as Celery's own class, so that stock Flower can load it
-        return celery_state._depickle_task, (celery_state.Task, self.as_dict())
+        # Pickled as Celery's own class, so that stock Flower can load it; there, missing fields are None
+        fields = {name: value for name in _STORED if (value := getattr(self, name)) is not None}
+        if self.root_id:
+            fields["root"] = self.root_id
+        if self.parent_id:
+            fields["parent"] = self.parent_id
+        return celery_state._depickle_task, (celery_state.Task, fields)

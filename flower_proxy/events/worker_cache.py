@@ -33,7 +33,3 @@ class WorkerCache(LRUCache):
                 return False
             self.data.move_to_end(name)
             return True
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Pickled as kombu's own class, so that stock Flower can load it
-        return LRUCache, (self.limit,), self.__getstate__()

@@ -155,4 +155,6 @@ class MetricsCollector:
         reasons = [] if self.receiver.connected else ["not connected to the broker for events"]
         if problem := self.watch.problem:
             reasons.append(problem)
+        if self.receiver.dispatcher.is_paused:
+            reasons.append("loading the saved state")
         return reasons

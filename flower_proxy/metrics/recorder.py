@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timezone
 from math import isfinite
@@ -246,14 +246,23 @@ class Recorder:
     # Restored state, inspections
 
     def begin(self, state: EventsState, queues_of: Callable[[str], Sequence[str]] = lambda worker: ()) -> None:
-        """Start with the workers and tasks of a state, which ``--persistent`` restores after a restart.
+        """Start with the workers and tasks of a state.
 
         :param state: read at each event and each scrape.
         :param queues_of: returns the known queues of a worker.
         """
         self._state, self._queues_of = state, queues_of
-        self._workers.update(state.workers)
-        for uuid, task in state.itertasks():
+        self.restore(state.workers, [task for _, task in state.itertasks()])
+
+    def restore(self, workers: Iterable[str], tasks: Iterable[Task]) -> None:
+        """Continue with workers and tasks that ``--persistent`` restores after a restart.
+
+        :param workers: names of workers in the state.
+        :param tasks: tasks in the state.
+        """
+        self._workers.update(workers)
+        for task in tasks:
+            uuid = task.uuid
             if task.sent and not task.started:
                 self._sent.put((uuid, task.retries or 0), task.sent)
             if task.state in ("RECEIVED", "STARTED") and task.worker is not None:

@@ -6,7 +6,6 @@ import inspect
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,11 +16,9 @@ from kombu.pidbox import Mailbox
 from tornado.ioloop import IOLoop
 from tornado.platform.asyncio import AsyncIOLoop
 
-from flower_proxy._flower import Events, EventsState
 from flower_proxy._timer import Timer
 from flower_proxy.events import broker
 from flower_proxy.events.receiver import Receiver
-from flower_proxy.events.state import State
 from tests.support import programs
 from tests.support.loops import running
 from tests.support.outage import Interruptible, interruptible, leaves_a_deaf_broker, network_to
@@ -87,30 +84,8 @@ def task_received(number: int) -> dict[str, Any]:
     return {**heartbeat(number), "type": "task-received", "uuid": f"id-{number}", "name": "tasks.add"}
 
 
-# Persistence
-
-
-@pytest.mark.parametrize("writer", [Receiver, Events])
-@pytest.mark.parametrize("reader", [Receiver, Events])
-def test_stock_flower_and_flower_proxy_load_states_of_each_other(
-    writer: type[Events], reader: type[Events], idle_loop: CountingLoop, tmp_path: Path
-) -> None:
-    settings = {"db": str(tmp_path / "flower"), "persistent": True, "max_tasks_in_memory": 100}
-    capp = Celery(broker="memory://")
-    before = writer(capp, io_loop=idle_loop, enable_events=False, **settings)
-    for event in (heartbeat(1), task_received(2)):
-        before.state.event(event)
-    before.stop()
-    after = reader(capp, io_loop=idle_loop, enable_events=False, **settings)
-    assert type(after.state) is (State if reader is Receiver else EventsState)
-    assert after.state.tasks["id-2"].name == "tasks.add"
-    assert after.state.counter[WORKER] == {"worker-heartbeat": 1, "task-received": 1}
-
-
-def test_timers_do_not_depend_on_the_wall_clock(idle_loop: CountingLoop, tmp_path: Path) -> None:
-    settings: dict[str, Any] = {"db": str(tmp_path / "flower"), "persistent": True, "state_save_interval": 60_000}
-    receiver = new_receiver(idle_loop, **settings, enable_events=True)
-    assert [type(timer) for timer in (receiver.timer, receiver.state_save_timer)] == [Timer, Timer]
+def test_timers_do_not_depend_on_the_wall_clock(idle_loop: CountingLoop) -> None:
+    assert type(new_receiver(idle_loop, enable_events=True).timer) is Timer
 
 
 # Connection to the broker

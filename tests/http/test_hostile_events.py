@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -16,10 +15,11 @@ from tornado.ioloop import IOLoop
 
 from flower_proxy.app import FlowerProxy
 from flower_proxy.events.receiver import Receiver
-from flower_proxy.events.saved_state import SavedState
+from flower_proxy.events.state import State
 from tests.http.conftest import Site
 from tests.support.events import ATTRIBUTES, BASE, EVENTS, HOSTILE, messages
 from tests.support.intake import intake_of
+from tests.support.states import pickled, restore
 
 PAGES = (
     "/",
@@ -99,9 +99,9 @@ def assert_unharmed(site: Site, sender: Sender, before: dict[str, int]) -> None:
     assert {code for path, code in after.items() if path not in before} <= {200}
     assert sender.receiver.dispatcher.rejections.counts["processing_failed"] == 0
     state = sender.receiver.state
-    saved = SavedState(pickle.dumps(state), dict(state.counter))
-    assert (len(dict(saved.workers())), len(dict(saved.tasks()))) == (len(state.workers), len(state.tasks))
-    assert saved.invalid == []
+    after = State(max_tasks_in_memory=100_000)
+    assert restore(after, pickled(state), dict(state.counter)).invalid == 0
+    assert (len(after.workers), len(after.tasks)) == (len(state.workers), len(state.tasks))
     counted = heartbeats_of(sender)
     sender.send(GOOD)
     assert heartbeats_of(sender) == counted + 1

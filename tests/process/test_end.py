@@ -23,8 +23,8 @@ from tornado.options import OptionParser
 from flower_proxy import FlowerProxy, make_options
 from flower_proxy.events.state_file import StateFile
 from tests.support import forks
-from tests.support.processes import PROJECT, Address, answers, free_port, running, wait_until
-from tests.support.states import private, state_with
+from tests.support.processes import PROJECT, Address, answers, free_port, request, running, wait_until
+from tests.support.states import private, save, saved_tasks, state_with
 
 COMMAND = [str(Path(sys.executable).with_name("flower-proxy"))]
 APPLICATION = "from celery import Celery\n\napp = Celery('shop', broker='memory://')\n"
@@ -71,7 +71,7 @@ class Project:
         with running(
             [*command, "-A", "shop", "--address=127.0.0.1", f"--port={address.port}", *words],
             log=self.log,
-            ready=lambda: answers(address, "/healthcheck"),
+            ready=lambda: answers(address, "/healthcheck") and "loading" not in request(address, "/ready").text,
             env=self.environment(signals),
             cwd=self.folder,
         ) as process:
@@ -85,8 +85,7 @@ class Project:
         """Return the tasks of the saved state."""
         file = StateFile(str(self.folder / "flower"))
         try:
-            state = file.load()
-            return [uuid for uuid, _ in state.tasks()] if state else []
+            return saved_tasks(file)
         finally:
             file.release()
 
@@ -101,7 +100,7 @@ class Project:
 
     def save(self, *uuids: str, size: int = 0) -> None:
         file = StateFile(str(self.folder / "flower"))
-        assert file.save(state_with(*uuids, size=size))
+        save(file, state_with(*uuids, size=size))
         file.release()
 
     def lines(self, part: str) -> list[str]:

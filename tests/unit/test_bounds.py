@@ -22,7 +22,7 @@ from flower_proxy.metrics.broker_poller import MAX_QUEUES, _summarize, _Worker
 from flower_proxy.settings.loader import make_options
 from tests.support.churn import Churn, scraped
 from tests.support.processes import PROJECT
-from tests.support.states import restored
+from tests.support.states import pickled, restored
 
 MAX_WORKERS = 50
 LIMIT = {"task": 20, "exception": 100, "queue_name": 1000, "producer": 1000, "type": 100}
@@ -332,7 +332,7 @@ def test_stock_flower_loads_a_state_saved_by_flower_proxy() -> None:
     state = State(max_tasks_in_memory=10, max_workers_in_memory=2)
     for number in range(3):
         state.event({"type": "worker-online", "hostname": f"w{number}", "timestamp": 1, "local_received": 1})
-    saved = pickle.dumps(state)
+    saved = pickled(state)
     assert b"flower_proxy" not in saved
     loaded = pickle.loads(saved)
     assert (type(loaded), list(loaded.workers), loaded.workers.limit) == (EventsState, ["w1", "w2"], 2)

@@ -165,6 +165,20 @@ def test_events_do_not_block_the_event_loop(idle_loop: Loop, size: int) -> None:
     assert len({count for count in counts if 0 < count < len(events)}) > 3
 
 
+def test_messages_wait_while_the_saved_state_is_loaded(loop: Loop) -> None:
+    dispatcher = new_dispatcher(loop)
+    dispatcher.is_paused = True
+    put(dispatcher, task_received(1))
+    passed = threading.Event()
+    # After the callback that would process it
+    loop.add_callback(passed.set)
+    assert passed.wait(30)
+    assert dispatcher.received == 0
+    loop.add_callback(dispatcher.resume)
+    put(dispatcher, task_received(2))
+    wait_until(lambda: dispatcher.received == 2, what="the events are processed")
+
+
 # Errors at each step
 
 

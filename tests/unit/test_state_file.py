@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from flower_proxy.events.saved_state import SavedState
 from flower_proxy.events.state_file import StateFile, StateFileError
 from tests.support.processes import PROJECT
-from tests.support.states import private, state_with
+from tests.support.states import private, save, saved_tasks, state_with
 
 # Python may be built without the extensions; dbm.sqlite3 exists since 3.13
 EXTENSIONS = {"dumb": "dbm.dumb", "gnu": "_gdbm", "ndbm": "_dbm", "sqlite3": "dbm.sqlite3"}
@@ -35,11 +34,6 @@ def file(tmp_path: Path) -> Iterator[StateFile]:
     file.release()
 
 
-def tasks(state: object) -> list[str]:
-    assert isinstance(state, SavedState)
-    return [uuid for uuid, _ in state.tasks()]
-
-
 def output(program: str, *arguments: str) -> object:
     """Run a program in a new Python process, since audit hooks cannot be removed; return the JSON that it prints."""
     command = [sys.executable, "-c", program, *arguments]
@@ -52,7 +46,7 @@ HEAD = """\
 import dbm, importlib, json, os, sys
 from pathlib import Path
 from flower_proxy.events.state_file import StateFile
-from tests.support.states import private, state_with
+from tests.support.states import private, save, saved_tasks, state_with
 
 path, backend = sys.argv[1:3]
 dbm._defaultmod = dbm._modules[f"dbm.{backend}"] = importlib.import_module(f"dbm.{backend}")
@@ -74,19 +68,20 @@ def save_until(moment):
         left[0] -= 1
         if left[0] == 0:
             os._exit(9)
-    os._exit(0 if file.save(state_with("new", size=5_000)) else 1)
+    save(file, state_with("new", size=5_000))
+    os._exit(0)
 
 found = []
 for moment in range(1, 1000):
     file = StateFile(path)
-    assert file.save(state_with("old"))
+    save(file, state_with("old"))
     file.release()
     child = os.fork()
     if not child:
         save_until(moment)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     file = StateFile(path)
-    found.append([status, [uuid for uuid, _ in file.load().tasks()]])
+    found.append([status, saved_tasks(file)])
     file.release()
     if status != 9:
         break
@@ -118,8 +113,8 @@ def watch():
 
 for number in range(2):
     file = StateFile(path)
-    file.load()
-    assert file.save(state_with("task"))
+    saved_tasks(file)
+    save(file, state_with("task"))
     file.release()
 watch()
 assert not list(folder.glob("*.corrupt"))
@@ -137,34 +132,21 @@ def test_files_are_never_readable_by_other_users(backend: str, umask: int, tmp_p
 
 
 def test_loading_restricts_the_mode_of_files_of_stock_flower(file: StateFile, tmp_path: Path) -> None:
-    file.save(state_with("task"))
+    save(file, state_with("task"))
     kept = [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
     for path in kept:
         path.chmod(0o644)
-    assert tasks(file.load()) == ["task"]
+    assert file.find()
     assert all(map(private, kept))
-
-
-def test_corrupt_files_are_renamed(file: StateFile, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file.save(state_with("task"))
-    kept = [path for path in tmp_path.iterdir() if path.suffix != ".lock"]
-    for path in kept:
-        path.write_bytes(b"nonsense")
-        path.chmod(0o644)
-    assert file.load() is None
-    assert {path.name for path in tmp_path.glob("*.corrupt")} == {f"{path.name}.corrupt" for path in kept}
-    assert all(map(private, tmp_path.glob("*.corrupt")))
-    (message,) = caplog.messages
-    assert message.startswith(f"Failed to load the state from {file.path!r}")
 
 
 def test_saving_removes_files_of_other_backends(file: StateFile, tmp_path: Path) -> None:
     """After an update of Python, the old state would be loaded at each start."""
     stale = tmp_path / "flower.pag"
     stale.touch()
-    assert file.save(state_with("task"))
+    save(file, state_with("task"))
     assert not stale.exists()
-    assert tasks(file.load()) == ["task"]
+    assert saved_tasks(file) == ["task"]
 
 
 def test_an_inaccessible_folder_is_reported_in_one_line(tmp_path: Path) -> None:
@@ -179,21 +161,15 @@ def test_lock_files_that_are_symbolic_links_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_slow_saves_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = StateFile(str(tmp_path / "flower"), interval=1e-9)
-    assert file.save(state_with("task"))
-    file.release()
-    assert [message.partition(" took ")[0] for message in caplog.messages] == ["Saving the state"]
-
-
 def test_files_of_other_users_are_not_loaded(file: StateFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unpickling runs code."""
     (tmp_path / "flower.saved").mkdir()
     user = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: user + 1)
     with pytest.raises(StateFileError, match=r"another user owns '.*/flower\.saved'; remove it"):
-        file.load()
-    assert not file.save(state_with("task"))
+        file.find()
+    with pytest.raises(PermissionError):
+        file.begin()
 
 
 # Locking

@@ -12,10 +12,9 @@ import pytest
 from celery.events import state as celery_state
 
 from flower_proxy._flower import EventsState
-from flower_proxy.events.saved_state import SavedState
 from flower_proxy.events.state import State
 from flower_proxy.events.worker import Worker
-from tests.support.states import restored
+from tests.support.states import pickled, restore, restored
 
 NAME, HOUR = "w1@host", 3600
 FREQUENCY = 2.0  # seconds; a worker without events for twice as long is offline
@@ -149,8 +148,8 @@ def test_workers_are_saved_as_celery_workers_and_restored(last: str, state: Stat
     send(state, clocks, "task-received", uuid="1", name="add")
     send(state, clocks, last, active=3)
     last_event = clocks.wall
-    pickled = pickle.dumps(state)
-    saved = pickle.loads(pickled)
+    before = pickled(state)
+    saved = pickle.loads(before)
     assert type(saved) is EventsState
     assert type(saved.workers[NAME]) is celery_state.Worker
     assert saved.workers[NAME].timestamp == last_event
@@ -158,7 +157,7 @@ def test_workers_are_saved_as_celery_workers_and_restored(last: str, state: Stat
     clocks.pass_(60)
     clocks.uptime = 10
     after = State(max_tasks_in_memory=10)
-    after.restore(SavedState(pickled, {}))
+    restore(after, before, {})
     worker = after.workers[NAME]
     assert type(worker) is Worker
     assert (worker.active, worker.freq, worker.alive) == (3, FREQUENCY, False)
