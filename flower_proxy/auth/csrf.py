@@ -8,6 +8,8 @@ only over HTTPS and to localhost, and ``Origin`` (or its fallback ``Referer``) c
 from __future__ import annotations
 
 import re
+import secrets
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable, Collection
 from urllib.parse import urlsplit
 
@@ -60,6 +62,30 @@ def refusal(headers: Headers, location: Location, has_page_token: Callable[[], b
         f"origin {origin or 'unknown'} does not match {location.origin}: reload the page; if that does not help,"
         " set Host or X-Forwarded-Host, and X-Forwarded-Proto, in the proxy"
     )
+
+
+def mask(token: bytes) -> str:
+    """Return a text that differs each time, and from which `unmask` restores the token.
+
+    The size of a compressed page depends on what repeats in it, which discloses a constant secret beside content that
+    an attacker chooses (BREACH).
+    """
+    key = secrets.token_bytes(len(token))
+    return urlsafe_b64encode(key + _xor(token, key)).decode()
+
+
+def unmask(text: str) -> str:
+    """Return the token of a masked one; another text becomes an invalid token."""
+    try:
+        masked = urlsafe_b64decode(text)
+    except ValueError:
+        return ""
+    half = len(masked) // 2
+    return _xor(masked[half:], masked[:half]).decode(errors="replace")
+
+
+def _xor(left: bytes, right: bytes) -> bytes:
+    return bytes(one ^ other for one, other in zip(left, right, strict=False))
 
 
 def parse_origin(text: str) -> str:

@@ -22,6 +22,7 @@ def application_settings(options: OptionParser) -> dict[str, Any]:
     """
     settings: dict[str, Any] = {
         "debug": options.debug,
+        "compress_response": True,
         "static_handler_class": static_handler(Path(flower_settings["static_path"]), options.static_overrides),
         "template_loader": corrected_templates(Path(flower_settings["template_path"])),
     }

@@ -106,6 +106,11 @@ def proxied(target: type[RequestHandler], options: UnproxiedOptions, route: str)
 class FlowerMixin(ProxyMixin, FlowerOverrides):
     """Mixin for Flower's handlers."""
 
+    def compute_etag(self) -> str | None:
+        """Return a weak ETag, since it is the same for the compressed response (RFC 9110, section 8.8.3.3)."""
+        etag = super().compute_etag()
+        return f"W/{etag}" if etag else None
+
 
 class PurgeMixin(BaseHandler):
     """Mixin for handlers that show workers: pages and metrics omit a purged worker at the same time."""

@@ -18,10 +18,11 @@ from tornado.httputil import HTTPServerRequest
 from tornado.web import HTTPError, RequestHandler, StaticFileHandler
 
 from flower_proxy.auth.authenticator import AccessDenied, Attempt, Principal
-from flower_proxy.auth.csrf import refusal
+from flower_proxy.auth.csrf import mask, refusal, unmask
 from flower_proxy.auth.policy import SAFE_METHODS, AccessPolicy, Permission
 from flower_proxy.proxy.location import Location, PublicURL
 from flower_proxy.web import audit
+from flower_proxy.web.compression import accepted_codings
 from flower_proxy.web.limits import MAX_BODY
 from flower_proxy.web.losses import end_note, missed_note
 from flower_proxy.web.security_headers import OTHER_HEADERS, content_security_policy
@@ -44,6 +45,9 @@ def set_location(request: HTTPServerRequest, location: Location, policy: AccessP
     request.protocol = location.scheme
     request.host = location.host
     request.remote_ip = location.client
+    # Tornado looks for the word, whatever its weight
+    if "gzip" not in accepted_codings(request.headers.get("Accept-Encoding", "")):
+        request.headers.pop("Accept-Encoding", None)
     vars(request).update(location=location, access_policy=policy)
 
 
@@ -240,14 +244,14 @@ class AuthMixin(SecurityHeadersMixin):
 
     @cached_property
     def xsrf_token(self) -> bytes:
-        """The user's token for control actions, which each page contains."""
+        """The user's token for control actions, which each page contains masked."""
         return self.create_signed_value("page", str(self.current_user))
 
     def check_xsrf_cookie(self) -> None:
         """Check nothing: Tornado calls this before authentication, and `prepare` checks afterwards."""
 
     def _has_page_token(self) -> bool:
-        token = self.request.headers.get("X-XSRFToken")
+        token = unmask(self.request.headers.get("X-XSRFToken", ""))
         return bool(token) and self.get_signed_cookie("page", token) == str(self.current_user).encode()
 
 
@@ -288,7 +292,7 @@ class ProxyMixin(AuthMixin):
     def page_head(self) -> str:
         """HTML for the head of the page: its path, its token, and a script if the prefix is unknown."""
         # Without the leading slash, so that nginx's `sub_filter '="/' '="/flower/'` does not rewrite it
-        page, token = xhtml_escape(self.location.path[1:]), self.xsrf_token.decode()
+        page, token = xhtml_escape(self.location.path[1:]), mask(self.xsrf_token)
         head = f'<meta name="flower-page" content="{page}"><meta name="flower-token" content="{token}">'
         if self.location.prefix is not None:
             return head

@@ -164,7 +164,6 @@ class OverlaidStaticFiles(StaticFileHandler):
         self._content_type = super().get_content_type()
         if file is None or not is_compressible(self._content_type):
             return file
-        self.add_header("Vary", "Accept-Encoding")
         if not self._codings or self.get_content_size() > MAX_COMPRESSED_FILE:
             return file
         coding = self._codings[0]

@@ -72,6 +72,13 @@ class Site:
             **kwargs,
         )
 
+    def raw(self, path: str, accepted: str, *, method: str = "GET", **headers: str) -> HTTPResponse:
+        """Send a request that accepts these codings, and return the response as it was sent."""
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        return self.fetch(
+            path, method=method, headers={**named, "Accept-Encoding": accepted}, decompress_response=False
+        )
+
     def page(self, path: str, **kwargs: Any) -> str:
         response = self.fetch(path, **kwargs)
         assert response.code == 200, response

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from flower_proxy.auth.csrf import mask
 from tests.http.conftest import OPEN, Site
 
 TABLE = "draw=1&start=0&length=10&order[0][column]=0&columns[0][data]=name"
@@ -52,6 +53,11 @@ def token(site: Site) -> str:
         pytest.param({"Origin": "http://evil.example", "X-XSRFToken": "guess"}, 403, id="guessed-token"),
         pytest.param(
             {"Origin": "http://evil.example", "X-XSRFToken": "2|1:0|10:1|4:page|4:VHJ1ZQ==|00"}, 403, id="forged-token"
+        ),
+        pytest.param(
+            {"Origin": "http://evil.example", "X-XSRFToken": mask(b"2|1:0|10:1|4:page|4:VHJ1ZQ==|00")},
+            403,
+            id="forged-masked-token",
         ),
         pytest.param({"Origin": "http://evil.example", "Cookie": "_xsrf=1", "X-XSRFToken": "1"}, 403, id="own-cookie"),
         # Browsers do not send Sec-Fetch-Site over plain HTTP

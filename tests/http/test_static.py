@@ -66,10 +66,10 @@ TEXTS = [FLOWER_JS, "css/bootstrap.min.css", "css/flower.css", "js/theme.js"]
 DECODERS: dict[str, Callable[[bytes], bytes]] = {"": bytes, "gzip": gzip.decompress, "br": brotli.decompress}
 
 
-def ask(site: Site, path: str, coding: str, *, method: str = "GET", **headers: str) -> HTTPResponse:
+def ask(site: Site, path: str, coding: str, **kwargs: str) -> HTTPResponse:
     """Request a file in a coding; return the response as it was sent."""
-    named = {"Accept-Encoding": coding, **{name.replace("_", "-"): value for name, value in headers.items()}}
-    return site.fetch(path, method=method, headers=named, decompress_response=False)
+    # A browser that accepts Brotli accepts gzip, too
+    return site.raw(path, "gzip, br" if coding == "br" else coding, **kwargs)
 
 
 @pytest.mark.parametrize("coding", DECODERS)

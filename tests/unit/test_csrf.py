@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tornado.httputil import HTTPHeaders
 
-from flower_proxy.auth.csrf import parse_origin, site_refusal
+from flower_proxy.auth.csrf import mask, parse_origin, site_refusal, unmask
 from flower_proxy.auth.hosts import host_refusal, parse_allowed_host
 from flower_proxy.proxy.addresses import UNIX
 from flower_proxy.proxy.location import Location
@@ -172,3 +174,15 @@ def test_invalid_origins_are_rejected_with_an_example(text: str) -> None:
 def test_the_default_port_is_removed_from_origins(text: str, sent: str) -> None:
     """Browsers omit the default port, so the option would silently have no effect."""
     assert parse_origin(text) == sent
+
+
+@given(st.binary(max_size=300))
+def test_a_masked_token_is_restored(token: bytes) -> None:
+    masked = {mask(token) for _ in range(3)}
+    assert {unmask(text) for text in masked} == {token.decode(errors="replace")}
+    assert len(masked) == 3 or len(token) < 8
+
+
+@pytest.mark.parametrize("text", ["", "a", "=", "\xe9", "2|1:0|10:1", "AAAA", "AA==", "A" * 401])
+def test_unmasking_another_text_gives_no_valid_token(text: str) -> None:
+    assert not unmask(text).strip("\0")
