@@ -113,7 +113,7 @@ class Incident:
             return
         self._log_at = None
         logger.warning(
-            "Missed the events of %d tasks of %d workers, such as %r; pages and metrics lack them. "
+            "Missed task events (tasks: %d, workers: %d, most at %r); pages and metrics lack these tasks. "
             "flower_proxy_tasks_missed_total has the numbers",
             sum(self._workers.values()),
             len(self._workers),

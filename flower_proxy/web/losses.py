@@ -33,7 +33,8 @@ def missed_note(missed: Mapping[str, int]) -> str:
     if rest := len(workers) - len(named):
         named.append(f"the rest of {rest} other workers" if rest > 1 else "the rest of another worker")
     total = sum(number for number, _ in workers)
+    tasks = f"{total} tasks" if total > 1 else "1 task"
     return (
-        f"The events of {total} tasks did not arrive ({', '.join(named)}): pages and metrics lack them, or show them "
-        "in an old state."
+        f"The events of {tasks} did not arrive ({', '.join(named)}): pages and metrics lack them, or show them in an "
+        "old state."
     )

@@ -147,12 +147,12 @@ def test_an_incident_of_a_cluster_is_logged_once(caplog: pytest.LogCaptureFixtur
         clock.now += 30
         incident.add("w1@host", 1)
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith("Missed the events of 13 tasks of 2 workers, such as 'w2@host'; ")
+    assert line.startswith("Missed task events (tasks: 13, workers: 2, most at 'w2@host'); ")
     clock.now += 60
     incident.add("w3@host", 2)
     clock.now += 10
     incident.log()
-    assert "of 2 tasks of 1 workers, such as 'w3@host'" in caplog.records[-1].getMessage()
+    assert "(tasks: 2, workers: 1, most at 'w3@host')" in caplog.records[-1].getMessage()
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
 
 
@@ -164,6 +164,7 @@ def test_an_incident_of_a_cluster_is_logged_once(caplog: pytest.LogCaptureFixtur
     [
         pytest.param({}, "", id="no-workers"),
         pytest.param({"w1": 0, "w2": 0}, "", id="none"),
+        pytest.param({"w1": 1}, "1 task did not arrive (1 of w1):", id="one-task"),
         pytest.param({"w1": 0, "w2": 3}, "3 tasks did not arrive (3 of w2):", id="one-worker"),
         pytest.param(
             {"w1": 1, "w2": 3, "w3": 2, "w4": 1},
