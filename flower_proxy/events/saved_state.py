@@ -34,7 +34,7 @@ TASK_FIELDS = frozenset(
 )
 """Fields of Celery's task, without references to other objects."""
 
-_PART = 50  # tasks or workers
+_PART = 100  # tasks or workers: one to three milliseconds
 
 
 class SavedWorker(NamedTuple):
@@ -103,7 +103,7 @@ class SavedState(pickle.Unpickler):
     """
 
     def __init__(self, events: bytes, counter: Mapping[Any, Any], on_part: Callable[[Part], object]) -> None:
-        super().__init__(io.BytesIO(events))
+        super().__init__(io.BufferedReader(io.BytesIO(events)))
 
         class Cache(_Pickled):
             def __setstate__(_, items: object) -> None:  # noqa: N805

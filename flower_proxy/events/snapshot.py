@@ -12,7 +12,7 @@ from kombu.utils.functional import LRUCache
 from flower_proxy._flower import EventsState
 from flower_proxy.events.state import State
 
-_PART = 50  # tasks or workers: one to two milliseconds
+_PART = 200  # tasks or workers: one to two milliseconds
 # Its memo has explicit indexes, so that a later pickle in the stream overwrites the entries of an earlier one
 _PROTOCOL = 3
 _HEAD = b"\x80\x03}q\x00"

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ from celery import Celery
 from flower.events import EventsState as StockState
 from tornado.ioloop import IOLoop
 
+from flower_proxy.events import persistence as module
 from flower_proxy.events.persistence import Persistence
 from flower_proxy.events.receiver import Receiver
+from flower_proxy.events.snapshot import snapshot
 from flower_proxy.events.state import State
 from flower_proxy.events.state_file import StateFile
 from tests.support.events import EVENTS
@@ -39,6 +41,24 @@ import os, signal, sys
 def hook(event, arguments):
     if event == "import" and arguments[0] == "flower_proxy.events.validation" and sys.orig_argv[-2:-1] == ["read"]:
         os.kill(os.getpid(), signal.SIGSTOP)
+
+sys.addaudithook(hook)
+"""
+
+
+# Kills the process that writes the state at its nth access to the files
+KILL_WRITER = """\
+import os, signal, sys
+
+left = int(os.environ["KILL_AT"])
+
+def hook(event, arguments):
+    global left
+    names = [os.path.basename(str(one)) for one in arguments]
+    if sys.orig_argv[-2:-1] == ["write"] and event.partition(".")[0] in ("open", "os", "shutil", "sqlite3"):
+        left -= any(name in (".", "flower") or name.startswith("flower.") for name in names)
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 sys.addaudithook(hook)
 """
@@ -242,6 +262,33 @@ def test_a_killed_writer_is_replaced_by_the_next_one(folder: Path) -> None:
     assert not list(folder.glob("flower.sav*"))
 
 
+def test_a_writer_killed_at_any_access_leaves_the_saved_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(KILL_WRITER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    put(tmp_path, "old")
+    moments, is_killed = 0, True
+    while is_killed:
+        moments += 1
+        monkeypatch.setenv("KILL_AT", str(moments))
+        is_killed = not asyncio.run(saves(tmp_path / "flower", f"new-{moments}"))
+        assert kept(tmp_path) == ["old"] if is_killed else ["old", f"new-{moments}"]
+        assert not list(tmp_path.glob("flower.sav*"))
+    assert moments > 3
+    assert [record.levelname for record in caplog.records] == ["ERROR"] * (moments - 1)
+
+
+async def saves(path: Path, uuid: str) -> bool:
+    """Add a task to a saved state; return whether it has been saved."""
+    receiver, persistence, _ = persisting(path)
+    persistence.start()
+    await until(lambda: not receiver.dispatcher.is_paused)
+    receiver.state.event({**EVENTS[4], "local_received": 1.0, "uuid": uuid})
+    await persistence.close()
+    return persistence.saved
+
+
 def test_ctrl_c_reaches_only_flower_proxy(folder: Path) -> None:
     """A terminal sends it to all processes of the foreground group, a service manager to all of the service."""
     put(folder, *TASKS, size=20_000)
@@ -289,7 +336,9 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.001)
 
 
-def test_the_event_loop_runs_while_the_state_is_loaded_and_saved(tmp_path: Path) -> None:
+def test_the_event_loop_runs_while_the_state_is_loaded_and_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     put(tmp_path, *TASKS)
 
     async def main() -> None:
@@ -299,15 +348,22 @@ def test_the_event_loop_runs_while_the_state_is_loaded_and_saved(tmp_path: Path)
         while receiver.dispatcher.is_paused:
             seen.append(len(receiver.state.tasks))
             await asyncio.sleep(0)
-        assert len({number for number in seen if 0 < number < len(TASKS)}) > 5
+        assert len({number for number in seen if 0 < number < len(TASKS)}) > 2
         assert (restored.workers, restored.tasks) == (["w1@test"], TASKS)
-        turns = 0
-        closing = asyncio.ensure_future(persistence.close())
+        sent = []
+
+        def recorded(state: State) -> Iterator[tuple[bytes, bool]]:
+            for part in snapshot(state):
+                sent.append(part)
+                yield part
+
+        monkeypatch.setattr(module, "snapshot", recorded)
+        closing, lengths = asyncio.ensure_future(persistence.close()), set()
         while not closing.done():
-            turns += 1
+            lengths.add(len(sent))
             await asyncio.sleep(0)
         await closing
-        assert turns > len(TASKS) / 50
+        assert len(lengths) == len(sent) + 1 > 5
 
     asyncio.run(main())
     assert kept(tmp_path) == TASKS
