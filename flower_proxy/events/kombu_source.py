@@ -7,6 +7,7 @@ import logging
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from queue import Empty
@@ -23,7 +24,14 @@ from flower_proxy.events.decoding import decode_message
 from flower_proxy.events.rejections import Rejections
 from flower_proxy.events.validation import UNDECODABLE
 
+READ_TIMEOUT = 1.0
+"""Maximum time in seconds to wait for messages until a source checks whether to stop."""
+
+MAX_BATCH = 500
+"""Maximum number of messages that are passed on together."""
+
 _REDIS_LOGGER = "kombu.transport.redis"
+_REST = 0.02  # seconds
 
 
 Deliver = Callable[[Decode, Iterable[Raw]], None]
@@ -41,7 +49,10 @@ class KombuSource(EventReceiver):
     :param on_ready: called after the subscription to events.
     :param deliver: called with the messages.
     :param is_stopping: called at least once a second; returns whether to stop.
+    :cvar name: the way of the messages, for the log.
     """
+
+    name = "kombu's consumer"
 
     def __init__(
         self,
@@ -129,6 +140,12 @@ class KombuSource(EventReceiver):
             yield
         finally:
             logger.removeFilter(is_unrelated)
+
+
+def rest(is_small: bool) -> None:
+    """Rest after a small read, so that evenly spaced messages are passed on in batches, too."""
+    if is_small:
+        time.sleep(_REST)
 
 
 @lru_cache

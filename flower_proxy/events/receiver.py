@@ -13,8 +13,8 @@ from flower_proxy._flower import Events
 from flower_proxy._timer import Timer
 from flower_proxy.events.broker import back_off, connected, problem_of
 from flower_proxy.events.dispatcher import Dispatcher
-from flower_proxy.events.kombu_source import KombuSource
 from flower_proxy.events.listener import Listener
+from flower_proxy.events.source import source_for
 from flower_proxy.events.state import State
 
 logger = logging.getLogger(__name__)
@@ -88,7 +88,10 @@ class Receiver(Events):
                 self._stopping.wait(next(intervals))
 
     def _receive(self, connection: Connection) -> None:
-        KombuSource(
+        kind = source_for(connection)
+        if not self._was_connected:
+            logger.info("Receiving events through %s", kind.name)
+        kind(
             connection,
             self.capp,
             rejections=self.dispatcher.rejections,

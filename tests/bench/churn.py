@@ -59,7 +59,7 @@ def run(app: FlowerProxy, churn: Churn, workers: int) -> float:
 def week(names: int) -> None:
     """Simulate a week with `names` new workers per day, and twenty permanent ones."""
     app = application(max_workers=MAX_WORKERS)
-    churn = Churn(app.events.process, steady=20)
+    churn = Churn(app.events.dispatcher.dispatch, steady=20)
     print(f"{names} new workers per day, --max_workers={MAX_WORKERS}\n{HEADINGS}")
     for day in range(1, 8):
         report(f"day {day}", app, run(app, churn, names))
@@ -70,7 +70,7 @@ def purge(names: int) -> None:
     app = application(max_workers=MAX_WORKERS, purge_offline_workers=PURGE)
     print(f"{names} workers, --max_workers={MAX_WORKERS} --purge_offline_workers={PURGE}\n{HEADINGS}")
     report("at the start", app, 0.0)
-    report("at once", app, run(app, Churn(app.events.process, tasks=1), names))
+    report("at once", app, run(app, Churn(app.events.dispatcher.dispatch, tasks=1), names))
     time.sleep(2 * HEARTBEAT + PURGE)
     app.forget_workers()
     report("purged", app, 0.0)

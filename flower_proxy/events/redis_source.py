@@ -1,0 +1,67 @@
+"""Reception of messages from Redis, without kombu's work for each of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kombu import Message
+from kombu.serialization import prepare_accept_content
+
+from flower_proxy.events.broker import ANSWER_TIMEOUT
+from flower_proxy.events.decoding import EnvelopeDecoder
+from flower_proxy.events.kombu_source import MAX_BATCH, READ_TIMEOUT, KombuSource, rest
+
+# redis-py sends a PING at each read of an idle connection
+_MAX_UNANSWERED = 5
+
+
+class RedisSource(KombuSource):
+    """Receives messages of the channel that kombu has subscribed to.
+
+    kombu connects and subscribes, so that TLS, credentials, prefixes and Sentinel are its own.
+    """
+
+    name = "the Redis connection"
+
+    def receive(self) -> None:
+        """Receive messages until the connection fails or `is_stopping` returns True."""
+        with self.consumer_context() as (_, channel, _):
+            accept = prepare_accept_content(self.accept)
+
+            def message_of(envelope: Any) -> Message:
+                message = channel.Message(envelope, channel=channel)
+                message.accept = accept
+                return message
+
+            decode, subscription = EnvelopeDecoder(message_of), channel.subclient
+            # redis-py can reconnect while it reads, so that events are missed without an error
+            self._is_replaced = False
+            subscription.connection.register_connect_callback(self._on_connect)
+            while not self._is_stopping():
+                messages = self._read(subscription)
+                if messages:
+                    self._deliver(decode, messages)
+                    rest(len(messages) < MAX_BATCH)
+
+    def _on_connect(self, _: Any) -> None:
+        self._is_replaced = True
+
+    def _read(self, subscription: Any) -> list[bytes]:
+        """Wait for messages for a second, and return those that have arrived.
+
+        :raises Exception: the connection has failed.
+        """
+        messages: list[bytes] = []
+        connection = subscription.connection
+        if not connection.can_read(timeout=READ_TIMEOUT):
+            subscription.check_health()
+            if subscription.health_check_response_counter > _MAX_UNANSWERED:
+                raise TimeoutError("Redis does not answer PING")
+        while len(messages) < MAX_BATCH and connection.can_read(timeout=0):
+            # The rest of a message whose beginning has arrived; after a timeout redis-py would reconnect
+            response = subscription.parse_response(block=False, timeout=ANSWER_TIMEOUT)
+            if self._is_replaced:
+                raise ConnectionError("redis-py has reconnected")
+            if response and response[0] in (b"pmessage", b"message") and response[-1]:
+                messages.append(response[-1])
+        return messages
