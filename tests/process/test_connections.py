@@ -220,7 +220,7 @@ async def _until_reset(writer: asyncio.StreamWriter) -> None:
 
 def test_slow_readers_get_the_whole_response() -> None:
     async def run() -> None:
-        async with bounded_server(write_timeout=2) as connect:
+        async with bounded_server(write_timeout=10) as connect:
             reader, writer = await connect()
             writer.write(b"GET /large HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
             received = 0
