@@ -261,6 +261,12 @@ class EmbeddedFlower(Flower):
         for name in names:
             self.workers.pop(name, None)
 
+    def stop(self) -> None:
+        """Stop without waiting; inspections in progress end without a result."""
+        for inspection in self._inspections:
+            inspection.cancel()
+        super().stop()
+
     def join(self) -> None:
         """Wait for the threads that `stop` has told to stop."""
         if self.events.ident is not None:

@@ -24,12 +24,10 @@ from flower_proxy._timer import Timer
 from flower_proxy.auth.factory import build_access
 from flower_proxy.check.report import PATH
 from flower_proxy.events.control import CheckedCelery, Inspected
+from flower_proxy.events.discovery import Discovery
 from flower_proxy.events.persistence import Persistence
-from flower_proxy.events.receiver import Receiver
 from flower_proxy.events.task_events import TaskEvents
-from flower_proxy.metrics.collector import MetricsCollector
-from flower_proxy.metrics.process import EventDelay
-from flower_proxy.metrics.recorder import Recorder
+from flower_proxy.metrics.factory import build_collector
 from flower_proxy.proxy.addresses import TrustedProxies
 from flower_proxy.proxy.location import Locator
 from flower_proxy.proxy.paths import parse_mount
@@ -85,9 +83,10 @@ class FlowerProxy(EmbeddedFlower):
         self.policy = content_security_policy("", self.frame_ancestors)
         self.connections = ConnectionLimit(max_connections(options.max_connections))
         self.task_events = TaskEvents(options.max_workers)
+        self.discovery = Discovery(self.task_events.sends_task_events, max_workers=options.max_workers)
         tornado_settings = {**application_settings(options), **settings}
         mount, trusted = parse_mount(options.url_prefix or ""), TrustedProxies(options.trusted_proxies)
-        self.monitor = _make_collector(capp, options, flowers_loop, self.connections, self.task_events)
+        self.monitor = build_collector(capp, options, flowers_loop, self.connections, self.task_events, self.discovery)
         receiver = self.monitor.receiver
         self.queues = BrokerQueues(capp, self.monitor.watch, broker_api=options.broker_api)
         inspected = Inspected(options.max_workers, lambda name: name in receiver.state.workers)
@@ -100,15 +99,11 @@ class FlowerProxy(EmbeddedFlower):
             inspected=inspected,
             settings=tornado_settings,
         )
+        self.discovery.begin(receiver, inspected, self.update_workers)
         own = {"/ready": Ready, f"{PATH}/(.+)": Check, PATH: Check}
         self.wildcard_router.rules[:0] = [Rule(PathMatches(path), handler) for path, handler in own.items()]
         self._routes = Routes(self.wildcard_router.rules, self.options)
-        self.locator = Locator(
-            mount=mount,
-            trusted=trusted,
-            is_page=self._routes.is_page,
-            xheaders=options.xheaders,
-        )
+        self.locator = Locator(mount=mount, trusted=trusted, is_page=self._routes.is_page, xheaders=options.xheaders)
         self._router = PublicRouter(self, self.locator, self.access.policy)
         self._purge_timer = Timer(self.forget_workers, _PURGE_INTERVAL)
         self.http_servers: list[BoundedServer] = []
@@ -275,6 +270,7 @@ class FlowerProxy(EmbeddedFlower):
     def stop(self) -> None:
         """Stop everything without waiting."""
         self._purge_timer.stop()
+        self.discovery.stop()
         self.monitor.stop()
         while self.http_servers:
             self.http_servers.pop().stop()
@@ -309,31 +305,3 @@ class FlowerProxy(EmbeddedFlower):
         gone = self.monitor.forget_workers(self.options.purge_offline_workers)
         self.task_events.forget(gone)
         self.forget_inspections(gone)
-
-
-def _make_collector(
-    capp: Celery,
-    options: OptionParser,
-    io_loop: FlowersLoop,
-    connections: ConnectionLimit,
-    task_events: TaskEvents,
-) -> MetricsCollector:
-    recorder = Recorder(
-        options.task_runtime_metric_buckets,
-        max_task_names=options.metrics_max_task_names,
-        max_in_flight=options.max_tasks,
-    )
-    delay = EventDelay()
-    receiver = Receiver(
-        capp,
-        io_loop=io_loop,
-        enable_events=options.enable_events,
-        max_workers_in_memory=options.max_workers,
-        max_tasks_in_memory=options.max_tasks,
-        listeners=[recorder, delay, task_events],
-        on_reconnect=lambda: monitor.watch.ask_workers(),
-    )
-    monitor = MetricsCollector(
-        capp, receiver, recorder, delay, connections, task_events, groups=options.metrics, queues=options.queues
-    )
-    return monitor

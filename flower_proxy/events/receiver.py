@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 from kombu import Connection
@@ -34,6 +35,7 @@ class Receiver(Events):
     :param max_workers_in_memory: maximum number of workers in the state.
     :param listeners: process events after the state.
     :param on_reconnect: called in this thread after a reconnection; events may have been missed.
+    :param silent_workers: called regularly; returns the names of workers to ask for task events, None for all.
     :param events_buffer: maximum size of the messages that wait for the event loop, in bytes.
     :ivar dispatcher: decodes the messages and passes their events to the state and the listeners.
     :ivar connected: whether the receiver is subscribed to events.
@@ -48,6 +50,7 @@ class Receiver(Events):
         listeners: Sequence[Listener] = (),
         on_reconnect: Callable[[], None] = lambda: None,
         events_buffer: int = EVENTS_BUFFER,
+        silent_workers: Callable[[], Collection[str] | None] = lambda: None,
         **kwargs: Any,
     ) -> None:
         limits = {"max_workers_in_memory": max_workers_in_memory, "max_tasks_in_memory": max_tasks_in_memory}
@@ -58,7 +61,7 @@ class Receiver(Events):
         self.connected = False
         self.dispatcher = Dispatcher(self.capp, self.io_loop, self.state, listeners=listeners, max_size=events_buffer)
         self.reconnects = 0
-        self._on_reconnect = on_reconnect
+        self._on_reconnect, self._silent_workers = on_reconnect, silent_workers
         self._was_connected = False
         self._stopping = threading.Event()
 
@@ -111,7 +114,16 @@ class Receiver(Events):
     # In the event loop
 
     async def on_enable_events(self) -> None:
-        """Ask workers to send task events, while the broker is connected."""
+        """Ask silent workers to send task events, while the broker is connected."""
         # Without a broker, the call blocks a thread and the end of the process (mher/flower#771)
-        if self.connected:
-            await super().on_enable_events()
+        if not (self.connected and self.enable_events):
+            return
+        names = self._silent_workers()
+        if names is None or names:
+            destination = None if names is None else list(names)
+            try:
+                await self.io_loop.run_in_executor(
+                    None, partial(self.capp.control.enable_events, destination=destination)
+                )
+            except Exception as error:
+                logger.warning("Failed to ask workers for task events: %s", problem_of(error))
