@@ -5,7 +5,8 @@ Fields follow Celery's events reference; any client of the broker can send other
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NoReturn
 
@@ -69,41 +70,78 @@ def validate(message: object) -> dict[str, Any]:
     """
     if type(message) is not dict:
         raise InvalidEventError(NOT_AN_EVENT, f"{type(message).__name__} is not an event")
-    required, checks, reserved = _rules_for(_identifier("type", message.get("type")))
-    for name in required:
+    kind = message.get("type")
+    rules = _rules_for(kind if type(kind) is str else _identifier("type", kind))
+    for name in rules.required:
         if name not in message:
             raise InvalidEventError(MISSING_FIELD, f"{name} is missing")
-    event, unknown = {}, 0
+    event, unknown = message.copy(), 0
+    lengths, ranges = rules.lengths, rules.ranges
     for name, value in message.items():
-        check = checks.get(name)
+        # Most fields are valid, so a hot path accepts these without a call
+        kind = type(value)
+        if kind is str:
+            if 0 < len(value) <= lengths.get(name, 0) and value.isascii():
+                continue
+        elif kind is float or kind is int:
+            low, high = ranges.get(name, _EMPTY_RANGE)
+            if low <= value <= high:
+                continue
+        elif value is None and name in rules.optional:
+            continue
+        check = rules.checks.get(name)
         if check is not None:
             event[name] = check(name, value)
             continue
         if type(name) is not str:
             raise InvalidEventError(WRONG_TYPE, f"{name!r:.99} is not a field name")
-        if name in reserved or (reserved and name.startswith("_")):
+        if name in rules.reserved or (rules.reserved and name.startswith("_")):
             raise InvalidEventError(RESERVED_FIELD, f"{name:.99} is reserved")
         unknown += len(name) + _size(name, value)
         if unknown > MAX_UNKNOWN:
             raise InvalidEventError(TOO_LONG, f"{name:.99} and other undocumented fields are larger than {MAX_UNKNOWN}")
-        event[name] = value
     return event
 
 
+@dataclass(frozen=True, slots=True)
+class _Rules:
+    """Rules for a type of events.
+
+    :ivar required: names of the required fields.
+    :ivar checks: checks of the documented fields by name.
+    :ivar reserved: names that undocumented fields must not have.
+    :ivar lengths: by name, the length up to which ASCII strings need no check, unless they are empty.
+    :ivar ranges: by name, the lowest and the highest number that need no check.
+    :ivar optional: names of the fields that may be None.
+    """
+
+    required: tuple[str, ...]
+    checks: Mapping[str, Check]
+    reserved: frozenset[str]
+    lengths: Mapping[str, int]
+    ranges: Mapping[str, tuple[float, float]]
+    optional: frozenset[str]
+
+
+def _rules(required: tuple[str, ...], checks: Mapping[str, Check], reserved: frozenset[str] = frozenset()) -> _Rules:
+    lengths = {name: _LENGTHS[check] for name, check in checks.items() if check in _LENGTHS}
+    ranges = {name: _RANGES[check] for name, check in checks.items() if check in _RANGES}
+    optional = frozenset(name for name, check in checks.items() if check in _OPTIONAL)
+    return _Rules(required, checks, reserved, lengths, ranges, optional)
+
+
 @lru_cache
-def _rules_for(kind: str) -> tuple[tuple[str, ...], Mapping[str, Check], frozenset[str]]:
-    """Return the required fields of an event type, the checks of fields, and the reserved fields."""
-    group, _, subject = kind.partition("-")
+def _rules_for(kind: str) -> _Rules:
+    """Return the rules for a type of events."""
+    group, _, subject = _identifier("type", kind).partition("-")
     if group not in ("task", "worker"):
-        return _REQUIRED, _COMMON, frozenset()
+        return _OTHER
     if not subject:
         raise InvalidEventError(WRONG_TYPE, f"type {kind!r} has no event name after the group")
-    if group == "worker":
-        return _REQUIRED, _WORKER, frozenset()
-    return (*_REQUIRED, "uuid"), _TASK, _RESERVED_OF_TASKS
+    return _WORKER if group == "worker" else _TASK
 
 
-# Checks of fields, which return the value; a hot path, so the common case comes first
+# Checks of fields, which return the value
 
 
 def _raise_wrong_type(name: str, value: Any, expected: str) -> NoReturn:
@@ -111,7 +149,7 @@ def _raise_wrong_type(name: str, value: Any, expected: str) -> NoReturn:
 
 
 def _text(name: str, value: Any) -> Any:
-    if value is None or (type(value) is str and len(value) <= MAX_TEXT and value.isascii()):
+    if value is None:
         return value
     if type(value) is not str:
         _raise_wrong_type(name, value, "a string")
@@ -131,7 +169,7 @@ def _identifier(name: str, value: Any) -> Any:
 
 
 def _payload(name: str, value: Any) -> Any:
-    if value is None or (type(value) is str and len(value) <= MAX_PAYLOAD and value.isascii()):
+    if value is None:
         return value
     if type(value) is not str:
         # Celery sends representations; repr fails for deeply nested values
@@ -143,14 +181,10 @@ def _payload(name: str, value: Any) -> Any:
 
 
 def _number(name: str, value: Any) -> Any:
-    if (type(value) is float or type(value) is int) and 0 <= value <= _MAX_NUMBER:
-        return value
     return _number_in(0, _MAX_NUMBER, name, value)
 
 
 def _timestamp(name: str, value: Any) -> Any:
-    if (type(value) is float or type(value) is int) and 0 <= value <= _MAX_TIMESTAMP:
-        return value
     return _number_in(0, _MAX_TIMESTAMP, name, value)
 
 
@@ -167,11 +201,21 @@ def _number_in(low: float, high: float, name: str, value: Any) -> Any:
     return value
 
 
-def _optional(check: Check) -> Check:
-    return lambda name, value: None if value is None else check(name, value)
+def _optional_number(name: str, value: Any) -> Any:
+    return None if value is None else _number(name, value)
+
+
+def _optional_timestamp(name: str, value: Any) -> Any:
+    return None if value is None else _timestamp(name, value)
+
+
+def _optional_offset(name: str, value: Any) -> Any:
+    return None if value is None else _offset(name, value)
 
 
 def _loads(name: str, value: Any) -> Any:
+    if value is None:
+        return value
     if type(value) not in (list, tuple) or len(value) > _MAX_LOADS:
         _raise_wrong_type(name, value, "a short list of numbers")
     for load in value:
@@ -192,37 +236,50 @@ def _size(name: str, value: Any, depth: int = 0) -> int:
     return 1
 
 
-_REQUIRED = ("type", "hostname", "timestamp")
-_COMMON: dict[str, Check] = {
+_LENGTHS: dict[Check, int] = {_identifier: MAX_TEXT, _text: MAX_TEXT, _payload: MAX_PAYLOAD}
+_RANGES: dict[Check, tuple[float, float]] = {
+    **dict.fromkeys((_number, _optional_number), (0, _MAX_NUMBER)),
+    **dict.fromkeys((_timestamp, _optional_timestamp), (0, _MAX_TIMESTAMP)),
+    **dict.fromkeys((_offset, _optional_offset), (-_MAX_NUMBER, _MAX_NUMBER)),
+}
+_OPTIONAL: Collection[Check] = (_text, _payload, _optional_number, _optional_timestamp, _optional_offset, _loads)
+_EMPTY_RANGE = (1.0, 0.0)
+
+_COMMON_FIELDS: dict[str, Check] = {
     "type": _identifier,
     "hostname": _identifier,
     "timestamp": _timestamp,
     "clock": _number,
     "utcoffset": _offset,
-    "pid": _optional(_number),
+    "pid": _optional_number,
     # Overwritten on reception
-    "local_received": _optional(_offset),
+    "local_received": _optional_offset,
 }
-_WORKER: dict[str, Check] = {
-    **_COMMON,
+_FIELDS_OF_WORKERS: dict[str, Check] = {
+    **_COMMON_FIELDS,
     "freq": _number,
-    "active": _optional(_number),
-    "processed": _optional(_number),
-    "loadavg": _optional(_loads),
+    "active": _optional_number,
+    "processed": _optional_number,
+    "loadavg": _loads,
     **dict.fromkeys(("sw_ident", "sw_ver", "sw_sys"), _text),
 }
-_TASK: dict[str, Check] = {
-    **_COMMON,
+_FIELDS_OF_TASKS: dict[str, Check] = {
+    **_COMMON_FIELDS,
     "uuid": _identifier,
     **dict.fromkeys(("args", "kwargs", "result", "exception", "traceback"), _payload),
     **dict.fromkeys(("name", "state", "client", "queue", "exchange", "routing_key"), _text),
     **dict.fromkeys(("eta", "expires", "root_id", "parent_id"), _text),
-    **dict.fromkeys(("retries", "runtime"), _optional(_number)),
+    **dict.fromkeys(("retries", "runtime"), _optional_number),
     **dict.fromkeys(
-        ("sent", "received", "started", "succeeded", "failed", "retried", "revoked", "rejected"), _optional(_timestamp)
+        ("sent", "received", "started", "succeeded", "failed", "retried", "revoked", "rejected"), _optional_timestamp
     ),
 }
 # Celery sets the fields of an event as attributes of the task, which uses these attributes itself
 _RESERVED_OF_TASKS = frozenset(
     ("as_dict", "children", "cluster_state", "event", "info", "merge_rules", "parent", "root", "worker")
 )
+
+_REQUIRED = ("type", "hostname", "timestamp")
+_OTHER = _rules(_REQUIRED, _COMMON_FIELDS)
+_WORKER = _rules(_REQUIRED, _FIELDS_OF_WORKERS)
+_TASK = _rules((*_REQUIRED, "uuid"), _FIELDS_OF_TASKS, _RESERVED_OF_TASKS)

@@ -8,8 +8,17 @@ from typing import Any
 import pytest
 from celery.events.state import Task, Worker
 from hypothesis import given
+from hypothesis import strategies as st
 
-from flower_proxy.events.validation import MAX_PAYLOAD, MAX_TEXT, MAX_UNKNOWN, REASONS, InvalidEventError, validate
+from flower_proxy.events.validation import (
+    MAX_PAYLOAD,
+    MAX_TEXT,
+    MAX_UNKNOWN,
+    REASONS,
+    InvalidEventError,
+    _rules_for,
+    validate,
+)
 from tests.support.events import BASE, EVENTS, NESTED, hostile_events, values
 
 HEARTBEAT, RECEIVED = (
@@ -170,3 +179,23 @@ def test_displayed_fields_of_valid_events_are_serializable(event: dict[str, Any]
 @given(value=values())
 def test_any_value_is_accepted_or_rejected(value: Any) -> None:
     validated(value)
+
+
+@given(kind=st.sampled_from(["task-sent", "worker-online", "other"]), data=st.data())
+def test_a_field_is_checked_the_same_in_the_hot_path(kind: str, data: st.DataObject) -> None:
+    name, check = data.draw(
+        st.sampled_from(sorted(_rules_for(kind).checks.items())).filter(lambda field: field[0] != "type")
+    )
+    strings = [size * letter for size in (0, MAX_TEXT, MAX_TEXT + 1, MAX_PAYLOAD, MAX_PAYLOAD + 1) for letter in "xé"]
+    numbers = [-(2**63), -1, -0.5, LAST_SECOND, LAST_SECOND + 1, 2**63 - 1, 2**63, float("inf")]
+    value = data.draw(st.sampled_from([*strings, *numbers]) | values())
+    try:
+        checked = repr(check(name, value))
+    except InvalidEventError as error:
+        checked = error.reason
+    event = {**BASE, "uuid": "id-1", "type": kind}
+    try:
+        validated = repr(validate({**event, name: value})[name])
+    except InvalidEventError as error:
+        validated = error.reason
+    assert validated == checked
