@@ -156,7 +156,12 @@ class _Series(Protocol):
     def numbers(self) -> tuple[object, ...]: ...
 
 
-class _Number:
+class Number:
+    """Series of a counter or gauge.
+
+    :ivar labels: the text of its labels.
+    """
+
     __slots__ = ("labels", "value")
 
     def __init__(self, labels: str, value: float = 0) -> None:
@@ -164,18 +169,32 @@ class _Number:
         self.value = value
 
     def numbers(self) -> tuple[object, ...]:
+        """Return the values of the samples."""
         return (_number(self.value),)
 
 
-class _Distribution:
-    __slots__ = ("counts", "labels", "sum")
+class Distribution:
+    """Series of a histogram.
 
-    def __init__(self, labels: str, buckets: int) -> None:
+    :param labels: the text of its labels.
+    :param bounds: upper bounds of the buckets except +Inf, ascending.
+    """
+
+    __slots__ = ("bounds", "counts", "labels", "sum")
+
+    def __init__(self, labels: str, bounds: Sequence[float]) -> None:
         self.labels = labels
-        self.counts = [0] * buckets
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
+    def observe(self, value: float) -> None:
+        """Count a value, which must be finite and not negative."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
     def numbers(self) -> tuple[object, ...]:
+        """Return the values of the samples."""
         up_to = list(accumulate(self.counts))
         return (*up_to, up_to[-1], _number(self.sum))
 
@@ -221,9 +240,16 @@ class _StatefulFamily(Family, Generic[SeriesT]):
         """Return the number of series."""
         return len(self._series)
 
-    def touch(self, *values: str) -> None:
-        """Create a series with 0, if it does not exist."""
-        self._at(values)
+    def series(self, *values: str) -> SeriesT:
+        """Return a series, which counts until it is removed; create it with 0, if it does not exist."""
+        series = self._series.get(values)
+        if series is None and self._limit is not None and len(self._series) >= self._limit.number:
+            pairs, limit = zip(self.labels, values, strict=True), self._limit
+            values = tuple(limit.other if label in limit.labels else value for label, value in pairs)
+            series = self._series.get(values)
+        if series is None:
+            series = self._series[values] = self._new(self._labels_text(values))
+        return series
 
     def values(self, label: str) -> set[str]:
         """Return the values of a label in all series."""
@@ -236,37 +262,27 @@ class _StatefulFamily(Family, Generic[SeriesT]):
         for key in [key for key in self._series if key[index] in values]:
             del self._series[key]
 
-    def _at(self, values: tuple[str, ...]) -> SeriesT:
-        series = self._series.get(values)
-        if series is None and self._limit is not None and len(self._series) >= self._limit.number:
-            pairs, limit = zip(self.labels, values, strict=True), self._limit
-            values = tuple(limit.other if label in limit.labels else value for label, value in pairs)
-            series = self._series.get(values)
-        if series is None:
-            series = self._series[values] = self._new(self._labels_text(values))
-        return series
-
     def _snapshot(self) -> list[SeriesT]:
         return list(self._series.values())
 
 
-class Counter(_StatefulFamily[_Number]):
+class Counter(_StatefulFamily[Number]):
     """Counter family. `name` has no ``_total`` suffix; see `Family`."""
 
     type = "counter"
 
     def __init__(self, name: str, help: str, labels: Sequence[str] = (), *, limit: SeriesLimit | None = None) -> None:
-        super().__init__(name, help, labels, [(f"{name}_total", "")], _Number, limit)
+        super().__init__(name, help, labels, [(f"{name}_total", "")], Number, limit)
 
     def inc(self, *values: str, by: float = 1) -> None:
         """Increase a series by `by`, which must not be negative."""
-        self._at(values).value += by
+        self.series(*values).value += by
 
     def _name_in_text(self) -> str:
         return f"{self.name}_total"
 
 
-class Histogram(_StatefulFamily[_Distribution]):
+class Histogram(_StatefulFamily[Distribution]):
     """Histogram family; see `Family`.
 
     :param buckets: upper bounds, ascending; +Inf is added.
@@ -289,14 +305,11 @@ class Histogram(_StatefulFamily[_Distribution]):
         self._bounds = [float(bound) for bound in buckets if bound != inf]
         samples = [(f"{name}_bucket", f'le="{_go_float(bound)}"') for bound in (*self._bounds, inf)]
         samples += [(f"{name}_count", ""), (f"{name}_sum", "")]
-        number = len(self._bounds) + 1
-        super().__init__(name, help, labels, samples, lambda text: _Distribution(text, number), limit)
+        super().__init__(name, help, labels, samples, lambda text: Distribution(text, self._bounds), limit)
 
     def observe(self, value: float, *values: str) -> None:
         """Count a value, which must be finite and not negative."""
-        series = self._at(values)
-        series.counts[bisect_left(self._bounds, value)] += 1
-        series.sum += value
+        self.series(*values).observe(value)
 
 
 class Gauge(Family):
@@ -314,7 +327,7 @@ class Gauge(Family):
 
     def _snapshot(self) -> Iterator[_Series]:
         for values, value in list(self._values.items()):
-            yield _Number(self._labels_text(values), value)
+            yield Number(self._labels_text(values), value)
 
 
 @lru_cache(maxsize=4096)

@@ -7,9 +7,18 @@ either keep working.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from flower_proxy.metrics.broker_poller import QueueFigures
-from flower_proxy.metrics.exposition import Counter, Family, Gauge, Histogram, SeriesLimit
+from flower_proxy.metrics.exposition import (
+    Counter,
+    Distribution,
+    Family,
+    Gauge,
+    Histogram,
+    Number,
+    SeriesLimit,
+)
 from flower_proxy.metrics.in_flight import InFlight
 
 _WAIT_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0)  # seconds
@@ -48,6 +57,10 @@ class LabelLimit:
             self._kept.add(value)
         return value
 
+    def __contains__(self, value: str) -> bool:
+        """Return whether a value is kept."""
+        return value in self._kept
+
     @property
     def is_full(self) -> bool:
         """Whether a new value would be aggregated."""
@@ -56,6 +69,24 @@ class LabelLimit:
     def release(self, used: Collection[str]) -> None:
         """Forget all values that are not in `used`, to make room for new ones."""
         self._kept.intersection_update(used)
+
+
+@dataclass(slots=True)
+class EventSeries:
+    """Series of the events with the same type, task name, worker and queue.
+
+    :ivar name: label values, like `worker` and `queue`.
+    :ivar events: series of ``flower_events_total``.
+    :ivar celery: series of the ``celery_*`` counter; None for ``task-failed`` and custom types.
+    :ivar runtimes: series of run times; empty before the first one.
+    """
+
+    name: str
+    worker: str
+    queue: str
+    events: Number
+    celery: Number | None
+    runtimes: tuple[Distribution, ...] = ()
 
 
 class TaskFamilies:
@@ -107,7 +138,31 @@ class TaskFamilies:
             self._known[series] = None
             # All counters start at 0, since increase() ignores the first value of a series
             for kind, counter in self.celery.items():
-                counter.touch(*series, *([""] if kind == "task-failed" else []))
+                counter.series(*series, *([""] if kind == "task-failed" else []))
+
+    def event_series(self, kind: str, label: str, name: str, worker: str, queue: str) -> EventSeries:
+        """Return the series of an event, which count until its worker is removed.
+
+        :param kind: the event type.
+        :param label: its label value, like `name`, `worker` and `queue`.
+        """
+        counter = None if kind == "task-failed" else self.celery.get(kind)
+        celery = None if counter is None else counter.series(name, worker, queue)
+        return EventSeries(name, worker, queue, self.events.series(worker, label, name), celery)
+
+    def observe_runtime(self, runtime: float, of: EventSeries) -> None:
+        """Count the run time of a task that succeeded.
+
+        :param runtime: seconds.
+        :param of: the series of its task-succeeded event.
+        """
+        if not of.runtimes:
+            of.runtimes = (
+                self.runtime.series(of.worker, of.name),
+                self.celery_runtime.series(of.name, of.worker, of.queue),
+            )
+        for series in of.runtimes:
+            series.observe(runtime)
 
     def values(self, label: str) -> set[str]:
         """Return the values of a label in all series.

@@ -67,9 +67,14 @@ class InFlight:
 
     def put(self, uuid: str, task: InFlightTask) -> None:
         """Add or replace a task, as the newest one."""
-        self.drop([uuid])
+        if uuid in self._tasks:
+            self.drop([uuid])
         self._tasks[uuid] = task
-        self._uuids.setdefault(task.worker, set()).add(uuid)
+        of_worker = self._uuids.get(task.worker)
+        if of_worker is None:
+            self._uuids[task.worker] = {uuid}
+        else:
+            of_worker.add(uuid)
         if len(self._tasks) > self._limit:
             self.drop([next(iter(self._tasks))])
 

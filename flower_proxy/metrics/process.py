@@ -6,11 +6,12 @@ import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, Protocol
 
 import celery
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from tornado.web import RequestHandler
@@ -22,6 +23,7 @@ from flower_proxy.auth.authenticator import LoginFailure
 from flower_proxy.events.receiver import Receiver
 from flower_proxy.events.rejections import Rejections
 from flower_proxy.events.task_events import TaskEvents
+from flower_proxy.metrics.exposition import Distribution
 from flower_proxy.metrics.recorder import Recorder
 
 _METHODS = RequestHandler.SUPPORTED_METHODS
@@ -40,25 +42,32 @@ class Connections(Protocol):
     def __len__(self) -> int: ...
 
 
-class EventDelay:
+class EventDelay(Collector):
     """Event delay histogram, fed as a `flower_proxy.events.listener.Listener`.
 
-    :ivar histogram: seconds from an event's timestamp to its processing, at least 0.
+    It counts the seconds from an event's timestamp to its processing, at least 0.
     """
 
     def __init__(self) -> None:
-        self.histogram = Histogram(
-            "flower_proxy_event_delay_seconds",
-            "Time from the timestamp of an event to its processing, in seconds, including clock skew.",
-            buckets=_DELAY_BUCKETS,
-            registry=None,
-        )
+        # prometheus_client takes a lock for each value
+        self._delays = Distribution("", _DELAY_BUCKETS)
 
     def on_events(self, batch: Sequence[Mapping[str, Any]]) -> None:
         """Observe the delay of each event that has a timestamp."""
+        now = time.time()
         for event in batch:
             if "timestamp" in event:
-                self.histogram.observe(max(0.0, time.time() - event["timestamp"]))
+                self._delays.observe(max(0.0, now - event["timestamp"]))
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the histogram."""
+        bounds = [*map(str, _DELAY_BUCKETS), "+Inf"]
+        yield HistogramMetricFamily(
+            "flower_proxy_event_delay_seconds",
+            "Time from the timestamp of an event to its processing, in seconds, including clock skew.",
+            buckets=list(zip(bounds, accumulate(self._delays.counts), strict=True)),
+            sum_value=self._delays.sum,
+        )
 
 
 class ProcessMetrics(Collector):
@@ -99,7 +108,7 @@ class ProcessMetrics(Collector):
         )
         # prometheus_client locks on each label lookup, and the combinations are few
         self._requests = lru_cache(maxsize=None)(requests.labels)
-        own.register(delay.histogram)
+        own.register(delay)
         self._loop_delay = Histogram(
             "flower_proxy_event_loop_delay_seconds",
             "Event loop lag in seconds.",

@@ -9,19 +9,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import timezone
 from math import isfinite
 from typing import TYPE_CHECKING, Any
 
-from celery.utils.time import maybe_iso8601
-
-from flower_proxy._bounded import BoundedDict
 from flower_proxy._flower import EventsState, task_of
 from flower_proxy.metrics.broker_poller import QueueFigures
 from flower_proxy.metrics.exposition import Family
-from flower_proxy.metrics.families import LabelLimit, TaskFamilies, celery_gauges, flower_gauges
+from flower_proxy.metrics.families import EventSeries, LabelLimit, TaskFamilies, celery_gauges, flower_gauges
 from flower_proxy.metrics.in_flight import InFlight, InFlightTask
+from flower_proxy.metrics.queue_waits import MAX_RUNS, QueueWaits, Start
 
 if TYPE_CHECKING:
     from celery.events.state import Task
@@ -30,9 +26,8 @@ _MAX_EXCEPTIONS = 100
 _MAX_QUEUES = 1000
 _MAX_PRODUCERS = 1000
 _MAX_TYPES = 100
-_MAX_RUNS = 10
-# Clients without task_send_sent_event never send the missing event
-_MAX_UNSENT = 5000
+# Combinations of type, worker, name and queue whose series are looked up at once
+_MAX_CACHED = 20_000
 
 _UNKNOWN_EXCEPTION = "UnknownException"
 _DEFAULT_QUEUE = "celery"
@@ -41,20 +36,6 @@ _END_TYPES = frozenset({"task-succeeded", "task-failed", "task-retried", "task-r
 # Clients are named gen<process id>@<host>, and each process would add series (danihodovic/celery-exporter#116)
 _CLIENT_PROCESS = re.compile(r"^gen\d+(?=@)")
 _CLASS_NAME = re.compile(r"\w+(?=\()")
-
-
-@dataclass(frozen=True, slots=True)
-class _Start:
-    """Start of a run.
-
-    :ivar at: seconds since the epoch.
-    :ivar due: the eta in seconds since the epoch; 0 if there is none.
-    """
-
-    worker: str
-    name: str
-    at: float
-    due: float
 
 
 class Recorder:
@@ -97,9 +78,9 @@ class Recorder:
         self._tasks = TaskFamilies(buckets, max_series)
         self._workers: set[str] = set()
         self._in_flight = InFlight(max_in_flight)
-        # By task and retries: runs sent but not started, and started but not sent; either event may come first
-        self._sent: BoundedDict[tuple[str, int], float] = BoundedDict(max_in_flight)
-        self._unsent: BoundedDict[tuple[str, int], _Start] = BoundedDict(_MAX_UNSENT)
+        self._waits = QueueWaits(max_in_flight)
+        # By type, worker, name and queue of the events, while all of these are label values
+        self._series: dict[tuple[str, str, str, str], EventSeries] = {}
 
     @property
     def task_names_overflow(self) -> int:
@@ -116,27 +97,39 @@ class Recorder:
 
     def _on_task(self, event: Mapping[str, Any], task: Task) -> None:
         # The state merges late events into the task, so the type is read from the event
-        kind, worker = event["type"], event["hostname"]
-        known = self._in_flight.get(event["uuid"])
+        kind, worker, uuid = event["type"], event["hostname"], event["uuid"]
+        known = self._in_flight.get(uuid)
         # Only task-sent and task-received have the name, and the state may have evicted the task since
-        name = self._task_names(event.get("name") or task.name or (known.name if known else ""))
-        queue = self._queue(worker, task)
+        name = event.get("name") or task.name or (known.name if known else "")
+        key = kind, worker, name, self._queue(worker, task)
+        series = self._series.get(key) or self._find(*key)
+        series.events.value += 1
+        if series.celery is not None:
+            series.celery.value += 1
         if kind == "task-sent":
-            producer = self._producers(_CLIENT_PROCESS.sub("gen", worker))
-            self._tasks.events.inc(producer, kind, name)
-            self._tasks.celery[kind].inc(name, producer, queue)
             self._on_sent(event, task)
             return
-        self._add_worker(worker)
-        self._tasks.events.inc(worker, self._types(kind), name)
-        series = (name, worker, queue)
-        self._tasks.create(series)
         if kind == "task-failed":
-            self._tasks.celery[kind].inc(*series, self._exceptions(_exception_class(event.get("exception"))))
-        elif kind in self._tasks.celery:
-            self._tasks.celery[kind].inc(*series)
+            exception = self._exceptions(_exception_class(event.get("exception")))
+            self._tasks.celery[kind].inc(series.name, worker, series.queue, exception)
         # A task that was redelivered to another worker no longer belongs to this one
-        self._track(event, name, worker, queue, known if known and known.worker == worker else None, task)
+        self._track(event, series, known if known and known.worker == worker else None, task)
+
+    def _find(self, kind: str, worker: str, name: str, queue: str) -> EventSeries:
+        """Return the series of an event."""
+        label, queue_label = self._task_names(name), self._queues(queue)
+        if kind == "task-sent":
+            producer = self._producers(_CLIENT_PROCESS.sub("gen", worker))
+            return self._tasks.event_series(kind, kind, label, producer, queue_label)
+        self._add_worker(worker)
+        self._tasks.create((label, worker, queue_label))
+        series = self._tasks.event_series(kind, self._types(kind), label, worker, queue_label)
+        # Aggregated events are counted anew each time
+        if worker in self._workers and kind in self._types and name in self._task_names and queue in self._queues:
+            if len(self._series) >= _MAX_CACHED:
+                self._series.clear()
+            self._series[kind, worker, name, queue] = series
+        return series
 
     def _on_worker(self, event: Mapping[str, Any]) -> None:
         worker = event["hostname"]
@@ -165,83 +158,80 @@ class Recorder:
             for worker in evicted:
                 self._in_flight.drop(self._in_flight.of(worker))
             self._tasks.remove_workers(evicted)
+            self._series.clear()
             for label, limit in self._limits.items():
                 if limit.is_full:
                     limit.release(self._tasks.values(label))
         return evicted
 
-    def _track(
-        self, event: Mapping[str, Any], name: str, worker: str, queue: str, known: InFlightTask | None, task: Task
-    ) -> None:
-        uuid, kind, timestamp = event["uuid"], event["type"], event["timestamp"]
+    def _track(self, event: Mapping[str, Any], series: EventSeries, known: InFlightTask | None, task: Task) -> None:
+        kind = event["type"]
         if kind == "task-received":
-            # A redelivery repeats the run
-            to_start = known.to_start[-_MAX_RUNS:] if known else ()
-            received = InFlightTask(
-                worker,
-                name,
-                self._clock(),
-                timestamp,
-                eta=event.get("eta"),
-                retries=_retries(event),
-                unstarted=tuple(run for run in to_start if run[0] < _retries(event)),
-                unended=known.running_since[-_MAX_RUNS:] if known else (),
-            )
-            self._in_flight.put(uuid, received)
+            self._on_received(event, series, known)
         elif kind == "task-started":
-            if known is None:
-                run = self._started_run(uuid, int(task.retries or 0))
-                known = InFlightTask(worker, name, self._clock(), eta=task.eta, retries=run)
-                self._in_flight.put(uuid, known)
-            if known.unstarted:
-                (retries, eta), *later = known.unstarted
-                known.unstarted = tuple(later)
-                known.unended = (*known.unended, timestamp)[-_MAX_RUNS:]
-            else:
-                retries, eta, known.started = known.retries, known.eta, timestamp
-            self._on_start((uuid, retries), _Start(worker, name, timestamp, _timestamp(eta)), queue)
+            self._on_started(event, series, known, task)
         elif kind in _END_TYPES:
-            started_at = known.running_since[0] if known and known.running_since else None
-            if known and known.unended:
-                known.unended = known.unended[1:]
-            elif known:
-                self._in_flight.drop([uuid])
-            runtime = _measured(event.get("runtime"))
-            if kind == "task-succeeded" and runtime is not None:
-                self._tasks.runtime.observe(runtime, worker, name)
-                self._tasks.celery_runtime.observe(runtime, name, worker, queue)
-            elif kind in ("task-failed", "task-retried") and started_at is not None:
-                self._tasks.runtime.observe(max(0.0, timestamp - started_at), worker, name)
+            self._on_end(event, series, known)
 
-    def _started_run(self, uuid: str, retries: int) -> int:
-        """Return the run that a task-started event belongs to; the next run may have been sent before that event."""
-        return next((run for run in range(max(0, retries - _MAX_RUNS), retries) if (uuid, run) in self._sent), retries)
+    def _on_received(self, event: Mapping[str, Any], series: EventSeries, known: InFlightTask | None) -> None:
+        received = InFlightTask(
+            series.worker, series.name, self._clock(), event["timestamp"], event.get("eta"), _retries(event)
+        )
+        if known:
+            # A redelivery repeats the run
+            to_start = known.to_start[-MAX_RUNS:]
+            received.unstarted = tuple(run for run in to_start if run[0] < received.retries)
+            received.unended = known.running_since[-MAX_RUNS:]
+        self._in_flight.put(event["uuid"], received)
+
+    def _on_started(
+        self, event: Mapping[str, Any], series: EventSeries, known: InFlightTask | None, task: Task
+    ) -> None:
+        uuid, timestamp = event["uuid"], event["timestamp"]
+        if known is None:
+            run = self._waits.started_run(uuid, int(task.retries or 0))
+            known = InFlightTask(series.worker, series.name, self._clock(), eta=task.eta, retries=run)
+            self._in_flight.put(uuid, known)
+        if known.unstarted:
+            (retries, eta), *later = known.unstarted
+            known.unstarted = tuple(later)
+            known.unended = (*known.unended, timestamp)[-MAX_RUNS:]
+        else:
+            retries, eta, known.started = known.retries, known.eta, timestamp
+        start = Start(series.worker, series.name, timestamp, eta)
+        sent = self._waits.on_start((uuid, retries), start)
+        if sent is not None:
+            self._observe_wait(sent, start, series.queue)
+
+    def _on_end(self, event: Mapping[str, Any], series: EventSeries, known: InFlightTask | None) -> None:
+        kind = event["type"]
+        started_at = known.running_since[0] if known and known.running_since else None
+        if known and known.unended:
+            known.unended = known.unended[1:]
+        elif known:
+            self._in_flight.drop([event["uuid"]])
+        if kind == "task-succeeded":
+            runtime = _measured(event.get("runtime"))
+            if runtime is not None:
+                self._tasks.observe_runtime(runtime, series)
+        elif kind in ("task-failed", "task-retried") and started_at is not None:
+            self._tasks.runtime.observe(max(0.0, event["timestamp"] - started_at), series.worker, series.name)
 
     def _on_sent(self, event: Mapping[str, Any], task: Task) -> None:
-        run = event["uuid"], _retries(event)
-        start = self._unsent.pop(run, None)
-        if start is None:
-            self._sent.put(run, event["timestamp"])
-        elif start.worker in self._workers:
-            self._observe_wait(event["timestamp"], start, self._queue(start.worker, task))
+        start = self._waits.on_sent((event["uuid"], _retries(event)), event["timestamp"])
+        if start is not None and start.worker in self._workers:
+            self._observe_wait(event["timestamp"], start, self._queues(self._queue(start.worker, task)))
 
-    def _on_start(self, run: tuple[str, int], start: _Start, queue: str) -> None:
-        sent = self._sent.pop(run, None)
-        if sent is None:
-            self._unsent.put(run, start)
-        else:
-            self._observe_wait(sent, start, queue)
-
-    def _observe_wait(self, sent: float, start: _Start, queue: str) -> None:
-        self._tasks.celery_wait.observe(max(0.0, start.at - max(sent, start.due)), start.name, start.worker, queue)
+    def _observe_wait(self, sent: float, start: Start, queue: str) -> None:
+        self._tasks.celery_wait.observe(start.wait(sent), start.name, start.worker, queue)
 
     def _queue(self, worker: str, task: Task) -> str:
         # Only task-sent events have the queue
         queue = getattr(task, "queue", None)
-        if not isinstance(queue, str):
-            queues = self._queues_of(worker)
-            queue = queues[0] if len(queues) == 1 else _DEFAULT_QUEUE
-        return self._queues(queue)
+        if isinstance(queue, str):
+            return queue
+        queues = self._queues_of(worker)
+        return queues[0] if len(queues) == 1 else _DEFAULT_QUEUE
 
     # Restored state, inspections
 
@@ -264,7 +254,7 @@ class Recorder:
         for task in tasks:
             uuid = task.uuid
             if task.sent and not task.started:
-                self._sent.put((uuid, task.retries or 0), task.sent)
+                self._waits.on_sent((uuid, task.retries or 0), task.sent)
             if task.state in ("RECEIVED", "STARTED") and task.worker is not None:
                 restored = InFlightTask(
                     task.worker.hostname,
@@ -278,7 +268,7 @@ class Recorder:
                 self._in_flight.put(uuid, restored)
                 # Workers that the state has evicted are added too, so that the first scrape forgets their tasks
                 self._workers.add(restored.worker)
-                self._tasks.create((restored.name, restored.worker, self._queue(restored.worker, task)))
+                self._tasks.create((restored.name, restored.worker, self._queues(self._queue(restored.worker, task))))
 
     def reconcile(self, worker: str, ids: Collection[str], inspected_at: float) -> None:
         """Drop the tasks that a worker no longer has, whose last event was lost.
@@ -331,17 +321,3 @@ def _measured(value: Any) -> float | None:
     except (TypeError, ValueError):
         return None
     return max(0.0, number) if isfinite(number) else None
-
-
-def _timestamp(eta: str | None) -> float:
-    """Return an eta in seconds since the epoch; 0.0 if it is missing or malformed.
-
-    Like workers, it reads an eta without a time zone as UTC.
-    """
-    try:
-        due = maybe_iso8601(eta)
-    except (AttributeError, TypeError, ValueError):
-        return 0.0
-    if due is None:
-        return 0.0
-    return float((due if due.tzinfo else due.replace(tzinfo=timezone.utc)).timestamp())

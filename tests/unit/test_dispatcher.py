@@ -301,7 +301,7 @@ def test_the_delay_of_events_is_observed(age: float, least: float, most: float, 
     dispatcher = new_dispatcher(idle_loop, listeners=[delay])
     put(dispatcher, heartbeat(age=age))
     dispatcher.process()
-    (metric,) = delay.histogram.collect()
+    (metric,) = delay.collect()
     observed = {sample.name.rpartition("_")[2]: sample.value for sample in metric.samples}
     assert observed["count"] == 1
     assert least <= observed["sum"] <= most

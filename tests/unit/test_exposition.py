@@ -180,7 +180,7 @@ def lines(*families: Family, openmetrics: bool = False) -> list[str]:
 def test_bucket_bounds_are_formatted_like_prometheus_client() -> None:
     bounds = (0.005, 1, 2.5, 60.0, 3600, 1000000, 1e21, inf)
     histogram = Histogram("t", "T.", buckets=bounds)
-    histogram.touch()
+    histogram.series()
     written = [line.partition('"')[2].partition('"')[0] for line in lines(histogram) if "_bucket" in line]
     registry = theirs.CollectorRegistry()
     their = theirs.Histogram("t", "T.", buckets=bounds, registry=registry)
@@ -212,15 +212,15 @@ def test_counter_metadata_has_the_total_suffix_only_in_text_format() -> None:
     assert lines(counter, openmetrics=True) == ["# HELP events Events.", "# TYPE events counter"]
 
 
-def test_touch_creates_a_series_with_0_and_keeps_an_existing_one() -> None:
+def test_a_new_series_starts_at_0_and_an_existing_one_is_kept() -> None:
     both = Both()
-    both.counters[0].touch("w", "t")
+    both.counters[0].series("w", "t")
     both.counters[1].labels("w", "t")
-    both.histograms[0].touch("w", "t")
+    both.histograms[0].series("w", "t")
     both.histograms[1].labels("w", "t")
     both.assert_same()
     both.inc("w", "t")
-    both.counters[0].touch("w", "t")
+    both.counters[0].series("w", "t")
     both.assert_same()
 
 

@@ -23,7 +23,8 @@ from flower_proxy.events.state import State
 from flower_proxy.metrics.broker_poller import QueueFigures
 from flower_proxy.metrics.exposition import render
 from flower_proxy.metrics.in_flight import InFlight, InFlightTask
-from flower_proxy.metrics.recorder import _MAX_RUNS, Recorder
+from flower_proxy.metrics.queue_waits import MAX_RUNS
+from flower_proxy.metrics.recorder import Recorder
 from tests.support import states
 
 W1, W2, W3 = "w1@host", "w2@host", "w3@host"
@@ -827,7 +828,7 @@ def waiting(events: Sequence[Event]) -> Counter[str]:
         kind = event["type"].partition("-")[2]
         _, _, runs, earlier = at[uuid] if uuid in at and at[uuid][0] == worker else ("", False, False, 0)
         if kind == "received":
-            at[uuid] = (worker, not event["eta"], False, min(earlier + runs, _MAX_RUNS))
+            at[uuid] = (worker, not event["eta"], False, min(earlier + runs, MAX_RUNS))
         elif kind == "started":
             at[uuid] = (worker, False, True, earlier)
         elif kind in ("online", "offline"):
