@@ -32,7 +32,7 @@ from flower_proxy.proxy.addresses import TrustedProxies
 from flower_proxy.proxy.location import Locator
 from flower_proxy.proxy.paths import parse_mount
 from flower_proxy.settings.loader import make_options
-from flower_proxy.settings.validators import parse_frame_ancestors, parse_mode
+from flower_proxy.settings.validators import parse_frame_ancestors, parse_mode, parse_size
 from flower_proxy.web import audit
 from flower_proxy.web.application_settings import application_settings
 from flower_proxy.web.connections import BoundedServer, ConnectionLimit, max_connections
@@ -86,7 +86,15 @@ class FlowerProxy(EmbeddedFlower):
         self.discovery = Discovery(self.task_events.sends_task_events, max_workers=options.max_workers)
         tornado_settings = {**application_settings(options), **settings}
         mount, trusted = parse_mount(options.url_prefix or ""), TrustedProxies(options.trusted_proxies)
-        self.monitor = build_collector(capp, options, flowers_loop, self.connections, self.task_events, self.discovery)
+        self.monitor = build_collector(
+            capp,
+            options,
+            flowers_loop,
+            self.connections,
+            self.task_events,
+            self.discovery,
+            events_buffer=parse_size(options.events_buffer),
+        )
         receiver = self.monitor.receiver
         self.queues = BrokerQueues(capp, self.monitor.watch, broker_api=options.broker_api)
         inspected = Inspected(options.max_workers, lambda name: name in receiver.state.workers)

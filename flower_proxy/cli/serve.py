@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -36,6 +37,7 @@ from flower_proxy.web.sockets import AddressError, ListenError, handed_over
 logger = logging.getLogger("flower_proxy")
 
 _CLOSE_TIMEOUT = 2.0  # seconds
+_GC_THRESHOLDS = (50_000, 20, 100)
 
 
 def serve(
@@ -70,6 +72,8 @@ def serve(
 
 
 async def _serve(capp: celery.Celery, options: OptionParser, manager: ServiceManager, *, quiet: bool) -> int:
+    # A full collection stops the event loop, and events create many objects that live long
+    gc.set_threshold(*_GC_THRESHOLDS)
     try:
         flower = FlowerProxy(capp=capp, options=options)
     except ValueError as error:
@@ -89,6 +93,8 @@ async def _serve(capp: celery.Celery, options: OptionParser, manager: ServiceMan
     try:
         _announce(flower, _address(options, sockets), quiet=quiet)
         manager.ready()
+        # Later collections skip the modules
+        gc.freeze()
         await signalled.wait()
     finally:
         manager.stopping()

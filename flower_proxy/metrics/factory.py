@@ -21,6 +21,8 @@ def build_collector(
     connections: Connections,
     task_events: TaskEvents,
     discovery: Discovery,
+    *,
+    events_buffer: int,
 ) -> MetricsCollector:
     """Return the collector of a receiver's metrics.
 
@@ -30,6 +32,7 @@ def build_collector(
     :param connections: the open client connections.
     :param task_events: counts missed tasks.
     :param discovery: finds new workers.
+    :param events_buffer: maximum size of the events that wait for processing, in bytes.
     """
 
     def on_reconnect() -> None:
@@ -48,6 +51,7 @@ def build_collector(
         enable_events=options.enable_events,
         max_workers_in_memory=options.max_workers,
         max_tasks_in_memory=options.max_tasks,
+        events_buffer=events_buffer,
         listeners=[recorder, delay, task_events, discovery],
         on_reconnect=on_reconnect,
         silent_workers=discovery.silent,

@@ -171,7 +171,10 @@ class ProcessMetrics(Collector):
             yield GaugeMetricFamily(f"flower_proxy_{name}", help_, value=value)
         counters = {
             "events_received": ("Events received.", events.received),
-            "events_dropped": ("Events dropped because the buffer of events was full.", events.dropped),
+            "events_dropped": (
+                "Events dropped because the buffer of events was full.",
+                events.dropped,
+            ),
             "connections_replaced": (
                 "Client connections closed to make room for new ones.",
                 self._connections.replaced,

@@ -23,6 +23,7 @@ TASK_COLUMNS = (
 """The columns of Flower's tasks page, as named in ``--tasks_columns``."""
 
 _TRUE, _FALSE = ("1", "on", "t", "true", "y", "yes"), ("0", "off", "f", "false", "n", "no")
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 # RFC 9110, section 5.6.2
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _NOT_USER_HEADERS = {name.title() for name in (*HEADERS, "Authorization", "Cookie", "Host", "Origin", "Referer")}
@@ -105,6 +106,18 @@ def parse_mode(text: str) -> int:
     if not re.fullmatch(r"0?[0-7]{3}", text):
         raise ValueError(f"{text!r} is not an octal file mode, such as 0660")
     return int(text, 8)
+
+
+def parse_size(text: str) -> int:
+    """Parse a size with its unit, such as 64MB.
+
+    :returns: bytes.
+    :raises ValueError: the text is not a size.
+    """
+    match = re.fullmatch(r"([1-9][0-9]{0,8}) ?([KMG]B)", text.upper())
+    if not match:
+        raise ValueError(f"{text!r} is not a size, such as 64MB or 512KB")
+    return int(match[1]) * _UNITS[match[2]]
 
 
 def is_auth_pattern(text: str) -> bool:

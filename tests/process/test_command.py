@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -17,11 +18,12 @@ import tornado
 
 import flower_proxy
 from flower_proxy._flower import FLOWER_JS, flower_settings, flower_version
+from flower_proxy.cli import serve
 from flower_proxy.settings.options import OPTIONS
 from tests.support import command, forks
 from tests.support.command import APPLICATION, OPEN, environment, started
 from tests.support.forks import run, run_python
-from tests.support.processes import Address, answers, free_port, request, running
+from tests.support.processes import Address, answers, free_port, request, running, wait_until
 
 
 @pytest.fixture
@@ -51,6 +53,28 @@ def test_options_are_accepted_in_any_position_and_spelling(project: Path, words:
         assert request(address, "/").status == 200
         if "prefix" in words:
             assert 'href="/flower/tasks"' in request(address, "/flower/").text
+
+
+# Part of an application
+COLLECTOR = """
+import gc, json, pathlib, threading, time
+
+def wait():
+    while not gc.get_freeze_count():
+        time.sleep(0.01)
+    pathlib.Path("collector.new").write_text(json.dumps(gc.get_threshold()))
+    pathlib.Path("collector.new").rename("collector.json")
+
+threading.Thread(target=wait, daemon=True).start()
+"""
+
+
+def test_garbage_collections_are_rare(project: Path) -> None:
+    """A full collection held the event loop for 353 ms."""
+    (project / "shop.py").write_text(APPLICATION + COLLECTOR)
+    with started(["flower_proxy", "-A", "shop", "--port", "PORT"], project):
+        wait_until((project / "collector.json").exists, what="all objects of the start are frozen")
+    assert json.loads((project / "collector.json").read_text()) == list(serve._GC_THRESHOLDS)
 
 
 def test_workdir_is_the_folder_of_the_application(project: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from flower_proxy.settings.loader import OptionError, make_parser, read
 from flower_proxy.settings.options import OPTIONS
+from flower_proxy.settings.validators import parse_size
 
 
 @pytest.fixture
@@ -125,6 +126,8 @@ def test_functions_are_accepted_only_in_the_file(folder: Path) -> None:
         ({"cors_origins": ["https://host/path"]}, "--cors_origins: 'https://host/path' is not an origin"),
         ({"frame_ancestors": ["https://host/path"]}, "--frame_ancestors: 'https://host/path' is not self, none"),
         ({"frame_ancestors": ["self,none"]}, "--frame_ancestors: none cannot be combined"),
+        ({"events_buffer": ["64"]}, "--events_buffer: '64' is not a size, such as 64MB or 512KB"),
+        ({"events_buffer": ["0MB"]}, "--events_buffer: '0MB' is not a size, such as 64MB or 512KB"),
         ({"unix_socket_mode": ["660x"]}, "--unix_socket_mode: '660x' is not an octal file mode, such as 0660"),
         ({"metrics_port": ["70000"]}, "--metrics_port: 70000 is not between 0 and 65535"),
         ({"cookie_secret": [""]}, "--cookie_secret: the secret is empty"),
@@ -222,6 +225,13 @@ def test_variables_of_kubernetes_are_ignored_with_a_warning(folder: Path) -> Non
 def test_an_empty_value_means_unset(folder: Path, name: str) -> None:
     """As in stock Flower, so that systemd units can pass optional variables."""
     assert values(environ={f"FLOWER_{name.upper()}": ""}) == {name: ""}
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("64MB", 64_000_000), ("512kb", 512_000), ("2 GB", 2_000_000_000), ("1KB", 1000)]
+)
+def test_sizes_have_units(text: str, size: int) -> None:
+    assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("level", ["INFO", "Debug", "warning"])
