@@ -86,15 +86,8 @@ class FlowerProxy(EmbeddedFlower):
         self.discovery = Discovery(self.task_events.sends_task_events, max_workers=options.max_workers)
         tornado_settings = {**application_settings(options), **settings}
         mount, trusted = parse_mount(options.url_prefix or ""), TrustedProxies(options.trusted_proxies)
-        self.monitor = build_collector(
-            capp,
-            options,
-            flowers_loop,
-            self.connections,
-            self.task_events,
-            self.discovery,
-            events_buffer=parse_size(options.events_buffer),
-        )
+        size, parts = parse_size(options.events_buffer), (self.connections, self.task_events, self.discovery)
+        self.monitor = build_collector(capp, options, flowers_loop, *parts, events_buffer=size)
         receiver = self.monitor.receiver
         self.queues = BrokerQueues(capp, self.monitor.watch, broker_api=options.broker_api)
         inspected = Inspected(options.max_workers, lambda name: name in receiver.state.workers)
