@@ -75,9 +75,11 @@ async def _running(action: str, path: str, folder: str | None = None) -> AsyncIt
     )
     try:
         yield process
-    finally:
+    except BaseException:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
+        raise
+    finally:
         assert process.stdin is not None
         process.stdin.close()
         # Until the end of its output, so that the event loop closes the pipes
