@@ -39,6 +39,9 @@ _NOT_FOUND = "404"
 NO_ANSWER = "the broker does not answer"
 # By class name, since the libraries of other transports may not be installed; the first match wins
 _PROBLEMS = {
+    "Redis closed it because its output buffer was full; raise client-output-buffer-limit pubsub": {
+        "OutputBufferFullError"
+    },
     "the broker refuses the credentials": {
         "AccessRefused",
         "AuthenticationError",

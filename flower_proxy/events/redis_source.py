@@ -10,6 +10,7 @@ from kombu.serialization import prepare_accept_content
 from flower_proxy.events.broker import ANSWER_TIMEOUT
 from flower_proxy.events.decoding import EnvelopeDecoder
 from flower_proxy.events.kombu_source import MAX_BATCH, READ_TIMEOUT, KombuSource, rest
+from flower_proxy.events.output_buffer import OutputBuffer, OutputBufferFullError
 
 # redis-py sends a PING at each read of an idle connection
 _MAX_UNANSWERED = 5
@@ -25,6 +26,7 @@ class RedisSource(KombuSource):
 
     def receive(self) -> None:
         """Receive messages until the connection fails or `is_stopping` returns True."""
+        self._output = OutputBuffer(self.channel)
         with self.consumer_context() as (_, channel, _):
             accept = prepare_accept_content(self.accept)
 
@@ -38,10 +40,17 @@ class RedisSource(KombuSource):
             self._is_replaced = False
             subscription.connection.register_connect_callback(self._on_connect)
             while not self._is_stopping():
-                messages = self._read(subscription)
+                try:
+                    messages = self._read(subscription)
+                except channel.connection_errors as error:
+                    if self._output.was_nearly_full:
+                        raise OutputBufferFullError from error
+                    raise
                 if messages:
                     self._deliver(decode, messages)
                     rest(len(messages) < MAX_BATCH)
+                if len(messages) == MAX_BATCH:
+                    self._output.sample()
 
     def _on_connect(self, _: Any) -> None:
         self._is_replaced = True
