@@ -41,7 +41,9 @@ __all__ = [
     "CHECKED_ON",
     "CONTROL_NAME",
     "FLOWER_JS",
+    "HEARTBEAT_FIELDS",
     "PAGE_HEAD",
+    "POLLING",
     "STOCK_FAMILIES",
     "TASK_BODIES",
     "TASK_STATE",
@@ -73,6 +75,7 @@ __all__ = [
     "TasksDataTable",
     "Term",
     "UnproxiedOptions",
+    "WorkersView",
     "concrete_handler",
     "default_options",
     "definitions",
@@ -128,6 +131,12 @@ WORKERS_PAGE = ("workers.html", re.compile(r'<div class="page-section workers-pa
 
 CONTROL_NAME = re.compile(r"(url_prefix\(\) \+ '/api/[\w/-]+/' \+ )(\w+)(?=,)")
 """In Flower's script: the URL of a control action, and the name appended to it, which Flower does not URL-encode."""
+
+POLLING = re.compile(r"setInterval\( *function \(\) \{\s*(\w+)\.ajax\.reload\(null, false\);\s*\}, (\w+) \* 1000\)")
+"""In Flower's script: the timer that reloads a table, the table, and the interval in seconds."""
+
+HEARTBEAT_FIELDS = {"worker-heartbeat", "heartbeats", "clock"}
+"""The fields of a worker that a heartbeat changes, which the workers page does not show."""
 
 
 class FlowerOverrides(BaseHandler):

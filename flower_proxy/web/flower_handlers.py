@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from tornado.auth import OAuth2Mixin
+from tornado.escape import json_encode
 from tornado.routing import PathMatches, Rule
 from tornado.web import RequestHandler, StaticFileHandler, stream_request_body
 
 from flower_proxy._flower import (
+    HEARTBEAT_FIELDS,
     TASK_BODIES,
     WORKER_PAGES,
     BaseHandler,
@@ -24,6 +27,7 @@ from flower_proxy._flower import (
     TaskInfo,
     TasksDataTable,
     UnproxiedOptions,
+    WorkersView,
     concrete_handler,
 )
 from flower_proxy.auth.policy import Permission
@@ -88,6 +92,8 @@ def proxied(target: type[RequestHandler], options: UnproxiedOptions, route: str)
         bases = (FlowerMixin, handler, FlowerDefaults)
         if issubclass(handler, _SHOWS_WORKERS):
             bases = (FlowerMixin, PurgeMixin, handler, FlowerDefaults)
+        if issubclass(handler, WorkersView):
+            bases = (FlowerMixin, PurgeMixin, HeartbeatsMixin, handler, FlowerDefaults)
         if issubclass(handler, (ListTasks, TasksDataTable)):
             bases = (FlowerMixin, TaskSearchMixin, handler, FlowerDefaults)
         if issubclass(handler, TaskInfo):
@@ -119,6 +125,23 @@ class PurgeMixin(BaseHandler):
         """Purge workers before the request is handled."""
         self.application.forget_workers()
         return super().prepare()
+
+
+class HeartbeatsMixin(BaseHandler):
+    """Mixin for the workers that the workers page requests again and again: heartbeats do not change their ETag."""
+
+    _shown: bytes | None = None
+
+    def write(self, chunk: Any) -> None:
+        """Write the workers as JSON, or the page."""
+        if isinstance(chunk, dict):
+            shown = [{k: v for k, v in worker.items() if k not in HEARTBEAT_FIELDS} for worker in chunk["data"]]
+            self._shown = json_encode(shown).encode()
+        super().write(chunk)
+
+    def compute_etag(self) -> str | None:
+        """Return an ETag of what the page shows."""
+        return super().compute_etag() if self._shown is None else f'"{hashlib.sha256(self._shown).hexdigest()}"'
 
 
 class EndMixin(BaseHandler):

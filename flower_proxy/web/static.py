@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from tornado.web import HTTPError, StaticFileHandler
 
-from flower_proxy._flower import CONTROL_NAME, FLOWER_JS, TIME_ZONES, TIME_ZONES_HASH
+from flower_proxy._flower import CONTROL_NAME, FLOWER_JS, POLLING, TIME_ZONES, TIME_ZONES_HASH
 from flower_proxy.web.compression import CODINGS, MAX_COMPRESSED_FILE, accepted_codings, is_compressible
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,8 @@ def splice(original: str, corrected: str) -> str:
 
     :param original: Flower's script.
     :param corrected: a script of function declarations, each starting and ending in the first column.
-    :returns: the script with the corrected functions, and with URL-encoded names in the URLs of control actions.
+    :returns: the script with the corrected functions, with URL-encoded names in the URLs of control actions, and with
+        a call of ``poll`` in place of the timer that reloads a table.
     :raises SpliceError: the original lacks a function; the message names it.
     """
     for name, function in _functions(corrected).items():
@@ -54,7 +55,7 @@ def splice(original: str, corrected: str) -> str:
             raise SpliceError(f"the end of the function {name} was not found")
         indented = "\n".join(place["indent"] + line if line else "" for line in function.splitlines())
         original = original[: place.start()] + indented + original[end.end() :]
-    return CONTROL_NAME.sub(r"\1encodeURIComponent(\2)", original)
+    return POLLING.sub(r"poll(\1, \2)", CONTROL_NAME.sub(r"\1encodeURIComponent(\2)", original))
 
 
 def _functions(script: str) -> dict[str, str]:
@@ -229,8 +230,9 @@ def static_handler(flower: Path, folder: str | None) -> type[StaticFileHandler]:
     folders = [Path(folder).expanduser().resolve(), packaged] if folder else [packaged]
     corrected = packaged / FLOWER_JS
     original, corrections = (file.read_text(encoding="utf-8") for file in (flower / FLOWER_JS, corrected))
+    polling = (packaged / "js" / "polling.js").read_text(encoding="utf-8")
     try:
-        script = splice(original, corrections)
+        script = polling + splice(original, corrections)
     except SpliceError as error:
         logger.warning("Cannot correct Flower's %s: %s; serving it with a substitute", FLOWER_JS, error)
         script = prepend(original, corrections)

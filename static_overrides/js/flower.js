@@ -18,3 +18,14 @@ function active_page(name) {
 function getCookie(name) {
     return name === '_xsrf' ? $('meta[name=flower-token]').attr('content') : '';
 }
+
+// Shows since when the workers are not live, instead of the time of the last attempt.
+function updateWorkerRefreshStatus(succeeded) {
+    var status = $('#workers-refresh-status');
+    if (succeeded) {
+        status.data('updated', new Date().toLocaleTimeString());
+    }
+    var updated = status.data('updated');
+    status.text(succeeded ? 'Updated ' + updated : updated ? 'Not live since ' + updated : 'Update failed');
+    $('#workers-live-indicator').toggleClass('status-dot-live', succeeded).toggleClass('status-dot-error', !succeeded);
+}

@@ -68,6 +68,20 @@ def test_validators_are_weak_and_hold_for_both_codings(site: Site) -> None:
         assert unchanged.headers["Vary"] == "Accept-Encoding"
 
 
+def test_heartbeats_do_not_change_the_validator_of_the_workers(site: Site, event: Callable[..., None]) -> None:
+    def etag() -> str:
+        return str(site.raw("/workers?json=1", "gzip").headers["Etag"])
+
+    event("worker-online")
+    event("worker-heartbeat", active=0, processed=0, loadavg=[0.1, 0.1, 0.1])
+    first = etag()
+    event("worker-heartbeat", active=0, processed=0, loadavg=[0.1, 0.1, 0.1])
+    assert etag() == first
+    assert site.raw("/workers?json=1", "gzip", If_None_Match=first).code == 304
+    event("worker-heartbeat", active=1, processed=0, loadavg=[0.1, 0.1, 0.1])
+    assert etag() != first
+
+
 def test_the_page_token_is_masked_anew_in_each_page(site: Site) -> None:
     """Otherwise the size of a compressed page would disclose it (BREACH)."""
     pages = [text(site.raw("/", "gzip")) for _ in range(2)]

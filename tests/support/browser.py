@@ -46,6 +46,8 @@ FLAGS = [
 class Request:
     """A request of the browser and its result.
 
+    :ivar sent: the time when it was sent, in seconds.
+    :ivar size: bytes received, with headers; 0 from the cache.
     :ivar headers: as sent, names in lower case.
     """
 
@@ -54,6 +56,8 @@ class Request:
     type: str
     status: int | None = None
     failure: str | None = None
+    sent: float = 0
+    size: int = 0
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -171,7 +175,9 @@ class Browser:
                 yield hop
             sent = params["request"]
             if sent["url"].startswith(("http:", "https:")):
-                self._requests[key] = Request(sent["method"], sent["url"], params.get("type", "?"))
+                self._requests[key] = Request(
+                    sent["method"], sent["url"], params.get("type", "?"), sent=params["timestamp"]
+                )
                 yield key
         elif method == "Network.requestWillBeSentExtraInfo":
             # This event may precede the request
@@ -180,6 +186,9 @@ class Browser:
             return
         elif method == "Network.responseReceived":
             self._requests[key] = replace(request, status=params["response"]["status"])
+            yield key
+        elif method == "Network.loadingFinished":
+            self._requests[key] = replace(request, size=int(params["encodedDataLength"]))
             yield key
         elif method == "Network.loadingFailed" and not params.get("canceled"):
             # Requests that a navigation cancels are not failures

@@ -47,6 +47,7 @@ from flower_proxy._flower import (
     CONTROL_NAME,
     FLOWER_JS,
     PAGE_HEAD,
+    POLLING,
     TASK_STATE,
     TIME_ZONES,
     USER_MENU,
@@ -382,6 +383,12 @@ def test_flower_uses_one_method_of_moment_timezone() -> None:
     assert "moment.tz" not in SCRIPT
     templates = "".join(path.read_text() for path in (FLOWER / "templates").glob("*.html"))
     assert "moment" not in templates.replace(BASE, "")
+
+
+def test_one_timer_reloads_a_table() -> None:
+    assert [match.groups() for match in POLLING.finditer(SCRIPT)] == [("workersTable", "autorefresh_interval")]
+    assert "setInterval" not in POLLING.sub("", SCRIPT)
+    assert "url: url_prefix() + '/workers?json=1'" in SCRIPT
 
 
 def test_only_flower_js_uses_the_xsrf_cookie() -> None:

@@ -49,6 +49,13 @@ def test_names_in_urls_of_control_actions_are_encoded_once() -> None:
     assert "'/task/' + taskid," in spliced
 
 
+def test_timers_that_reload_a_table_are_replaced() -> None:
+    timer = "setInterval( function () {\n    table.ajax.reload(null, false);\n}, interval * 1000);\n"
+    assert splice(ORIGINAL + timer, CORRECTED).endswith("poll(table, interval);\n")
+    other = timer.replace("table.ajax.reload(null, false)", "show()")
+    assert splice(ORIGINAL + other, CORRECTED).endswith(other)
+
+
 def test_missing_function_is_reported_by_name() -> None:
     with pytest.raises(SpliceError, match="no function change"):
         splice(ORIGINAL.replace("function change", "var change = function "), CORRECTED)
