@@ -35,7 +35,7 @@ help:
 	@echo 'make test-system  as root: boot Debian in a container and start every systemd unit; MIRROR=URL'
 	@echo 'make fuzz     the property tests with 50 times the examples'
 	@echo 'make coverage     branch coverage of the unit, HTTP and process tests'
-	@echo 'make bench    CPU, memory and latency compared with stock Flower'
+	@echo 'make bench    one table of CPU, losses, latency and memory compared with stock Flower, in an hour; ARGS="bursts --scale 0.1"; fails where a bar is not met'
 	@echo 'make outdated     newer releases of the dependencies'
 	@echo 'make clean    remove the files that these targets have created'
 	@echo 'INSTALL=1     as root, first install the missing Debian packages; their services are not started'

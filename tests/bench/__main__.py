@@ -1,5 +1,7 @@
 """Entry point of ``python -m tests.bench``, which compares flower-proxy with stock Flower."""
 
-from tests.bench.cost import main
+import sys
 
-main()
+from tests.bench.bars import main
+
+sys.exit(main())

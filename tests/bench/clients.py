@@ -20,9 +20,9 @@ from pathlib import Path
 from tornado.httputil import HTTPHeaders
 
 from flower_proxy.proxy.headers import ForwardedHeaderError, read_forwarded
-from tests.bench.cost import Server
 from tests.bench.figures import OURS, STOCK
 from tests.bench.pages import served
+from tests.bench.servers import Server
 from tests.support.processes import Address, answers, free_port, program, running
 from tests.support.programs import COMMANDS
 

@@ -23,6 +23,7 @@ from urllib.parse import urlencode
 from celery import Celery
 
 from tests.bench.figures import OURS, STOCK, Figure, table
+from tests.bench.servers import Server
 from tests.support.processes import Address, answers, basic, free_port, running, tail, wait_until
 from tests.support.programs import COMMANDS, CREDENTIALS, Broker, Flower, redis, worker
 
@@ -80,30 +81,6 @@ REQUESTS = {
 # The servers
 
 
-@dataclass(frozen=True)
-class Server:
-    """Flower in a separate process."""
-
-    pid: int
-    address: Address
-
-    @property
-    def cpu(self) -> float:
-        """Return its CPU time in seconds."""
-        # The clock of clock_getcpuclockid(3); /proc/PID/stat has a resolution of only 10 ms
-        return time.clock_gettime(~self.pid << 3 | 2)
-
-    @property
-    def memory(self) -> float:
-        """Return its resident memory in MiB."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
-
-    def await_worker(self) -> None:
-        flower = Flower(self.address, PREFIX)
-        wait_until(lambda: any(found.get("status") for found in flower.workers()), what="the worker is online")
-
-
 @contextlib.contextmanager
 def started(kind: str, broker: Broker, folder: Path) -> Iterator[Server]:
     """Start a server, and wait for its first response."""
@@ -115,6 +92,11 @@ def started(kind: str, broker: Broker, folder: Path) -> Iterator[Server]:
     with running(command, log=log, ready=lambda: True, env={**broker.environment, **byte_code}) as process:
         await_response(process, address, log)
         yield Server(process.pid, address)
+
+
+def await_worker(server: Server) -> None:
+    flower = Flower(server.address, PREFIX)
+    wait_until(lambda: any(found.get("status") for found in flower.workers()), what="the worker is online")
 
 
 def await_response(process: subprocess.Popen[bytes], address: Address, log: Path) -> None:
@@ -170,7 +152,7 @@ def side_by_side(broker: Broker, folder: Path) -> Iterator[dict[str, Client]]:
     with contextlib.ExitStack() as stack:
         servers = {kind: stack.enter_context(started(kind, broker, folder)) for kind in (STOCK, OURS)}
         for server in servers.values():
-            server.await_worker()
+            await_worker(server)
         yield {kind: stack.enter_context(contextlib.closing(Client(server))) for kind, server in servers.items()}
 
 
@@ -205,7 +187,7 @@ def measure_starts(broker: Broker, folder: Path, *, turns: int) -> list[Figure]:
                 clock.values[kind].append(time.perf_counter() - begin)
                 cpu.values[kind].append(server.cpu)
                 # The inspections at the start have finished then
-                server.await_worker()
+                await_worker(server)
                 memory.values[kind].append(server.memory)
     return [clock, cpu, memory]
 

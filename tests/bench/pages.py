@@ -23,9 +23,9 @@ from flower.app import Flower
 from flower_proxy._flower import flower_settings
 from flower_proxy.app import FlowerProxy
 from flower_proxy.settings.loader import make_options
-from tests.bench.cost import Server
 from tests.bench.figures import OURS, STOCK
 from tests.bench.metrics import ROUNDS, Cluster
+from tests.bench.servers import Server
 from tests.support.processes import PROJECT, Address, answers, free_port, wait_until
 
 P99_TARGET = 0.050  # seconds

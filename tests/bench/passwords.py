@@ -23,7 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from flower_proxy.auth.passwords import hash_password
-from tests.bench.cost import HEADERS, Server
+from tests.bench.cost import HEADERS
+from tests.bench.servers import Server
 from tests.support.processes import Address, answers, basic, free_port, running
 from tests.support.programs import COMMANDS, CREDENTIALS
 
