@@ -11,6 +11,7 @@ from tornado.options import OptionParser
 
 from flower_proxy._flower import flower_settings
 from flower_proxy.settings.validators import load_provider
+from flower_proxy.web.compression import ResponseCompression
 from flower_proxy.web.static import static_handler
 from flower_proxy.web.templates import corrected_templates
 
@@ -22,7 +23,7 @@ def application_settings(options: OptionParser) -> dict[str, Any]:
     """
     settings: dict[str, Any] = {
         "debug": options.debug,
-        "compress_response": True,
+        "transforms": [ResponseCompression],
         "static_handler_class": static_handler(Path(flower_settings["static_path"]), options.static_overrides),
         "template_loader": corrected_templates(Path(flower_settings["template_path"])),
     }

@@ -5,6 +5,9 @@ from __future__ import annotations
 import gzip
 from collections.abc import Callable
 
+from tornado.httputil import HTTPHeaders
+from tornado.web import GZipContentEncoding
+
 try:
     import brotli
 except ImportError:  # not installed with flower-proxy[fast]
@@ -25,10 +28,23 @@ def _brotli(content: bytes) -> bytes:
 CODINGS: dict[str, Callable[[bytes], bytes]] = {"br": _brotli, "gzip": _gzip} if brotli else {"gzip": _gzip}
 """Functions that compress, by content coding; the preferred coding first."""
 
-MAX_COMPRESSED_FILE = 1_000_000
-"""Maximum size in bytes of a file to compress, which takes about 20 ms per megabyte."""
+MAX_COMPRESSED = 1_000_000
+"""Maximum size in bytes of content to compress, which holds the event loop for about 20 ms per megabyte."""
 
 _TEXT = ("text/", "application/javascript", "application/json", "application/xml", "image/svg+xml")
+
+
+class ResponseCompression(GZipContentEncoding):
+    """Tornado's compression of responses, except of long ones."""
+
+    def transform_first_chunk(
+        self, status_code: int, headers: HTTPHeaders, chunk: bytes, finishing: bool
+    ) -> tuple[int, HTTPHeaders, bytes]:
+        """Compress the content, or leave it unchanged."""
+        if finishing and len(chunk) > MAX_COMPRESSED:
+            headers.add("Vary", "Accept-Encoding")
+            return status_code, headers, chunk
+        return super().transform_first_chunk(status_code, headers, chunk, finishing)
 
 
 def is_compressible(content_type: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from tornado.web import HTTPError, StaticFileHandler
 
 from flower_proxy._flower import CONTROL_NAME, FLOWER_JS, POLLING, TIME_ZONES, TIME_ZONES_HASH
-from flower_proxy.web.compression import CODINGS, MAX_COMPRESSED_FILE, accepted_codings, is_compressible
+from flower_proxy.web.compression import CODINGS, MAX_COMPRESSED, accepted_codings, is_compressible
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +165,7 @@ class OverlaidStaticFiles(StaticFileHandler):
         self._content_type = super().get_content_type()
         if file is None or not is_compressible(self._content_type):
             return file
-        if not self._codings or self.get_content_size() > MAX_COMPRESSED_FILE:
+        if not self._codings or self.get_content_size() > MAX_COMPRESSED:
             return file
         coding = self._codings[0]
         self.set_header("Content-Encoding", coding)

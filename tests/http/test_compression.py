@@ -10,6 +10,7 @@ import pytest
 from tornado.httpclient import HTTPResponse
 
 from flower_proxy.auth.csrf import unmask
+from flower_proxy.web.compression import MAX_COMPRESSED
 from tests.http.conftest import Site
 
 PAGES = ["/", "/tasks", "/broker", "/nothing"]
@@ -54,6 +55,17 @@ def test_pages_are_not_compressed_if_gzip_is_not_accepted(site: Site, accepted: 
 @pytest.mark.parametrize("path", ["/healthcheck", "/ready"])
 def test_short_responses_are_not_compressed(site: Site, path: str) -> None:
     assert "Content-Encoding" not in site.raw(path, "gzip").headers
+
+
+def test_long_responses_are_not_compressed(site: Site, event: Callable[..., None]) -> None:
+    """Compressing the whole API's answer would hold the event loop."""
+    result = "a" * 10_000
+    for number in range(MAX_COMPRESSED // len(result) + 1):
+        event("task-succeeded", uuid=str(number), result=result)
+    response = site.raw(JSON, "gzip")
+    assert len(response.body) > MAX_COMPRESSED
+    assert "Content-Encoding" not in response.headers
+    assert response.headers["Vary"] == "Accept-Encoding"
 
 
 @pytest.mark.usefixtures("tasks")

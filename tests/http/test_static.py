@@ -13,7 +13,7 @@ import pytest
 from tornado.httpclient import HTTPResponse
 
 from flower_proxy._flower import FLOWER_JS, TIME_ZONES, flower_settings
-from flower_proxy.web.compression import MAX_COMPRESSED_FILE
+from flower_proxy.web.compression import MAX_COMPRESSED
 from flower_proxy.web.static import packaged_overrides
 from tests.http.conftest import OPEN, PREFIX, Site
 
@@ -27,7 +27,7 @@ def folder(tmp_path: Path) -> Path:
     (folder / "css" / "flower.css").write_bytes(b"body { color: red }")
     (folder / "js").mkdir()
     (folder / "js" / "theme.js").write_text("// mine")
-    (folder / "large.txt").write_text("a" * (MAX_COMPRESSED_FILE + 1))
+    (folder / "large.txt").write_text("a" * (MAX_COMPRESSED + 1))
     (folder / "link").symlink_to(tmp_path / "secret")
     (tmp_path / "secret").write_text("not to be served")
     return folder
