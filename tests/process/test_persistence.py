@@ -251,6 +251,67 @@ def found(condition: Callable[[Path], object], folder: Path) -> object:
         return False
 
 
+# Adds numbered tasks all the time, and reports the number at the start of each completed save
+SAVES = """\
+import asyncio, itertools, json, os, random, signal, sys, time
+from pathlib import Path
+from flower_proxy.events.state_file import StateFile
+from tests.process.test_persistence import EVENTS, persisting
+from tests.support.states import saved_tasks
+
+path, kills = Path(sys.argv[1]), int(sys.argv[2])
+
+async def run(report):
+    receiver, persistence, _ = persisting(path)
+    persistence.start()
+    while receiver.dispatcher.is_paused:
+        await asyncio.sleep(0)
+    numbers = itertools.count(len(receiver.state.tasks))
+
+    async def add():
+        while True:
+            event = {**EVENTS[4], "local_received": 1.0, "uuid": str(next(numbers)), "args": "x" * 2000}
+            receiver.state.event(event)
+            await asyncio.sleep(0.001)
+
+    adding = asyncio.ensure_future(add())
+    while True:
+        number = len(receiver.state.tasks)
+        await persistence._save()
+        os.write(report, b"%d\\n" % number)
+
+found = []
+for _ in range(kills):
+    reports, report = os.pipe()
+    child = os.fork()
+    if not child:
+        asyncio.run(run(report))
+    os.close(report)
+    first = os.read(reports, 20)
+    time.sleep(random.random() / 4)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    rest = b"".join(iter(lambda: os.read(reports, 1000), b""))
+    file = StateFile(str(path))
+    found.append([int((first + rest).split()[-1]), sorted(map(int, saved_tasks(file)))])
+    file.release()
+print(json.dumps(found))
+"""
+
+
+def test_a_kill_at_any_time_loses_only_what_followed_the_last_save(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SAVES, str(tmp_path / "flower"), "6"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=PROJECT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found[-1][0] > 0
+    for number, tasks in found:
+        assert len(tasks) >= number
+        # No task is missing between others
+        assert tasks == list(range(len(tasks)))
+    assert not list(tmp_path.glob("*.corrupt"))
+
+
 def test_a_killed_writer_is_replaced_by_the_next_one(folder: Path) -> None:
     put(folder, *TASKS, size=20_000)
     _, process = serving(folder, "--state_save_interval=100")

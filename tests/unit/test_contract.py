@@ -430,10 +430,10 @@ def test_event_receiver_of_flower() -> None:
     assert 'handlers={"*": self.on_event}' in source
     assert "self.io_loop.add_callback(partial(self.state.event, event))" in source
     assert "self.timer = PeriodicCallback(self.on_enable_events" in source
-    assert "self.state_save_timer = PeriodicCallback(self.save_state," in source
+    # Without it, Flower neither loads nor saves the state
+    assert parameters["persistent"].default is False
     assert inspect.iscoroutinefunction(Events.on_enable_events)
     assert "threading.Thread.start(self)" in inspect.getsource(Events.start)
-    assert "self.save_state()" in inspect.getsource(Events.stop)
 
 
 def test_methods_called_on_the_metrics_of_the_state() -> None:
