@@ -194,6 +194,7 @@ def status(flower: Flower, path: str, credentials: str = "") -> int:
 
 def test_users_tasks_and_workers_are_preserved(migrated: Migrated) -> None:
     flower = migrated.flower
+    wait_until(flower.tasks, what="the saved state is loaded")
     assert flower.tasks() == migrated.tasks
     assert [worker["hostname"] for worker in flower.workers()] == ["w1@host"]
     found = {text: status(flower, "/tasks", text) for text in ("u1:p1", "u2:p2", "u1:p2", "u3:p3")}
