@@ -11,7 +11,6 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import accumulate, islice, pairwise
 from math import inf
 from typing import ClassVar, Generic, Protocol, TypeVar
@@ -146,6 +145,9 @@ class Family(ABC):
         return self.name
 
     def _labels_text(self, values: tuple[str, ...]) -> str:
+        text = self._labels_template % values
+        if text.count('"') == 2 * len(values) and "\\" not in text and "\n" not in text:
+            return text
         return self._labels_template % tuple(map(_escaped, values))
 
 
@@ -330,7 +332,6 @@ class Gauge(Family):
             yield Number(self._labels_text(values), value)
 
 
-@lru_cache(maxsize=4096)
 def _escaped(value: str) -> str:
     return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 

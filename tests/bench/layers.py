@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 from celery.events.state import State as StockState
 from prometheus_client import Histogram
 
+from flower_proxy.events.decoding import decode_with_json, decode_with_orjson
 from flower_proxy.events.state import State
 from flower_proxy.events.task_events import TaskEvents
 from flower_proxy.events.validation import validate
@@ -20,6 +22,7 @@ from tests.bench.generator import Flood
 
 EVENTS, BLOCK = 30_000, 100
 RECORDER_BAR = 3.9
+DECODERS = {"json": decode_with_json, **({"orjson": decode_with_orjson} if find_spec("orjson") else {})}
 
 Event = dict[str, Any]
 
@@ -28,11 +31,12 @@ def measure(turns: int, scale: float) -> Iterator[Row]:
     """Yield the microseconds of each layer."""
     flood = Flood(0, EVENTS).scaled(scale)
     events = [{**event, "local_received": event["timestamp"]} for (event,) in flood.messages()]
-    messages = [json.dumps(event) for event in events]
+    messages = [json.dumps(event).encode() for event in events]
     figures: dict[str, list[float]] = {}
     stock: list[float] = []
     for _ in range(turns):
-        figures.setdefault("decoding with json", []).append(cost(map(json.loads, messages), len(messages)))
+        for name, decode in DECODERS.items():
+            figures.setdefault(f"decoding, {name}", []).append(cost(map(decode, messages), len(messages)))
         figures.setdefault("validation", []).append(cost(map(validate, events), len(events)))
         stock.append(cost(map(StockState(max_tasks_in_memory=10_000).event, events), len(events)))
         figures.setdefault("state", []).append(cost(map(new_state().event, events), len(events)))

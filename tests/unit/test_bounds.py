@@ -261,7 +261,7 @@ def test_memory_and_metrics_do_not_grow_over_a_week_of_new_workers(app: FlowerPr
 
     tracemalloc.start()
     try:
-        # The cache of escaped label values, which all tests of a process share, has 4,096 entries
+        # The cache of shared strings, which all tests of a process use, has 4,096 entries
         run_for(days=5)
         for day in range(1, 8):
             run_for(days=1)
