@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from kombu import Message
@@ -20,15 +20,15 @@ Decode = Callable[[Any], object]
 _OVERHEAD = 200  # bytes
 
 
-class Waiting(NamedTuple):
-    """A message that waits.
+class Batch(NamedTuple):
+    """Messages that have arrived together.
 
-    :ivar decode: decodes it; raises any exception if it is invalid.
-    :ivar received: time of its arrival, in seconds since the epoch.
+    :ivar decode: decodes each of them; raises any exception if it is invalid.
+    :ivar received: time of their arrival, in seconds since the epoch.
     """
 
     decode: Decode
-    raw: Raw
+    messages: Sequence[Raw]
     received: float
 
 
@@ -43,39 +43,38 @@ class EventBuffer:
         self.dropped = 0
         self._max_size = max_size
         self._size = 0
-        self._messages: deque[Waiting] = deque()
+        self._batches: deque[tuple[Batch, int]] = deque()
         self._lock = threading.Lock()
 
-    def __bool__(self) -> bool:
-        return bool(self._messages)
-
-    def put(self, decode: Decode, messages: Iterable[Raw]) -> None:
+    def put(self, decode: Decode, messages: Sequence[Raw]) -> None:
         """Append messages that have arrived now; drop those that exceed the limit."""
         now = time.time()
-        excess = []
         with self._lock:
-            for raw in messages:
-                size = _size(raw)
-                if self._size + size > self._max_size:
-                    excess.append(raw)
-                    continue
-                self._size += size
-                self._messages.append(Waiting(decode, raw, now))
-        for raw in excess:
+            kept, size = self._fitting(messages)
+            self._size += size
+            if kept:
+                self._batches.append((Batch(decode, messages[:kept], now), size))
+        for raw in messages[kept:]:
             self.dropped += _count(decode, raw)
 
-    def pop(self) -> Waiting | None:
-        """Remove and return the oldest message; None if there is none."""
+    def _fitting(self, messages: Sequence[Raw]) -> tuple[int, int]:
+        """Return how many messages fit, and their size."""
+        total, remaining = 0, self._max_size - self._size
+        for number, raw in enumerate(messages):
+            size = _OVERHEAD + len(raw if isinstance(raw, (bytes, str)) else raw.body or b"")
+            if total + size > remaining:
+                return number, total
+            total += size
+        return len(messages), total
+
+    def pop(self) -> Batch | None:
+        """Remove and return the oldest messages; None if there are none."""
         with self._lock:
-            if not self._messages:
+            if not self._batches:
                 return None
-            waiting = self._messages.popleft()
-            self._size -= _size(waiting.raw)
-            return waiting
-
-
-def _size(raw: Raw) -> int:
-    return _OVERHEAD + len(raw if isinstance(raw, (bytes, str)) else raw.body or b"")
+            batch, size = self._batches.popleft()
+            self._size -= size
+            return batch
 
 
 def _count(decode: Decode, raw: Raw) -> int:

@@ -32,10 +32,13 @@ _MAX_DIGITS = 19
 _DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
 _TOO_MANY_DIGITS = b"0" * (_MAX_DIGITS + 1)
 
+# Its raw_decode does not look for white space at both ends
+_decoder = json.JSONDecoder()
+
 _BODY = b'{"body": "'
 _TAG = b'"delivery_tag": "'
 _END = b'"}}'
-_TAG_LENGTH = 36  # of a UUID
+_TAG_BEGIN, _TAG_END = -len(_END) - len("00000000-0000-0000-0000-000000000000"), -len(_END)
 _TAG_CHARACTERS = b"0123456789abcdef-"
 _MAX_ENVELOPES = 10_000
 
@@ -58,6 +61,10 @@ def decode_with_json(body: bytes | str) -> object:
     text = body if isinstance(body, str) else body.decode()
     if _TYPED in text or (_ESCAPES in text and _ESCAPED.search(text)):
         return kombu_loads(text)
+    if text.startswith(("{", "[")):
+        decoded, end = _decoder.raw_decode(text)
+        if end == len(text):
+            return decoded
     return json.loads(text)
 
 
@@ -99,8 +106,13 @@ class EnvelopeDecoder:
         :raises Exception: the envelope or the body is invalid.
         """
         end = envelope.find(b'"', len(_BODY))
-        between, tag = envelope[end : -_TAG_LENGTH - len(_END)], envelope[-_TAG_LENGTH - len(_END) : -len(_END)]
-        if between in self._known and envelope.startswith(_BODY) and _is_plain(envelope, tag):
+        between = envelope[end:_TAG_BEGIN]
+        is_plain = (
+            envelope.startswith(_BODY)
+            and envelope.endswith(_END)
+            and not envelope[_TAG_BEGIN:_TAG_END].translate(None, _TAG_CHARACTERS)
+        )
+        if is_plain and between in self._known:
             encoded = envelope[len(_BODY) : end]
             body = binascii.a2b_base64(encoded)
             # base64 ignores invalid characters, some of which are errors in JSON
@@ -110,7 +122,7 @@ class EnvelopeDecoder:
                 except ValueError:
                     pass
         message = self._message(kombu_loads(bytes_to_str(envelope)))
-        if _is_plain(envelope, tag) and _is_usual(message, between):
+        if is_plain and _is_usual(message, between):
             if len(self._known) >= _MAX_ENVELOPES:
                 self._known.clear()
             self._known.add(between)
@@ -128,7 +140,3 @@ def _is_usual(message: Message, between: bytes) -> bool:
         and "compression" not in message.headers
         and message.properties.get("body_encoding") == "base64"
     )
-
-
-def _is_plain(envelope: bytes, tag: bytes) -> bool:
-    return envelope.endswith(_END) and len(tag) == _TAG_LENGTH and not tag.translate(None, _TAG_CHARACTERS)

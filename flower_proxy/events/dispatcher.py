@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from celery import Celery
 from tornado.ioloop import IOLoop
 
 from flower_proxy.events.buffer import Decode, EventBuffer, Raw
+from flower_proxy.events.decoding import decode_message
 from flower_proxy.events.listener import Listener
 from flower_proxy.events.rejections import Rejections
 from flower_proxy.events.state import State
@@ -50,9 +51,11 @@ class Dispatcher:
         self._buffer = EventBuffer(max_size)
         self._is_scheduled = False
         self._processed = 0
-        # Of the message that is being processed
-        self._parts: Iterator[object] = iter(())
+        # The rest of the messages that arrived together, and of the events in the latest of them
+        self._decode: Decode = decode_message
+        self._messages: Iterator[Raw] = iter(())
         self._received = 0.0
+        self._parts: Iterator[object] = iter(())
 
     @property
     def received(self) -> int:
@@ -66,7 +69,7 @@ class Dispatcher:
 
     # In the thread of the source
 
-    def put(self, decode: Decode, messages: Iterable[Raw]) -> None:
+    def put(self, decode: Decode, messages: Sequence[Raw]) -> None:
         """Queue messages for the event loop; drop those that exceed the limit.
 
         :param decode: decodes each of them; raises any exception if it is invalid.
@@ -113,21 +116,30 @@ class Dispatcher:
 
         :returns: whether none is left.
         """
-        while True:
+        while time.perf_counter() < end:
             for part in self._parts:
                 self._process(part)
                 if time.perf_counter() >= end:
                     return False
             if not self._take():
                 return True
+        return False
 
     def _take(self) -> bool:
-        waiting = self._buffer.pop()
-        if waiting is None:
-            return False
-        decode, raw, self._received = waiting
+        """Decode the next message, or begin with the next ones.
+
+        :returns: whether there are any.
+        """
+        raw = next(self._messages, None)
+        if raw is None:
+            batch = self._buffer.pop()
+            if batch is None:
+                return False
+            self._decode, messages, self._received = batch
+            self._messages = iter(messages)
+            return True
         try:
-            body = decode(raw)
+            body = self._decode(raw)
         except Exception as error:
             self.rejections.count(UNDECODABLE, f"{type(error).__name__}: {error}")
         else:

@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from queue import Empty
 from typing import Any
@@ -31,10 +31,10 @@ MAX_BATCH = 500
 """Maximum number of messages that are passed on together."""
 
 _REDIS_LOGGER = "kombu.transport.redis"
-_REST = 0.02  # seconds
+_REST = 0.03  # seconds
 
 
-Deliver = Callable[[Decode, Iterable[Raw]], None]
+Deliver = Callable[[Decode, Sequence[Raw]], None]
 """Takes messages, and the function that decodes each of them later."""
 
 

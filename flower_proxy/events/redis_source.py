@@ -7,7 +7,6 @@ from typing import Any
 from kombu import Message
 from kombu.serialization import prepare_accept_content
 
-from flower_proxy.events.broker import ANSWER_TIMEOUT
 from flower_proxy.events.decoding import EnvelopeDecoder
 from flower_proxy.events.kombu_source import MAX_BATCH, READ_TIMEOUT, KombuSource, rest
 from flower_proxy.events.output_buffer import OutputBuffer, OutputBufferFullError
@@ -36,9 +35,6 @@ class RedisSource(KombuSource):
                 return message
 
             decode, subscription = EnvelopeDecoder(message_of), channel.subclient
-            # redis-py can reconnect while it reads, so that events are missed without an error
-            self._is_replaced = False
-            subscription.connection.register_connect_callback(self._on_connect)
             while not self._is_stopping():
                 try:
                     messages = self._read(subscription)
@@ -52,9 +48,6 @@ class RedisSource(KombuSource):
                 if len(messages) == MAX_BATCH:
                     self._output.sample()
 
-    def _on_connect(self, _: Any) -> None:
-        self._is_replaced = True
-
     def _read(self, subscription: Any) -> list[bytes]:
         """Wait for messages for a second, and return those that have arrived.
 
@@ -67,10 +60,12 @@ class RedisSource(KombuSource):
             if subscription.health_check_response_counter > _MAX_UNANSWERED:
                 raise TimeoutError("Redis does not answer PING")
         while len(messages) < MAX_BATCH and connection.can_read(timeout=0):
-            # The rest of a message whose beginning has arrived; after a timeout redis-py would reconnect
-            response = subscription.parse_response(block=False, timeout=ANSWER_TIMEOUT)
-            if self._is_replaced:
-                raise ConnectionError("redis-py has reconnected")
-            if response and response[0] in (b"pmessage", b"message") and response[-1]:
-                messages.append(response[-1])
+            # The method of the subscription takes twice the time, and may reconnect without an error
+            response = connection.read_response(push_request=True)
+            kind = response[0]
+            if kind == b"pmessage":
+                if response[-1]:
+                    messages.append(response[-1])
+            elif kind == b"pong":
+                subscription.health_check_response_counter = 0
         return messages

@@ -7,7 +7,7 @@ import contextlib
 import json
 import pickle
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -209,7 +209,7 @@ def test_invalid_messages_do_not_affect_valid_events_or_pages(watched: Watched) 
 def test_invalid_envelopes_do_not_close_the_connection() -> None:
     received: list[object] = []
 
-    def decode(function: Decode, messages: Iterable[Raw]) -> None:
+    def decode(function: Decode, messages: Sequence[Raw]) -> None:
         for message in messages:
             with contextlib.suppress(Exception):
                 received.append(function(message))

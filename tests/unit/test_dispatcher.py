@@ -129,7 +129,9 @@ def test_the_buffer_returns_the_space_of_messages(idle_loop: Loop) -> None:
     buffer = EventBuffer(2000)
     for _ in range(10):
         buffer.put(json.loads, [b"1" * 1000, "[]", Message(body=b"{}")])
-        assert [waiting.raw for waiting in iter(buffer.pop, None)][:2] == [b"1" * 1000, "[]"]
+        batch = buffer.pop()
+        assert batch is not None
+        assert batch.messages[:2] == [b"1" * 1000, "[]"]
     assert buffer.dropped == 0
 
 
@@ -146,6 +148,14 @@ def test_messages_received_during_processing_are_processed(loop: Loop) -> None:
     for number in range(3000):
         dispatcher.put(json.loads, [json.dumps(heartbeat(number))])
     wait_until(lambda: dispatcher.received == 3000, what="all events are processed")
+
+
+def test_invalid_messages_do_not_block_the_event_loop(idle_loop: Loop) -> None:
+    dispatcher = new_dispatcher(idle_loop)
+    dispatcher.put(json.loads, ["{"] * 20_000)
+    dispatcher.process()
+    assert 0 < dispatcher.rejections.counts["undecodable"] < 20_000
+    assert idle_loop.callbacks == 2
 
 
 @pytest.mark.parametrize("size", [1, 10_000], ids=["messages", "one-list"])
