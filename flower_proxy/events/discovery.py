@@ -20,6 +20,8 @@ _REPEAT_INTERVAL = 60.0  # seconds
 _FIRST_RETRY, _MAX_RETRY = 1.0, 300.0  # seconds
 # More new workers are inspected together, by a broadcast
 _MAX_ADDRESSED = 10
+# The first commands to a worker may be lost, each on its own
+_INSPECTIONS = {"stats", "active_queues"}
 
 _hostname = itemgetter("hostname")
 
@@ -52,6 +54,8 @@ class Discovery:
         # By worker without a reply to an inspection: when to inspect it again, and the interval after that
         self._retries: BoundedDict[str, tuple[float, float]] = BoundedDict(max_workers)
         self._new: dict[str, None] = {}
+        # Inspected, but not yet asked for task events
+        self._inspected: Collection[str] = ()
         self._is_greeting = self._is_stopped = False
 
     def begin(
@@ -69,10 +73,13 @@ class Discovery:
         """Process events, which the state must have processed."""
         started = {event["hostname"] for event in batch if event["type"] == "worker-online"}
         for name in dict.fromkeys(map(_hostname, batch)):
-            is_start = name in started
-            if (is_start or not self._known.get(name)) and name in self._receiver.state.workers:
+            info = self._known.get(name, {})
+            if name in started:
+                # Those of the previous process would hide that an inspection has failed
+                info.pop("stats", None)
+            if (name in started or not info.keys() >= _INSPECTIONS) and name in self._receiver.state.workers:
                 self._known[name]
-                self._add(name, is_start=is_start)
+                self._add(name, is_start=name in started)
 
     def _add(self, name: str, *, is_start: bool) -> None:
         now = self._clock()
@@ -80,21 +87,24 @@ class Discovery:
         if now < due or self._is_stopped or not self._receiver.connected:
             return
         self._retries.put(name, (now + interval, min(2 * interval, _MAX_RETRY)))
-        self._asked.pop(name, None)
         self._new[name] = None
         if not self._is_greeting:
             self._is_greeting = True
             self._receiver.io_loop.add_callback(self._greet)
 
     async def _greet(self) -> None:
-        """Ask new workers for task events, and inspect them; those that come meanwhile wait for the next round."""
+        """Inspect new workers, and ask them for task events; those that come meanwhile wait for the next round."""
         try:
             while self._new:
-                await self._receiver.on_enable_events()
                 names = list(self._new)
                 self._new.clear()
                 addressed: list[str | None] = [*names] if len(names) <= _MAX_ADDRESSED else [None]
                 await asyncio.gather(*map(self._inspect, addressed), return_exceptions=True)
+                if self._is_stopped:
+                    return
+                # A worker that has replied to an inspection does not miss the question
+                self._inspected = names
+                await self._receiver.on_enable_events()
         finally:
             self._is_greeting = False
 
@@ -115,6 +125,7 @@ class Discovery:
         :returns: their names; None for all workers.
         """
         now, workers = self._clock(), self._receiver.state.workers
+        new, self._inspected = self._inspected, ()
         if now >= self._broadcast_at:
             self._broadcast_at = now + _BROADCAST_INTERVAL
             for name in workers:
@@ -124,8 +135,7 @@ class Discovery:
             name
             for name, worker in workers.items()
             if worker.alive
-            and (name in self._new or self._sends_task_events(name) is False)
-            and now >= self._asked.get(name, 0.0)
+            and (name in new or (self._sends_task_events(name) is False and now >= self._asked.get(name, 0.0)))
         ]
         for name in silent:
             self._asked.put(name, now + _REPEAT_INTERVAL)

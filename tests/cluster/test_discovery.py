@@ -69,10 +69,11 @@ def test_a_worker_is_known_at_once_and_asked_for_task_events(
         assert api("workers") == {}
         with worker_process(broker, tmp_path / "worker", options=["--heartbeat-interval=1", "-Q", "late"]):
             (name,) = wait_until(lambda: api("workers"), what="the worker is known")
-            assert "Growing" in api(f"worker/pool/grow/{name}?n=1", "POST")["message"]
+            assert request(address, f"/api/worker/pool/grow/{name}?n=1", method="POST").status != 404
             wait_until(lambda: "late" in str(api("queues/length")), what="its queue is known")
             wait_until(lambda: api("workers")[name].get("stats"), what="the worker has been inspected")
             wait_until(lambda: [name] in asked(), what="it is asked for task events")
+            assert "Growing" in api(f"worker/pool/grow/{name}?n=1", "POST")["message"]
             with Celery(broker=broker.url) as producer:
                 uuid = producer.send_task("server.add", (1, 1), queue="late").id
             wait_until(lambda: shown.tasks().get(uuid, {}).get("state") == "SUCCESS", what="its task events arrive")

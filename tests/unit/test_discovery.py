@@ -57,7 +57,7 @@ class Cluster:
         await self.answer.wait()
         if not self.is_busy:
             for worker in self.workers if name is None else [name]:
-                self.known[worker]["stats"] = {}
+                self.known[worker].update(stats={}, active_queues=[])
 
     def add(self, *names: str) -> None:
         self.workers.update({name: SimpleNamespace(alive=True) for name in names})
@@ -118,7 +118,7 @@ def test_new_workers_wait_for_the_inspection_in_progress(cluster: Cluster) -> No
         cluster.send("w2")
         cluster.send("w3")
         await asyncio.sleep(0)
-        assert cluster.inspected == ["w1"]
+        assert (cluster.asked, cluster.inspected) == ([], ["w1"])
         cluster.answer.set()
         await greeting
 
@@ -126,14 +126,21 @@ def test_new_workers_wait_for_the_inspection_in_progress(cluster: Cluster) -> No
     assert (cluster.asked, cluster.inspected) == ([["w1"], ["w2", "w3"]], ["w1", "w2", "w3"])
 
 
-def test_a_worker_that_does_not_reply_is_inspected_again_ever_more_rarely(cluster: Cluster) -> None:
+@pytest.mark.parametrize("replies", [[], ["stats"], ["active_queues"], ["restart"]])
+def test_a_worker_that_does_not_reply_is_inspected_again_ever_more_rarely(cluster: Cluster, replies: list[str]) -> None:
     """It sends its first events before it accepts commands."""
     cluster.add("w1")
-    cluster.is_busy = True
     cluster.answer.set()
+    if replies == ["restart"]:
+        cluster.send("w1")
+        asyncio.run(cluster.run())
+        cluster.inspected.clear()
+        cluster.send("w1", "worker-online")
+    cluster.known["w1"].update({reply: {} for reply in replies if reply != "restart"})
+    cluster.is_busy = True
     at = []
     for second in range(700):
-        cluster.now = 2000.0 + second
+        cluster.now = 1000.0 + second
         cluster.send("w1")
         asyncio.run(cluster.run())
         if cluster.inspected:
@@ -150,6 +157,21 @@ def test_many_new_workers_are_inspected_by_one_broadcast(cluster: Cluster) -> No
         cluster.send(name)
     asyncio.run(cluster.run())
     assert (cluster.asked, cluster.inspected) == ([names], [None])
+
+
+def test_a_worker_is_not_asked_after_the_end(cluster: Cluster) -> None:
+    async def run() -> None:
+        cluster.add("w1", "w2")
+        cluster.send("w1")
+        greeting = asyncio.ensure_future(cluster.run())
+        await cluster.has_begun.wait()
+        cluster.send("w2")
+        cluster.discovery.stop()
+        cluster.answer.set()
+        await greeting
+
+    asyncio.run(run())
+    assert (cluster.asked, cluster.inspected) == ([], ["w1"])
 
 
 def test_a_failed_inspection_does_not_end_discovery(cluster: Cluster) -> None:
