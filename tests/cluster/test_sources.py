@@ -23,6 +23,7 @@ from flower_proxy.events.redis_source import RedisSource
 from flower_proxy.events.source import source_for
 from tests.support import programs, rabbitmq
 from tests.support.loops import running
+from tests.support.outage import interruptible
 from tests.support.processes import wait_until
 from tests.support.redis_servers import MASTER, RedisServers, redis_servers
 from tests.support.tasks import lost_events
@@ -214,3 +215,25 @@ def test_unusual_messages_are_decoded_by_kombu(
         assert list(receiver.state.workers) == [
             f"w{number}@test" for number in range(len(sent)) if f"w{number}@test" not in refused_names
         ]
+
+
+# Connections without events
+
+
+def answered(client: Redis) -> int:
+    """Return the number of PINGs that Redis has answered."""
+    calls: int = client.info("commandstats").get("cmdstat_ping", {}).get("calls", 0)
+    return calls
+
+
+def test_a_redis_server_that_does_not_answer_is_noticed(tmp_path: Path, loop: IOLoop) -> None:
+    with interruptible("redis", tmp_path) as server:
+        capp = Celery(broker=server.broker.url)
+        capp.conf.broker_transport_options = {"health_check_interval": 1}
+        with receiving(loop, capp) as receiver, Redis.from_url(server.broker.url) as client:
+            before = answered(client)
+            wait_until(lambda: answered(client) > before + 2, what="PINGs")
+            assert (receiver.connected, receiver.reconnects) == (True, 0)
+            with server.frozen():
+                wait_until(lambda: not receiver.connected, what="the unanswered PINGs are noticed")
+            wait_until(lambda: receiver.reconnects == 1, what="it is subscribed again")
