@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from secrets import token_hex
 from typing import Any
 
 import pytest
@@ -109,13 +110,25 @@ def test_messages_beyond_the_limit_are_dropped_and_their_events_counted(idle_loo
     assert 0 < dropped < 100
     assert (dispatcher.received, dropped % 2) == (dropped, 0)
     # No event in these
-    put(dispatcher, [], *["x" * 10_000] * 2)
+    put(dispatcher, [], *[token_hex(10_000)] * 2)
     assert dispatcher.dropped == dropped + 2
     with running(idle_loop):
         wait_until(lambda: dispatcher.received == 102, what="the waiting events are processed")
         put(dispatcher, task_received(200))
         wait_until(lambda: dispatcher.received == 103, what="further events are processed")
     assert dispatcher.dropped == dropped + 2
+
+
+def test_waiting_messages_are_compressed(idle_loop: Loop) -> None:
+    dispatcher = new_dispatcher(idle_loop, max_size=100_000)
+    events = [task_received(number) for number in range(3000)]
+    assert len(json.dumps(events)) > 400_000
+    for begin in range(0, len(events), 100):
+        put(dispatcher, *events[begin : begin + 100])
+    while dispatcher.received < len(events):
+        dispatcher.process()
+    assert dispatcher.dropped == 0
+    assert list(dispatcher._state.tasks) == [event["uuid"] for event in events]
 
 
 def test_the_buffer_counts_dropped_messages_that_cannot_be_decoded_as_no_event() -> None:
