@@ -38,6 +38,7 @@ logger = logging.getLogger("flower_proxy")
 
 _CLOSE_TIMEOUT = 2.0  # seconds
 _GC_THRESHOLDS = (50_000, 20, 100)
+_SWITCH_INTERVAL = 0.0005  # seconds
 
 
 def serve(
@@ -74,6 +75,8 @@ def serve(
 async def _serve(capp: celery.Celery, options: OptionParser, manager: ServiceManager, *, quiet: bool) -> int:
     # A full collection stops the event loop, and events create many objects that live long
     gc.set_threshold(*_GC_THRESHOLDS)
+    # The thread that reads events waits for the event loop after each system call, ten times as long by default
+    sys.setswitchinterval(_SWITCH_INTERVAL)
     try:
         flower = FlowerProxy(capp=capp, options=options)
     except ValueError as error:

@@ -60,7 +60,7 @@ async def fetch(address: Address, path: str, **kwargs: Any) -> Answer:
 def global_state() -> dict[str, Any]:
     """Return the process-wide state that embedding must not change."""
     return {
-        "garbage collector": (gc.get_threshold(), gc.get_freeze_count()),
+        "interpreter": (gc.get_threshold(), gc.get_freeze_count(), sys.getswitchinterval()),
         "options": tornado_options.as_dict(),
         "handlers": [*logging.getLogger().handlers],
         "level": logging.getLogger().level,
