@@ -36,7 +36,7 @@ PAGE = "/tasks"
 _PAGE_INTERVAL = 0.02  # seconds
 _POLL_INTERVAL = 0.5  # seconds
 # Stock Flower answers only between its events
-_TIMEOUT = 120.0  # seconds
+_TIMEOUT = 300.0  # seconds
 _STABLE = 4.0  # seconds without a further event
 
 
@@ -46,6 +46,7 @@ class Result:
 
     :ivar cpu: microseconds of CPU time per event.
     :ivar lost: number of events that were not counted.
+    :ivar dropped: number of these that flower-proxy reports as dropped.
     :ivar memory: MB after the last event.
     :ivar rate: events per second that the generator has reached.
     :ivar pages: durations of pages in milliseconds.
@@ -53,6 +54,7 @@ class Result:
 
     cpu: float
     lost: int
+    dropped: int
     memory: float
     rate: float
     pages: list[float] = field(default_factory=list)
@@ -92,7 +94,12 @@ def measure(
             received = await_events(server, counted + flood.events) - counted
         cpu = server.cpu - cpu
         return Result(
-            cpu / max(1, received) * 1e6, flood.events - received, server.memory * 1.048576, sent["rate"], durations
+            cpu=cpu / max(1, received) * 1e6,
+            lost=flood.events - received,
+            dropped=int(total(server, "flower_proxy_events_dropped_total")),
+            memory=server.memory * 1.048576,
+            rate=sent["rate"],
+            pages=durations,
         )
 
 
@@ -129,14 +136,22 @@ def launched(
         yield Server(process.pid, address)
 
 
-def events_counted(server: Server) -> int:
-    """Return the number of task events in the server's metrics."""
+def total(server: Server, name: str, label: str = "") -> float:
+    """Return the sum of a metric; -1 if the server does not answer.
+
+    :param label: text in the labels of the series.
+    """
     try:
         text = request(server.address, "/metrics").text
     except (OSError, http.client.HTTPException):
         return -1
-    lines = (line for line in text.splitlines() if line.startswith("flower_events_total{"))
-    return int(sum(float(line.rpartition(" ")[2]) for line in lines if 'type="task-' in line))
+    series = (line for line in text.splitlines() if line.startswith((f"{name}{{", f"{name} ")) and label in line)
+    return sum(float(line.rpartition(" ")[2]) for line in series)
+
+
+def events_counted(server: Server) -> int:
+    """Return the number of task events in the server's metrics."""
+    return int(total(server, "flower_events_total", 'type="task-'))
 
 
 def await_subscription(server: Server, broker: Broker) -> None:

@@ -205,7 +205,7 @@ def send(sender: Sender, blocks: Sequence[bytes], interval: float) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url", help="URL of the broker")
-    for name, value in asdict(Flood(5000, 30_000)).items():
+    for name, value in asdict(Flood(5000.0, 30_000)).items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
     arguments = vars(parser.parse_args())
     sender = connected(arguments.pop("url"))
