@@ -53,7 +53,8 @@ EXAMPLES = {
 }
 """Files in ``examples``, and the arguments of ``flower-proxy config`` that print them."""
 
-BY_HAND = {"nginx/host-application.conf", "nginx/replicas.conf", "prometheus/rules.yml", "prometheus/rules_test.yml"}
+# In a fixed order, in which pytest-xdist requires the tests
+BY_HAND = ("nginx/host-application.conf", "nginx/replicas.conf", "prometheus/rules.yml", "prometheus/rules_test.yml")
 """Files in the same folders that are not generated."""
 
 
