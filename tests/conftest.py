@@ -27,6 +27,8 @@ def pytest_xdist_auto_num_workers() -> int:
     return 2 * (os.cpu_count() or 1)
 
 
+# Before pytest-xdist reads the groups; otherwise their order depends on the versions of its dependencies
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep tests that share servers on one pytest-xdist worker, and begin with them.
 

@@ -430,7 +430,7 @@ def test_finally_each_run_time_has_been_observed(stage: Stage) -> None:
 def test_finally_each_missed_task_has_been_counted(stage: Stage) -> None:
     """Neither retried, revoked, rejected and redelivered tasks nor restarts of workers count as missed."""
     missed = sum(n for (event, who, _), n in stage.missed.items() if (event, who) == ("task-started", FIRST))
-    assert stage.missed
+    assert missed > 0
     eventually(lambda: stage.total("flower_proxy_tasks_missed_total", worker=FIRST), missed)
 
 
