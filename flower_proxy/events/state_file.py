@@ -12,6 +12,8 @@ from flower_proxy.events.shelf import reason_of, sync
 
 # Depending on the dbm backend, a shelf is one file or several
 _SUFFIXES = ("", ".db", ".dat", ".dir", ".bak", ".pag", "-wal", "-shm", "-journal")
+# Paths that this process has locked
+_locked: set[str] = set()
 
 
 class StateFileError(OSError):
@@ -21,7 +23,7 @@ class StateFileError(OSError):
 class StateFile:
     """Shelf with a state, in the format of Flower's ``--db``. One `StateFile` at a time holds its lock.
 
-    The lock is a `flock` on a file with the suffix ``.lock``, which is never removed. All files have mode 0600, since
+    The lock is a `lockf` on a file with the suffix ``.lock``, which is never removed. All files have mode 0600, since
     they contain the arguments and results of tasks. Saving is atomic, even if the process is killed: new files are
     written to a folder with the suffix ``.saving``; renamed to ``.saved``, it is complete.
 
@@ -33,7 +35,7 @@ class StateFile:
     def __init__(self, path: str) -> None:
         self.path = os.path.realpath(os.path.expanduser(path))
         self._folder = f"{self.path}.saving"
-        self.release = weakref.finalize(self, _unlock, _lock(self.path), os.getpid())
+        self.release = weakref.finalize(self, _unlock, self.path, _lock(self.path))
 
     def find(self) -> bool:
         """Return whether there is a saved state, after completing a save that a crash interrupted.
@@ -97,23 +99,27 @@ class StateFile:
 
 
 def _lock(path: str) -> int:
-    file = f"{path}.lock"
+    file, in_use = f"{path}.lock", f"--db: another process uses {path!r}; stop it, or choose another file"
+    # POSIX locks exclude only other processes, and closing any descriptor of the file would release ours
+    if path in _locked:
+        raise StateFileError(in_use)
     try:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise StateFileError(f"--db: cannot open {file!r}: {reason_of(error)}") from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Not flock: a child that a killed process was starting would keep the lock
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
-        if isinstance(error, BlockingIOError):
-            raise StateFileError(f"--db: another process uses {path!r}; stop it, or choose another file") from None
+        # POSIX allows both
+        if isinstance(error, BlockingIOError | PermissionError):
+            raise StateFileError(in_use) from None
         raise StateFileError(f"--db: cannot lock {file!r}: {reason_of(error)}") from None
+    _locked.add(path)
     return descriptor
 
 
-def _unlock(descriptor: int, process: int) -> None:
-    # A forked child inherits the lock: it must neither release it, nor keep it after the parent's release
-    if os.getpid() == process:
-        fcntl.flock(descriptor, fcntl.LOCK_UN)
+def _unlock(path: str, descriptor: int) -> None:
     os.close(descriptor)
+    _locked.discard(path)

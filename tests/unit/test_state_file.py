@@ -232,6 +232,33 @@ def test_forked_children_neither_release_nor_keep_the_lock(tmp_path: Path) -> No
     assert output(FORKED, str(tmp_path / "flower")) == [True, False]
 
 
+KILLED = """\
+import json, os, signal, sys
+from flower_proxy.events.state_file import StateFile
+
+ended, end = os.pipe()
+locked, lock = os.pipe()
+if not (holder := os.fork()):
+    file = StateFile(sys.argv[1])
+    if not os.fork():
+        os.close(end)
+        os.write(lock, b"1")
+        os.read(ended, 1)
+        os._exit(0)
+    signal.pause()
+os.read(locked, 1)
+os.kill(holder, signal.SIGKILL)
+os.waitpid(holder, 0)
+StateFile(sys.argv[1]).release()
+print(json.dumps("released"))
+"""
+
+
+def test_a_killed_process_releases_the_lock_before_its_children_end(tmp_path: Path) -> None:
+    """A child that was forked, but does not run its own program yet, would keep a lock of `flock`."""
+    assert output(KILLED, str(tmp_path / "flower")) == "released"
+
+
 def test_stale_lock_files_are_ignored(tmp_path: Path) -> None:
     (tmp_path / "flower.lock").touch()
     StateFile(str(tmp_path / "flower")).release()
