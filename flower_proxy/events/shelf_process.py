@@ -75,6 +75,9 @@ async def _running(action: str, path: str, folder: str | None = None) -> AsyncIt
     )
     try:
         yield process
+    except ShelfError:
+        # It has ended, or is about to: kill() would reap it before the event loop does, which logs that as a warning
+        raise
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
