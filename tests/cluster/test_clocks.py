@@ -140,29 +140,30 @@ def send_tasks(broker: Broker, queues: Sequence[str]) -> None:
 
 
 def check_metrics(flower: Flower, workers: Sequence[str]) -> None:
-    def are_complete(samples: Sequence[Sample]) -> bool:
-        counts = [
-            count
+    def incomplete() -> dict[tuple[str, ...], list[float]]:
+        samples[:] = scrape(flower)
+        found: dict[tuple[str, ...], list[float]] = {
+            (sample, worker, name): values(samples, sample, **{worker_label: worker, name_label: name})
+            for sample, worker_label, name_label in (
+                ("celery_task_queue_wait_time_count", "hostname", "name"),
+                ("flower_task_runtime_seconds_count", "worker", "task"),
+            )
             for worker in workers
             for name in RUN
-            for count in (
-                values(samples, "celery_task_queue_wait_time_count", hostname=worker, name=name),
-                values(samples, "flower_task_runtime_seconds_count", worker=worker, task=name),
-            )
-        ]
-        # The label of the queue is missing where task-received arrives before the producer's task-sent
-        received = [
-            sum(values(samples, "celery_task_received_total", hostname=worker, name="server.total"))
-            for worker in workers
-        ]
-        return counts == [[len(ZONES)]] * len(counts) and received == [len(ZONES)] * len(received)
+        }
+        for worker in workers:
+            received = values(samples, "celery_task_received_total", hostname=worker, name="server.total")
+            # The label of the queue is missing where task-received arrives before the producer's task-sent
+            found["received", worker] = [sum(received)]
+        return {key: counts for key, counts in found.items() if counts != [len(ZONES)]}
 
-    def complete_samples() -> list[Sample]:
-        samples = scrape(flower)
-        return samples if are_complete(samples) else []
-
-    # Many workers share the processor
-    samples = wait_until(complete_samples, timeout=120, what="all tasks have run")
+    samples: list[Sample] = []
+    try:
+        # Many workers share the processor
+        wait_until(lambda: not incomplete(), timeout=120, what="all tasks have run")
+    except TimeoutError:
+        assert incomplete() == {}
+        raise
     for worker in workers:
         for name in RUN:
             (waited,) = values(samples, "celery_task_queue_wait_time_sum", hostname=worker, name=name)
