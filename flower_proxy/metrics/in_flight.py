@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(slots=True)
 class InFlightTask:
-    """Task at a worker; times are in seconds by the worker's clock, except `seen`.
+    """Task at a worker; times are in seconds by the worker's clock, except `seen` and `unlisted`.
 
     A worker may send the task-received event of the next run before the task-started or task-retried event of this
     one, and the broker redelivers tasks that exceed its visibility timeout. So earlier runs may still be pending.
@@ -19,6 +19,7 @@ class InFlightTask:
     :ivar retries: the number of retries before this run.
     :ivar unstarted: retries and eta of earlier runs that were received, without a task-started event yet.
     :ivar unended: start times of earlier runs whose end has not been reported yet.
+    :ivar unlisted: when an inspection of its worker did not list it, by the recorder's clock; None if the latest did.
     """
 
     worker: str
@@ -30,6 +31,7 @@ class InFlightTask:
     started: float | None = None
     unstarted: tuple[tuple[int, str | None], ...] = ()
     unended: tuple[float, ...] = ()
+    unlisted: float | None = None
 
     @property
     def waited(self) -> float:

@@ -273,11 +273,18 @@ class Recorder:
     def reconcile(self, worker: str, ids: Collection[str], inspected_at: float) -> None:
         """Drop the tasks that a worker no longer has, whose last event was lost.
 
+        A task that has just ended is kept until the next inspection, since its last event may still be on its way.
+
         :param ids: the ids of its active, reserved and scheduled tasks.
         :param inspected_at: the time of the inspection by `clock`; newer tasks are kept.
         """
-        tasks = self._in_flight.of(worker)
-        self._in_flight.drop(uuid for uuid, task in tasks.items() if task.seen < inspected_at and uuid not in ids)
+        for uuid, task in self._in_flight.of(worker).items():
+            if uuid in ids:
+                task.unlisted = None
+            elif task.unlisted is None:
+                task.unlisted = self._clock() if task.seen < inspected_at else None
+            elif task.unlisted < inspected_at:
+                self._in_flight.drop([uuid])
 
     # Scrapes
 

@@ -139,6 +139,12 @@ class Cluster:
             self.state.event(event)
             self.recorder.on_events([event])
 
+    def inspect(self, worker: str, *ids: str) -> None:
+        """Inspect a worker that lists these tasks, a second later."""
+        self.now += 1
+        self.recorder.reconcile(worker, set(ids), inspected_at=self.now)
+        self.now += 1
+
     def forget(self, *workers: str) -> set[str]:
         """Forget workers, like --purge_offline_workers."""
         for worker in workers:
@@ -712,17 +718,34 @@ def test_a_late_task_sent_event_creates_no_series_of_a_purged_worker() -> None:
 
 def test_inspections_drop_tasks_whose_last_event_was_lost() -> None:
     cluster = Cluster(online(W1), online(W2), *(received(n) for n in "1234"), received("5", W2), started("4"))
-    cluster.now += 1
-    cluster.recorder.reconcile(W1, {"1", "unknown"}, inspected_at=cluster.now)
+    cluster.inspect(W1, "1", "unknown")
+    cluster.inspect(W1, "1")
     samples = cluster.samples()
     assert (samples[prefetched(W1)], samples[prefetched(W2)], samples[prefetch_time(W1)]) == (1, 1, 0)
+
+
+def test_an_inspection_before_the_last_event_arrives_does_not_lose_the_run_time() -> None:
+    """The worker no longer has the task, but its event is still on its way."""
+    cluster = Cluster(online(), received(at=1), started(at=2))
+    cluster.inspect(W1)
+    cluster.feed(failed(at=5))
+    assert cluster.samples()[runtime("sum")] == 3
+
+
+def test_only_consecutive_inspections_drop_a_task() -> None:
+    cluster = Cluster(online(), received())
+    for ids in ((), ("1",), ()):
+        cluster.inspect(W1, *ids)
+    assert cluster.samples()[prefetched()] == 1
+    cluster.inspect(W1)
+    assert cluster.samples()[prefetched()] == 0
 
 
 def test_an_inspection_between_two_runs_does_not_change_their_queue_wait_times() -> None:
     """The worker does not have the task then, and the next run may be sent before the task-started event."""
     cluster = Cluster(sent(at=0), received(at=1))
-    cluster.now += 1
-    cluster.recorder.reconcile(W1, set(), inspected_at=cluster.now)
+    cluster.inspect(W1)
+    cluster.inspect(W1)
     cluster.feed(sent(at=3, by=W1, retries=1), started(at=2), retried(at=3))
     cluster.feed(received(at=4, retries=1), started(at=7), succeeded(at=8))
     samples = cluster.samples()
@@ -756,6 +779,7 @@ def test_inspections_keep_tasks_received_after_them() -> None:
     cluster.now += 1
     cluster.feed(received("2"))
     cluster.recorder.reconcile(W1, set(), inspected_at)
+    cluster.inspect(W1, "2")
     assert cluster.samples()[prefetched()] == 1
 
 
