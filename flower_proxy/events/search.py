@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import heapq
+import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +23,9 @@ _RUN = 5000  # values sorted between two yields
 _FIELDS = ("uuid", "name", "state", "worker", "args", "kwargs", "result")
 _NAMES = frozenset(("name", "state", "worker"))
 _NUMBERS = frozenset(("received", "started", "runtime"))
+# In links of the Monitor page, in seconds since the epoch
+_ENDED = re.compile(r"ended:(?P<start>\d{1,12})\.\.(?P<end>\d{1,12})", re.ASCII)
+_ENDS = frozenset(("SUCCESS", "FAILURE", "RETRY", "REVOKED", "REJECTED"))
 # In stock Flower, a query that contains this character may match across fields
 _SEPARATOR = "\0"
 
@@ -30,7 +34,8 @@ _SEPARATOR = "\0"
 class TaskQuery:
     """The arguments of a search, by the names of Flower's search engine.
 
-    :ivar query: the text of the query, in Flower's syntax.
+    :ivar query: the text of the query, in Flower's syntax; a term ``ended:START..END``, in seconds since the epoch,
+        matches tasks that ended then, by the clock of their worker.
     :ivar task_type: name of the tasks; None for all, as for the following fields.
     :ivar received_start: earliest time of reception in seconds since the epoch; tasks without one match.
     :ivar sort_by: field of the task; None for the newest tasks first.
@@ -212,6 +217,8 @@ def _test_of_term(field: str | None, value: str) -> Test:
         return _has_keyword_argument(value)
     if field is not None:
         return lambda task: value in _text(task, field)
+    if window := _ENDED.fullmatch(value):
+        return _has_ended(float(window["start"]), float(window["end"]))
     if _SEPARATOR in value:
         return lambda task: value in _SEPARATOR.join(_text(task, field) for field in _FIELDS)
 
@@ -227,6 +234,13 @@ def _test_of_term(field: str | None, value: str) -> Test:
         )
 
     return is_in_any
+
+
+def _has_ended(start: float, end: float) -> Test:
+    def test(task: Task) -> bool:
+        return task.state in _ENDS and task.timestamp is not None and start <= task.timestamp <= end
+
+    return test
 
 
 def _equals(field: str, value: str) -> Test:

@@ -139,6 +139,31 @@ def test_arguments_that_cannot_be_parsed_are_searched_as_text(kwargs: str) -> No
     assert finished(TaskQuery(f'kwargs:"{kwargs[:5]}=1"').search([task])).task_ids == []
 
 
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("ended:100..200", ["2", "3"]),
+        ("ended:100..200 state:FAILURE", ["3"]),
+        ("ENDED:101..101", ["2"]),
+        ("ended:201..300", []),
+        # As text
+        ("ended:100..", []),
+        ("ended:1e2..200", []),
+    ],
+)
+def test_tasks_that_ended_between_two_times(query: str, found: list[str]) -> None:
+    """In links of the Monitor page."""
+    ends = [
+        ("1", "STARTED", 150),
+        ("2", "SUCCESS", 101),
+        ("3", "FAILURE", 200),
+        ("4", "REVOKED", 99),
+        ("5", "RETRY", None),
+    ]
+    tasks = [Task(uuid, state=state, timestamp=timestamp) for uuid, state, timestamp in ends]
+    assert sorted(finished(TaskQuery(query).search(tasks)).task_ids) == found
+
+
 def test_no_index_is_kept() -> None:
     state = State()
     event = {"type": "task-received", "uuid": "1", "name": "tasks.add", "hostname": "w1@host", "clock": 1}
