@@ -27,11 +27,13 @@ class TaskEvents:
 
     :param max_workers: maximum number of workers in memory.
     :param incident: logs missed tasks.
+    :ivar total_missed: number of missed tasks of all workers, including forgotten ones.
     """
 
     def __init__(self, max_workers: int, incident: Incident | None = None) -> None:
         self._workers: BoundedDict[str, _Worker] = BoundedDict(max_workers)
         self._incident = incident or Incident()
+        self.total_missed = 0
 
     def on_events(self, batch: Sequence[Mapping[str, Any]]) -> None:
         """Process events; see `flower_proxy.events.listener.Listener`."""
@@ -54,6 +56,7 @@ class TaskEvents:
             worker.first = worker.last = processed
         worker.before_last, worker.last = worker.last, processed
         if missed := worker.starts.on_heartbeat(processed, clock):
+            self.total_missed += missed
             self._incident.add(name, missed)
         self._incident.log()
 

@@ -10,6 +10,7 @@ from flower_proxy.events.discovery import Discovery
 from flower_proxy.events.receiver import Receiver
 from flower_proxy.events.task_events import TaskEvents
 from flower_proxy.metrics.collector import MetricsCollector
+from flower_proxy.metrics.follower import Follower
 from flower_proxy.metrics.process import Connections, EventDelay
 from flower_proxy.metrics.recorder import Recorder
 
@@ -21,6 +22,7 @@ def build_collector(
     connections: Connections,
     task_events: TaskEvents,
     discovery: Discovery,
+    follower: Follower,
     *,
     events_buffer: int,
 ) -> MetricsCollector:
@@ -32,6 +34,7 @@ def build_collector(
     :param connections: the open client connections.
     :param task_events: counts missed tasks.
     :param discovery: finds new workers.
+    :param follower: counts what the metrics count.
     :param events_buffer: maximum size of the events that wait for processing, in bytes.
     """
 
@@ -43,6 +46,7 @@ def build_collector(
         options.task_runtime_metric_buckets,
         max_task_names=options.metrics_max_task_names,
         max_in_flight=options.max_tasks,
+        follower=follower,
     )
     delay = EventDelay()
     receiver = Receiver(

@@ -16,6 +16,7 @@ from flower_proxy._flower import EventsState, task_of
 from flower_proxy.metrics.broker_poller import QueueFigures
 from flower_proxy.metrics.exposition import Family
 from flower_proxy.metrics.families import EventSeries, LabelLimit, TaskFamilies, celery_gauges, flower_gauges
+from flower_proxy.metrics.follower import Follower
 from flower_proxy.metrics.in_flight import InFlight, InFlightTask
 from flower_proxy.metrics.queue_waits import MAX_RUNS, QueueWaits, Start
 
@@ -48,6 +49,7 @@ class Recorder:
     :param max_series: maximum number of series per family; the tasks of further ones are aggregated by worker.
     :param max_in_flight: maximum number of tasks tracked at workers; the oldest are dropped first.
     :param clock: returns monotonic seconds.
+    :param follower: called after each count; None for none.
     """
 
     _state: EventsState
@@ -61,8 +63,9 @@ class Recorder:
         max_series: int = 50_000,
         max_in_flight: int = 100_000,
         clock: Callable[[], float] = time.monotonic,
+        follower: Follower | None = None,
     ) -> None:
-        self._clock = clock
+        self._clock, self._follower = clock, follower
         self._task_names = LabelLimit(max_task_names, "other")
         self._exceptions = LabelLimit(_MAX_EXCEPTIONS, _UNKNOWN_EXCEPTION)
         self._queues = LabelLimit(_MAX_QUEUES, "other")
@@ -106,6 +109,8 @@ class Recorder:
         series.events.value += 1
         if series.celery is not None:
             series.celery.value += 1
+        if self._follower is not None:
+            self._follower.count(kind, series.name, worker, series.queue)
         if kind == "task-sent":
             self._on_sent(event, task)
             return
@@ -210,12 +215,16 @@ class Recorder:
             known.unended = known.unended[1:]
         elif known:
             self._in_flight.drop([event["uuid"]])
+        runtime = None
         if kind == "task-succeeded":
             runtime = _measured(event.get("runtime"))
             if runtime is not None:
                 self._tasks.observe_runtime(runtime, series)
         elif kind in ("task-failed", "task-retried") and started_at is not None:
-            self._tasks.runtime.observe(max(0.0, event["timestamp"] - started_at), series.worker, series.name)
+            runtime = max(0.0, event["timestamp"] - started_at)
+            self._tasks.runtime.observe(runtime, series.worker, series.name)
+        if runtime is not None and self._follower is not None:
+            self._follower.observe_runtime(runtime, series.name, series.worker, series.queue)
 
     def _on_sent(self, event: Mapping[str, Any], task: Task) -> None:
         start = self._waits.on_sent((event["uuid"], _retries(event)), event["timestamp"])
@@ -223,7 +232,10 @@ class Recorder:
             self._observe_wait(event["timestamp"], start, self._queues(self._queue(start.worker, task)))
 
     def _observe_wait(self, sent: float, start: Start, queue: str) -> None:
-        self._tasks.celery_wait.observe(start.wait(sent), start.name, start.worker, queue)
+        wait = start.wait(sent)
+        self._tasks.celery_wait.observe(wait, start.name, start.worker, queue)
+        if self._follower is not None:
+            self._follower.observe_wait(wait, start.name, start.worker, queue)
 
     def _queue(self, worker: str, task: Task) -> str:
         # Only task-sent events have the queue
@@ -295,7 +307,7 @@ class Recorder:
         :param groups: the groups to include: ``flower``, ``celery``.
         """
         self.forget_evicted()
-        active = self._active()
+        active = self.active()
         families: list[Family] = []
         if "flower" in groups:
             families += [*self._tasks.of_flower, *flower_gauges(active, self._in_flight, self._tasks.pairs())]
@@ -303,7 +315,7 @@ class Recorder:
             families += [*self._tasks.of_celery, *celery_gauges(active, queues)]
         return families
 
-    def _active(self) -> dict[str, float | None]:
+    def active(self) -> dict[str, float | None]:
         """Return the number of running tasks by worker; None for an offline worker."""
         active: dict[str, float | None] = {}
         for name, worker in sorted(self._state.workers.items()):

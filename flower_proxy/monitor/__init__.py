@@ -1,0 +1,1 @@
+"""History of events in slots of time, for the Monitor page."""
