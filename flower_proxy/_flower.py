@@ -42,6 +42,8 @@ __all__ = [
     "CONTROL_NAME",
     "FLOWER_JS",
     "HEARTBEAT_FIELDS",
+    "INITIAL_SEARCH",
+    "NAVIGATION",
     "PAGE_HEAD",
     "POLLING",
     "STOCK_FAMILIES",
@@ -123,6 +125,9 @@ PAGE_HEAD = ("base.html", re.compile(r"<head>"))
 USER_MENU = ("navbar.html", re.compile(r'<ul class="[^"]*\bapp-nav-secondary\b[^"]*">'))
 """The template of the navigation bar, and the pattern that matches the start of its last list."""
 
+NAVIGATION = ("navbar.html", re.compile(r'<ul class="app-nav navbar-nav">.*?(?=\s*</ul>)', re.DOTALL))
+"""The template of the navigation bar, and the pattern that matches its first list without the end."""
+
 TASK_STATE = ("task.html", re.compile(r"<dt>Status</dt>.*?(?=</dd>)", re.DOTALL))
 """The template of the task page, and the pattern that matches the state of the task."""
 
@@ -134,6 +139,9 @@ CONTROL_NAME = re.compile(r"(url_prefix\(\) \+ '/api/[\w/-]+/' \+ )(\w+)(?=,)")
 
 POLLING = re.compile(r"setInterval\( *function \(\) \{\s*(\w+)\.ajax\.reload\(null, false\);\s*\}, (\w+) \* 1000\)")
 """In Flower's script: the timer that reloads a table, the table, and the interval in seconds."""
+
+INITIAL_SEARCH = re.compile(r"(\['state', 'worker', 'name')\]")
+"""In Flower's script: the parameters of a link to the tasks page that become terms of its search."""
 
 HEARTBEAT_FIELDS = {"worker-heartbeat", "heartbeats", "clock"}
 """The fields of a worker that a heartbeat changes, which the workers page does not show."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from tornado.web import HTTPError, StaticFileHandler
 
-from flower_proxy._flower import CONTROL_NAME, FLOWER_JS, POLLING, TIME_ZONES, TIME_ZONES_HASH
+from flower_proxy._flower import CONTROL_NAME, FLOWER_JS, INITIAL_SEARCH, POLLING, TIME_ZONES, TIME_ZONES_HASH
 from flower_proxy.web.compression import CODINGS, MAX_COMPRESSED, accepted_codings, is_compressible
 
 logger = logging.getLogger(__name__)
@@ -41,8 +41,9 @@ def splice(original: str, corrected: str) -> str:
 
     :param original: Flower's script.
     :param corrected: a script of function declarations, each starting and ending in the first column.
-    :returns: the script with the corrected functions, with URL-encoded names in the URLs of control actions, and with
-        a call of ``poll`` in place of the timer that reloads a table.
+    :returns: the script with the corrected functions, with URL-encoded names in the URLs of control actions, with
+        the field ``ended`` in links to the tasks page, and with a call of ``pollTable`` in place of the timer that
+        reloads a table.
     :raises SpliceError: the original lacks a function; the message names it.
     """
     for name, function in _functions(corrected).items():
@@ -55,7 +56,8 @@ def splice(original: str, corrected: str) -> str:
             raise SpliceError(f"the end of the function {name} was not found")
         indented = "\n".join(place["indent"] + line if line else "" for line in function.splitlines())
         original = original[: place.start()] + indented + original[end.end() :]
-    return POLLING.sub(r"poll(\1, \2)", CONTROL_NAME.sub(r"\1encodeURIComponent(\2)", original))
+    original = CONTROL_NAME.sub(r"\1encodeURIComponent(\2)", original)
+    return POLLING.sub(r"pollTable(\1, \2)", INITIAL_SEARCH.sub(r"\1, 'ended']", original))
 
 
 def _functions(script: str) -> dict[str, str]:

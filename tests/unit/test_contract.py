@@ -46,6 +46,8 @@ from flower_proxy._flower import (
     CHECKED_ON,
     CONTROL_NAME,
     FLOWER_JS,
+    INITIAL_SEARCH,
+    NAVIGATION,
     PAGE_HEAD,
     POLLING,
     TASK_STATE,
@@ -389,6 +391,16 @@ def test_one_timer_reloads_a_table() -> None:
     assert [match.groups() for match in POLLING.finditer(SCRIPT)] == [("workersTable", "autorefresh_interval")]
     assert "setInterval" not in POLLING.sub("", SCRIPT)
     assert "url: url_prefix() + '/workers?json=1'" in SCRIPT
+
+
+def test_links_to_the_tasks_page_become_a_search() -> None:
+    assert len(INITIAL_SEARCH.findall(SCRIPT)) == 1
+
+
+def test_the_first_list_of_the_navigation_bar_has_the_pages() -> None:
+    (found,) = NAVIGATION[1].findall((FLOWER / "templates" / NAVIGATION[0]).read_text())
+    assert re.findall(r"reverse_url\('(\w+)'\)", found) == ["workers", "tasks", "broker"]
+    assert found.endswith("</li>")
 
 
 def test_only_flower_js_uses_the_xsrf_cookie() -> None:

@@ -51,7 +51,7 @@ def test_names_in_urls_of_control_actions_are_encoded_once() -> None:
 
 def test_timers_that_reload_a_table_are_replaced() -> None:
     timer = "setInterval( function () {\n    table.ajax.reload(null, false);\n}, interval * 1000);\n"
-    assert splice(ORIGINAL + timer, CORRECTED).endswith("poll(table, interval);\n")
+    assert splice(ORIGINAL + timer, CORRECTED).endswith("pollTable(table, interval);\n")
     other = timer.replace("table.ajax.reload(null, false)", "show()")
     assert splice(ORIGINAL + other, CORRECTED).endswith(other)
 
