@@ -7,6 +7,7 @@ import contextlib
 import logging
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any, cast
@@ -28,6 +29,9 @@ from flower_proxy.events.discovery import Discovery
 from flower_proxy.events.persistence import Persistence
 from flower_proxy.events.task_events import TaskEvents
 from flower_proxy.metrics.factory import build_collector
+from flower_proxy.monitor.history import History
+from flower_proxy.monitor.keeper import Keeper
+from flower_proxy.monitor.status import status_of
 from flower_proxy.proxy.addresses import TrustedProxies
 from flower_proxy.proxy.location import Locator
 from flower_proxy.proxy.paths import parse_mount
@@ -39,6 +43,7 @@ from flower_proxy.web.connections import BoundedServer, ConnectionLimit, max_con
 from flower_proxy.web.flower_handlers import Routes
 from flower_proxy.web.handlers import Check, Ready
 from flower_proxy.web.mixins import BROWSER, ProxyMixin, SecurityHeadersMixin
+from flower_proxy.web.monitor import HistoryApi, MonitorPage
 from flower_proxy.web.queues import BrokerQueues
 from flower_proxy.web.routing import PublicRouter, limit_body
 from flower_proxy.web.security_headers import content_security_policy
@@ -84,9 +89,11 @@ class FlowerProxy(EmbeddedFlower):
         self.connections = ConnectionLimit(max_connections(options.max_connections))
         self.task_events = TaskEvents(options.max_workers)
         self.discovery = Discovery(self.task_events.sends_task_events, max_workers=options.max_workers)
+        self.history = History(int(time.time()))
         tornado_settings = {**application_settings(options), **settings}
         mount, trusted = parse_mount(options.url_prefix or ""), TrustedProxies(options.trusted_proxies)
-        size, parts = parse_size(options.events_buffer), (self.connections, self.task_events, self.discovery)
+        size = parse_size(options.events_buffer)
+        parts = (self.connections, self.task_events, self.discovery, self.history)
         self.monitor = build_collector(capp, options, flowers_loop, *parts, events_buffer=size)
         receiver = self.monitor.receiver
         self.queues = BrokerQueues(capp, self.monitor.watch, broker_api=options.broker_api)
@@ -101,8 +108,7 @@ class FlowerProxy(EmbeddedFlower):
             settings=tornado_settings,
         )
         self.discovery.begin(receiver, inspected, self.update_workers)
-        own = {"/ready": Ready, f"{PATH}/(.+)": Check, PATH: Check}
-        self.wildcard_router.rules[:0] = [Rule(PathMatches(path), handler) for path, handler in own.items()]
+        self._add_pages()
         self._routes = Routes(self.wildcard_router.rules, self.options)
         self.locator = Locator(mount=mount, trusted=trusted, is_page=self._routes.is_page, xheaders=options.xheaders)
         self._router = PublicRouter(self, self.locator, self.access.policy)
@@ -118,6 +124,16 @@ class FlowerProxy(EmbeddedFlower):
         if options.persistent:
             interval = options.state_save_interval / 1000
             self.persistence = Persistence(receiver, options.db, interval, self.monitor.recorder.restore)
+        path = f"{self.persistence.path}.history" if self.persistence else None
+        self.history_keeper = Keeper(self.history, partial(status_of, self.monitor, self.task_events), path)
+
+    def _add_pages(self) -> None:
+        router = self.wildcard_router
+        own = {"/ready": Ready, f"{PATH}/(.+)": Check, PATH: Check, "/monitor": MonitorPage, "/api/history": HistoryApi}
+        rules = [Rule(PathMatches(path), handler) for path, handler in own.items()]
+        # Before the catch-all route
+        router.rules[:0] = rules
+        router.named_rules["monitor"] = next(rule for rule in rules if rule.target is MonitorPage)
 
     # Requests
 
@@ -196,6 +212,8 @@ class FlowerProxy(EmbeddedFlower):
             server.stop()
         await self.connections.drain(timeout)
         self.stop()
+        # Before the state, whose lock protects the history, too
+        await self.history_keeper.close()
         saving = [self.persistence.close()] if self.persistence else []
         await asyncio.gather(self._end(servers, timeout), *saving)
 
@@ -267,6 +285,7 @@ class FlowerProxy(EmbeddedFlower):
         super().start()
         if self.persistence is not None:
             self.persistence.start()
+        self.history_keeper.start()
 
     def stop(self) -> None:
         """Stop everything without waiting."""

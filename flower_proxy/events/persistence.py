@@ -55,6 +55,11 @@ class Persistence:
         self._is_loaded = False
         self._problem = ""
 
+    @property
+    def path(self) -> str:
+        """The path of the file, without symbolic links."""
+        return self._file.path
+
     def start(self) -> None:
         """Start loading, and then saving at intervals."""
         self._running = asyncio.ensure_future(self._load())

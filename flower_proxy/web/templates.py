@@ -9,7 +9,7 @@ from typing import Protocol
 
 from tornado.template import DictLoader
 
-from flower_proxy._flower import PAGE_HEAD, TASK_STATE, USER_MENU, WORKERS_PAGE
+from flower_proxy._flower import NAVIGATION, PAGE_HEAD, TASK_STATE, USER_MENU, WORKERS_PAGE
 
 logger = logging.getLogger(__name__)
 
@@ -52,12 +52,19 @@ _MISSED = (
     '{% if handler.missed_note %}<p class="alert alert-warning" role="status">{{ handler.missed_note }}</p>{% end %}'
 )
 _END = '{% if handler.end_note %}<span class="text-body-secondary">{{ handler.end_note }}</span>{% end %}'
+_MONITOR = (
+    '<li class="nav-item"><a href="{{ reverse_url("monitor") }}" '
+    """{% if active_tab == "monitor" %}class="nav-link active" aria-current="page"{% else %}class="nav-link"{% end %}"""
+    ">Monitor</a></li>"
+)
 _INSERTIONS = [
     (*PAGE_HEAD, _HEAD, "control actions and relative links may fail"),
+    (*NAVIGATION, _MONITOR, "pages have no link to the Monitor page"),
     (*USER_MENU, _USER, "pages do not show the user"),
     (*WORKERS_PAGE, _MISSED, "the workers page does not mention missed tasks"),
     (*TASK_STATE, _END, "the page of a task does not mention that its end was not seen"),
 ]
+_PAGES = Path(__file__).parent / "pages"
 # Nonces are added to the template sources: in a rendered page, a script could come from the name of a task
 _INLINE_SCRIPT = re.compile(r"<script(?=[\s>])(?![^>]*\ssrc\s*=)", re.IGNORECASE)
 
@@ -99,7 +106,7 @@ def add_nonces(source: str) -> str:
 
 
 class _Sources(dict[str, str]):
-    """Template sources by name, read on first use.
+    """Template sources by name, read on first use; those of flower-proxy come first.
 
     A name can be an absolute path, as for Tornado's loader, because a login provider may have its own template.
     """
@@ -109,5 +116,7 @@ class _Sources(dict[str, str]):
         self._folder = folder
 
     def __missing__(self, name: str) -> str:
-        source = self[name] = add_nonces((self._folder / name).read_text(encoding="utf-8"))
+        own = _PAGES / name
+        source = (own if own.is_file() else self._folder / name).read_text(encoding="utf-8")
+        source = self[name] = add_nonces(source)
         return source

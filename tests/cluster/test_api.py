@@ -33,7 +33,7 @@ PREFIX = "/flower"
 METHODS = ("get", "post", "put", "patch", "delete")
 # Routes of Flower's pages; all others belong to the API
 PAGES = {"/", "/workers", "/worker/(.+)", "/task/(.+)", "/tasks", "/tasks/datatable", "/broker"}
-PAGES |= {"/static/(.*)", r"/(favicon\.ico)", r"/(robots\.txt)", "/logout", ".*"}
+PAGES |= {"/monitor", "/static/(.*)", r"/(favicon\.ico)", r"/(robots\.txt)", "/logout", ".*"}
 
 
 class Response(NamedTuple):

@@ -9,9 +9,9 @@ import os
 import random
 import shelve
 import signal
+import stat
 import subprocess
 import sys
-import time
 from asyncio.subprocess import Process
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -30,6 +30,7 @@ from flower_proxy.events.snapshot import snapshot
 from flower_proxy.events.state import State
 from flower_proxy.events.state_file import StateFile
 from tests.support.events import EVENTS
+from tests.support.loops import until
 from tests.support.processes import PROJECT, Address, answers, free_port, request, running, wait_until
 from tests.support.states import save, saved_tasks, state_with
 
@@ -203,6 +204,8 @@ def test_a_signal_while_loading_keeps_the_saved_state(folder: Path) -> None:
         running_process.send_signal(signal.SIGTERM)
         assert running_process.wait(timeout=30) == 0
     assert processes(folder, "read") == []
+    # The history is saved
+    (folder / "flower.history").unlink()
     assert {path: path.stat().st_ino for path in folder.glob("flower.*")} == before
     assert "Failed" not in (folder / "log").read_text()
 
@@ -357,6 +360,35 @@ async def saves(path: Path, uuid: str) -> bool:
     return persistence.saved
 
 
+def slots(address: Address) -> dict[int, float]:
+    """Return the observed slots of the history, without the open one, by time."""
+    history = api(address, "/api/history?range=15m")
+    times = range(history["first"], history["first"] + 5 * 179, 5)
+    return {time: covered for time, covered in zip(times, history["covered"], strict=False) if covered}
+
+
+def run_until_two_more_slots(folder: Path, number: int, end: signal.Signals) -> dict[int, float]:
+    address, process = serving(folder)
+    with process as running_process:
+        wait_until(lambda: len(slots(address)) >= number + 2, what="two more slots")
+        found = slots(address)
+        running_process.send_signal(end)
+        running_process.wait(timeout=30)
+    return found
+
+
+def test_the_history_continues_after_a_restart(folder: Path) -> None:
+    """It is saved at the end; a killed process leaves what was saved before."""
+    put(folder, "task")
+    found: dict[int, float] = {}
+    for end in (signal.SIGTERM, signal.SIGKILL, signal.SIGTERM):
+        later = run_until_two_more_slots(folder, len(found), end)
+        assert {time: later.get(time) for time in found} == found
+        found = found if end == signal.SIGKILL else later
+    assert not list(folder.glob("*.corrupt"))
+    assert stat.S_IMODE((folder / "flower.history").stat().st_mode) == 0o600
+
+
 def test_ctrl_c_reaches_only_flower_proxy(folder: Path) -> None:
     """A terminal sends it to all processes of the foreground group, a service manager to all of the service."""
     put(folder, *TASKS, size=20_000)
@@ -394,14 +426,6 @@ def persisting(path: Path, interval: float = 0.0) -> tuple[Receiver, Persistence
         max_tasks_in_memory=10_000,
     )
     return receiver, Persistence(receiver, str(path), interval, restored), restored
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for a condition, while the event loop runs."""
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.001)
 
 
 def test_the_event_loop_runs_while_the_state_is_loaded_and_saved(

@@ -60,6 +60,7 @@ class Journey:
             "tasks": self.open_tasks,
             "task": self.open_task,
             "broker": self.open_broker,
+            "monitor": self.open_monitor,
             "logo": self.go_back_by_logo,
             "not found": self.open_missing_page,
         }
@@ -131,6 +132,13 @@ class Journey:
     def open_broker(self) -> None:
         self.browser.click("Broker", by=By.LINK_TEXT)
         self._see("a queue", lambda: self.browser.find_all("#queue-table tbody tr#celery"))
+
+    def open_monitor(self) -> None:
+        self.browser.click("Monitor", by=By.LINK_TEXT)
+        self._see("live charts", lambda: self.browser.text("#monitor-refresh-status") == "Live")
+        self._see("six charts", lambda: len(self.browser.find_all("#monitor-charts svg.plot .line")) >= 6)
+        self.browser.click("#monitor-table tbody a")
+        self._see("one task", lambda: self.browser.text("#monitor-scope").startswith("Task server."))
 
     def go_back_by_logo(self) -> None:
         self.browser.click(".app-brand")

@@ -1,9 +1,11 @@
-"""Event loops in threads."""
+"""Event loops: in threads, and while a test waits."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tornado.ioloop import IOLoop
@@ -19,3 +21,11 @@ def running(loop: IOLoop) -> Iterator[None]:
     finally:
         loop.add_callback(loop.stop)
         thread.join()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for a condition, while the event loop runs."""
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.001)

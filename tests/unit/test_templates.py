@@ -25,11 +25,14 @@ NONCE = ' nonce="{{ handler.csp_nonce }}"'
 USER = re.compile(r'\{% if handler\.user_name %\}<li class="nav-item">.*?</li>\{% end %\}')
 
 
+MONITOR = re.compile(r'<li class="nav-item"><a href="\{\{ reverse_url\("monitor"\) \}\}" .*?</li>')
 NOTES = re.compile(r"\{% if handler\.(missed|end)_note %\}.*?\{% end %\}")
 
 
 def without_corrections(source: str) -> str:
-    return NOTES.sub("", USER.sub("", source)).replace(HEAD, "").replace(NONCE, "")
+    for insertion in (MONITOR, NOTES, USER):
+        source = insertion.sub("", source)
+    return source.replace(HEAD, "").replace(NONCE, "")
 
 
 @pytest.fixture
@@ -157,9 +160,10 @@ def test_inapplicable_correction_is_skipped_and_logged_once(tmp_path: Path, capl
         page = render(loader, "base.html", handler("bob"))
     # Without the nonce, the browser would block Flower's script
     assert page == '<head lang=en><script nonce="n0nce">flower()</script>'
-    base, navbar, workers, task = [record.getMessage() for record in caplog.records]
+    base, navigation, navbar, workers, task = [record.getMessage() for record in caplog.records]
     assert base.startswith("Cannot correct Flower's base.html: expected one match of <head>, found 0; ")
     assert navbar.startswith("Cannot correct Flower's navbar.html: ")
+    assert navigation.endswith("; pages have no link to the Monitor page")
     assert navbar.endswith("; pages do not show the user")
     assert workers.endswith("; the workers page does not mention missed tasks")
     assert task.endswith("; the page of a task does not mention that its end was not seen")
