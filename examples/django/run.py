@@ -159,7 +159,7 @@ def _run_site(root: Path, site: Site) -> None:
             time.sleep(0.1)
             return not SIGNALS and supervisord.poll() is None
 
-        while is_running() and not all(_answers(root, site, path) for path in ("/", "/flower/ready")):
+        while is_running() and not _is_up(root, site):
             pass
         if is_running():
             _announce(root, site, password)
@@ -323,6 +323,13 @@ def _session(leader: int) -> Iterator[int]:
         with contextlib.suppress(ProcessLookupError):
             if os.getsid(int(path.name)) == leader:
                 yield int(path.name)
+
+
+def _is_up(root: Path, site: Site) -> bool:
+    # A signal to a worker that is still starting can get lost, too
+    log = root / "var/log/server/celery-worker.log"
+    is_ready = log.is_file() and " ready." in log.read_text()
+    return is_ready and all(_answers(root, site, path) for path in ("/", "/flower/ready"))
 
 
 def _answers(root: Path, site: Site, path: str) -> bool:
