@@ -28,16 +28,13 @@ class Columns:
     def add(self, name: str, slots: Sequence[int], number: int) -> None:
         """Add a number to some slots of a column."""
         for slot in slots:
-            self._put(name, slot, self[name, slot] + number, COUNTS)
+            self.set(name, slot, self[name, slot] + number)
 
     def set(self, name: str, slot: int, number: int, kind: str = COUNTS) -> None:
         """Set a slot of a column.
 
         :param kind: the type code of a new column.
         """
-        self._put(name, slot, number, kind)
-
-    def _put(self, name: str, slot: int, number: int, kind: str) -> None:
         column = self.arrays.get(name)
         if column is None:
             if not number:

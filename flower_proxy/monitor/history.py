@@ -150,19 +150,20 @@ class History:
         :param executing: number of running tasks by online worker.
         :param lengths: number of messages by queue; empty if unknown.
         """
-        self._gauge(self.whole, "online", len(executing))
-        self._gauge(self.whole, "executing", sum(executing.values()))
+        positions = self._positions()
+        self._gauge(self.whole, "online", len(executing), positions)
+        self._gauge(self.whole, "executing", sum(executing.values()), positions)
         if lengths:
-            self._gauge(self.whole, "length", sum(lengths.values()))
+            self._gauge(self.whole, "length", sum(lengths.values()), positions)
         for name, group, numbers in (("executing", self._workers, executing), ("length", self._queues, lengths)):
             for series, number in group.totals(numbers):
-                self._gauge(series, name, number)
+                self._gauge(series, name, number, positions)
 
-    def _gauge(self, series: Series, name: str, number: int) -> None:
+    def _gauge(self, series: Series, name: str, number: int, positions: Sequence[int]) -> None:
         if number:
             series.active_at = self._slot
         columns = series.columns
-        for position in self._positions():
+        for position in positions:
             # 0 means unknown
             columns.set(name, position, number + 1)
             if name == "length":

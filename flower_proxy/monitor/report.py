@@ -163,8 +163,8 @@ class Report:
         return columns
 
     def _numbers(self, series: Series, name: str) -> list[int]:
-        column = series.columns.arrays.get(name)
-        return [column[slot] for slot in self._slots] if column else [0] * len(self._slots)
+        column = series.columns.column(name)
+        return [column[slot] for slot in self._slots]
 
     def _gauge(self, series: Series, name: str) -> list[int | None]:
         return [number - 1 if number else None for number in self._numbers(series, name)]

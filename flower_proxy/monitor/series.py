@@ -19,7 +19,7 @@ _RUNTIMES, _WAITS = (tuple(f"{of}_p{round(100 * part)}" for part in FRACTIONS) f
 QUANTILES: Final = (*_RUNTIMES, *_WAITS)
 
 OTHER = "other"
-# In one slot: merging a series takes 0.3 ms, and the names of events can be chosen by whoever sends them
+# In one slot: merging a series takes 0.3 ms, and any sender of events can choose new names
 _MAX_MERGED = 30
 # Slots that wait for `Series.digest`, for programs that do not call it
 _MAX_ENDED = 3
