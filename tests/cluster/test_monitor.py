@@ -16,7 +16,7 @@ from celery import Celery
 from celery.result import AsyncResult
 
 from tests.support.outage import network_to
-from tests.support.processes import request, wait_until
+from tests.support.processes import answers, request, wait_until
 from tests.support.programs import Broker, Flower, launch, worker_process
 
 SUCCEEDING, FAILING = 963, 37
@@ -32,6 +32,8 @@ def own(broker: Broker) -> Broker:
 @pytest.fixture
 def flower(own: Broker, tmp_path: Path) -> Iterator[Flower]:
     with worker_process(own, tmp_path / "worker"), launch("ours", own, tmp_path / "flower") as flower:
+        # Earlier, it listens, but is not subscribed to events
+        wait_until(lambda: answers(flower.address, "/ready"), what="Flower is connected")
         yield flower
 
 
