@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from operator import itemgetter
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from flower_proxy._bounded import BoundedDict
@@ -20,10 +19,6 @@ _REPEAT_INTERVAL = 60.0  # seconds
 _FIRST_RETRY, _MAX_RETRY = 1.0, 300.0  # seconds
 # More new workers are inspected together, by a broadcast
 _MAX_ADDRESSED = 10
-# The first commands to a worker may be lost, each on its own
-_INSPECTIONS = {"stats", "active_queues"}
-
-_hostname = itemgetter("hostname")
 
 
 class Discovery:
@@ -69,17 +64,20 @@ class Discovery:
         """
         self._receiver, self._known, self._inspect = receiver, known, inspect
 
-    def on_events(self, batch: Sequence[Mapping[str, Any]]) -> None:
-        """Process events, which the state must have processed."""
-        started = {event["hostname"] for event in batch if event["type"] == "worker-online"}
-        for name in dict.fromkeys(map(_hostname, batch)):
-            info = self._known.get(name, {})
-            if name in started:
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        """Process an event; see `flower_proxy.events.listener.Listener`."""
+        name, is_start = event["hostname"], event["type"] == "worker-online"
+        info = self._known.get(name)
+        if info is not None:
+            if is_start:
                 # Those of the previous process would hide that an inspection has failed
                 info.pop("stats", None)
-            if (name in started or not info.keys() >= _INSPECTIONS) and name in self._receiver.state.workers:
-                self._known[name]
-                self._add(name, is_start=name in started)
+            elif "stats" in info and "active_queues" in info:
+                # The first commands to a worker may be lost, each on its own
+                return
+        if name in self._receiver.state.workers:
+            self._known[name]
+            self._add(name, is_start=is_start)
 
     def _add(self, name: str, *, is_start: bool) -> None:
         now = self._clock()

@@ -10,8 +10,7 @@ from typing import Any
 from celery import Celery
 from tornado.ioloop import IOLoop
 
-from flower_proxy.events.buffer import Decode, EventBuffer, Raw
-from flower_proxy.events.decoding import decode_message
+from flower_proxy.events.buffer import Batch, Decode, EventBuffer, Raw
 from flower_proxy.events.listener import Listener
 from flower_proxy.events.rejections import Rejections
 from flower_proxy.events.state import State
@@ -21,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 _FAILED = "processing_failed"
 _MAX_SLICE = 0.005  # seconds for which events may block the event loop
+_NOTHING = object()
 
 
 class Dispatcher:
@@ -47,15 +47,15 @@ class Dispatcher:
         self._clock = capp.clock
         self._io_loop = io_loop
         self._state = state
-        self._listeners = tuple(listeners)
+        self._listeners = [listener.on_event for listener in listeners]
         self._buffer = EventBuffer(max_size)
         self._is_scheduled = False
         self._processed = 0
-        # The rest of the messages that arrived together, and of the events in the latest of them
-        self._decode: Decode = decode_message
-        self._messages: Iterator[Raw] = iter(())
+        # The rest of the messages that arrived together
         self._received = 0.0
         self._parts: Iterator[object] = iter(())
+        # Of the clock, which takes a lock, until the end of the slice
+        self._logical_time = 0
 
     @property
     def received(self) -> int:
@@ -104,12 +104,15 @@ class Dispatcher:
         self._is_scheduled = False
         if self.is_paused:
             return
-        is_done = False
+        is_done, processed, self._logical_time = False, self._processed, self._clock.value
         try:
             is_done = self._process_until(time.perf_counter() + _MAX_SLICE)
         finally:
             if not is_done:
                 self._schedule()
+            if self._processed > processed:
+                self.last_event = time.monotonic()
+                self._adjust_clock()
 
     def _process_until(self, end: float) -> bool:
         """Process messages.
@@ -118,33 +121,30 @@ class Dispatcher:
         """
         while time.perf_counter() < end:
             for part in self._parts:
-                self._process(part)
+                if part is not _NOTHING:
+                    self._process(part)
                 if time.perf_counter() >= end:
                     return False
-            if not self._take():
-                return True
-        return False
-
-    def _take(self) -> bool:
-        """Decode the next message, or begin with the next ones.
-
-        :returns: whether there are any.
-        """
-        raw = next(self._messages, None)
-        if raw is None:
             batch = self._buffer.pop()
             if batch is None:
-                return False
-            self._decode, messages, self._received = batch
-            self._messages = iter(messages)
-            return True
-        try:
-            body = self._decode(raw)
-        except Exception as error:
-            self.rejections.count(UNDECODABLE, f"{type(error).__name__}: {error}")
-        else:
-            self._parts = iter(body if type(body) is list else (body,))
-        return True
+                return True
+            self._received, self._parts = batch.received, self._decoded(batch)
+        return False
+
+    def _decoded(self, batch: Batch) -> Iterator[object]:
+        """Yield the events of messages; `_NOTHING` for a message that cannot be decoded."""
+        decode = batch.decode
+        for raw in batch.messages:
+            try:
+                body = decode(raw)
+            except Exception as error:
+                self.rejections.count(UNDECODABLE, f"{type(error).__name__}: {error}")
+                yield _NOTHING
+            else:
+                if type(body) is list:
+                    yield from body
+                else:
+                    yield body
 
     def _process(self, part: object) -> None:
         try:
@@ -156,38 +156,42 @@ class Dispatcher:
             self._fail(error)
         else:
             self._processed += 1
-            self.last_event = time.monotonic()
             self.dispatch(event)
 
     def _stamp(self, event: dict[str, Any]) -> None:
         """Set the logical time, where it is missing, and the time of arrival, as Celery's receiver does."""
-        clock = self._clock
+        event["local_received"] = self._received
+        now = self._logical_time
         if event["type"] == "task-sent":
             # Clients do not synchronize their clocks, so such an event comes right before the next one
-            event["clock"] = (clock.value or 1) - 1
-            clock.adjust(event["clock"])
+            clock = event["clock"] = (now or 1) - 1
         elif "clock" in event:
-            clock.adjust(event["clock"])
+            clock = event["clock"]
         else:
-            event["clock"] = clock.forward()
-        event["local_received"] = self._received
+            event["clock"] = self._logical_time = now + 1
+            return
+        self._logical_time = (clock if clock > now else now) + 1
+
+    def _adjust_clock(self) -> None:
+        try:
+            self._clock.adjust(self._logical_time - 1)
+        except Exception as error:
+            self._fail(error)
 
     def dispatch(self, event: dict[str, Any]) -> None:
         """Pass an event to the state, then to each listener.
 
-        Events are passed one at a time, since listeners read the state right after the event. Exceptions are counted
-        and logged. An event that the state fails to process reaches no listener; a failing listener does not affect
-        the others.
+        Exceptions are counted and logged. An event that the state fails to process reaches no listener; a failing
+        listener does not affect the others.
         """
         try:
             self._state.event(event)
         except Exception as error:
             self._fail(error)
             return
-        batch = (event,)
-        for listener in self._listeners:
+        for on_event in self._listeners:
             try:
-                listener.on_events(batch)
+                on_event(event)
             except Exception as error:
                 self._fail(error)
 

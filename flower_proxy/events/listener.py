@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 
 class Listener(Protocol):
     """Processes events in the event loop."""
 
-    def on_events(self, batch: Sequence[Mapping[str, Any]]) -> None:
-        """Process events.
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        """Process an event.
 
-        :param batch: events in order of arrival; Flower's state has processed these and no later one.
+        :param event: a valid event, which Flower's state has processed, and no later one.
         """

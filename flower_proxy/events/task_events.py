@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,20 +35,19 @@ class TaskEvents:
         self._incident = incident or Incident()
         self.total_missed = 0
 
-    def on_events(self, batch: Sequence[Mapping[str, Any]]) -> None:
-        """Process events; see `flower_proxy.events.listener.Listener`."""
-        for event in batch:
-            kind = event["type"]
-            if kind.startswith("task-"):
-                # The sender of task-sent is a client
-                if kind != "task-sent":
-                    worker = self._find(event["hostname"])
-                    worker.has_sent, worker.first = True, None
-                    worker.starts.heard = True
-                    if kind == "task-started":
-                        worker.starts.on_start(event.get("clock"))
-            elif kind == "worker-heartbeat" and (processed := event.get("processed")) is not None:
-                self._on_heartbeat(event["hostname"], int(processed), event.get("clock"))
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        """Process an event; see `flower_proxy.events.listener.Listener`."""
+        kind = event["type"]
+        if kind.startswith("task-"):
+            # The sender of task-sent is a client
+            if kind != "task-sent":
+                worker = self._find(event["hostname"])
+                worker.has_sent, worker.first = True, None
+                worker.starts.heard = True
+                if kind == "task-started":
+                    worker.starts.on_start(event.get("clock"))
+        elif kind == "worker-heartbeat" and (processed := event.get("processed")) is not None:
+            self._on_heartbeat(event["hostname"], int(processed), event.get("clock"))
 
     def _on_heartbeat(self, name: str, processed: int, clock: float | None) -> None:
         worker = self._find(name)

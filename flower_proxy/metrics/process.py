@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any, Protocol
@@ -52,12 +52,10 @@ class EventDelay(Collector):
         # prometheus_client takes a lock for each value
         self._delays = Distribution("", _DELAY_BUCKETS)
 
-    def on_events(self, batch: Sequence[Mapping[str, Any]]) -> None:
-        """Observe the delay of each event that has a timestamp."""
-        now = time.time()
-        for event in batch:
-            if "timestamp" in event:
-                self._delays.observe(max(0.0, now - event["timestamp"]))
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        """Observe the delay of an event."""
+        delay = time.time() - event["timestamp"]
+        self._delays.observe(delay if delay > 0 else 0.0)
 
     def collect(self) -> Iterator[Metric]:
         """Yield the histogram."""

@@ -90,13 +90,12 @@ class Recorder:
         """The number of events whose task name was aggregated under ``other``."""
         return self._task_names.overflow
 
-    def on_events(self, batch: Sequence[Mapping[str, Any]]) -> None:
-        """Record events, which the state must have processed, and no later ones."""
-        for event in batch:
-            if event["type"].startswith("task-"):
-                self._on_task(event, task_of(self._state, event["uuid"]))
-            else:
-                self._on_worker(event)
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        """Record an event, which the state must have processed, and no later one."""
+        if event["type"].startswith("task-"):
+            self._on_task(event, task_of(self._state, event["uuid"]))
+        else:
+            self._on_worker(event)
 
     def _on_task(self, event: Mapping[str, Any], task: Task) -> None:
         # The state merges late events into the task, so the type is read from the event

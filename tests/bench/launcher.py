@@ -18,15 +18,15 @@ def slow_down(microseconds: float) -> None:
     """Let flower-proxy use so much more CPU time for each event."""
     from flower_proxy.metrics.recorder import Recorder
 
-    on_events = Recorder.on_events
+    on_event = Recorder.on_event
 
-    def slower(self: Recorder, batch: Any) -> None:
-        end = time.perf_counter() + len(batch) * microseconds / 1e6
-        on_events(self, batch)
+    def slower(self: Recorder, event: Any) -> None:
+        end = time.perf_counter() + microseconds / 1e6
+        on_event(self, event)
         while time.perf_counter() < end:
             pass
 
-    Recorder.on_events = slower  # type: ignore[method-assign]
+    Recorder.on_event = slower  # type: ignore[method-assign]
 
 
 def main() -> None:

@@ -69,17 +69,17 @@ def listeners(events: list[Event]) -> dict[str, float]:
     """Return the microseconds per event of the listeners, which read the state after each event."""
     state, recorder = new_state(), Recorder(Histogram.DEFAULT_BUCKETS)
     recorder.begin(state)
-    processes: dict[str, Callable[[tuple[Event]], None]] = {
-        "recorder": recorder.on_events,
-        "delay": EventDelay().on_events,
-        "task events": TaskEvents(5000).on_events,
+    processes: dict[str, Callable[[Event], None]] = {
+        "recorder": recorder.on_event,
+        "delay": EventDelay().on_event,
+        "task events": TaskEvents(5000).on_event,
     }
     spent = dict.fromkeys(processes, 0.0)
     for event in events:
         state.event(event)
         moments = [time.process_time()]
         for process in processes.values():
-            process((event,))
+            process(event)
             moments.append(time.process_time())
         for name, before, after in zip(processes, moments, moments[1:], strict=False):
             spent[name] += after - before

@@ -104,7 +104,7 @@ class Cluster:
         self._observe(event)
 
     def _observe(self, event: Event) -> None:
-        self.recorder.on_events((event,))
+        self.recorder.on_event(event)
 
     def _observe_stock(self, event: Event) -> None:
         self.state.metrics.observe_task(event["hostname"], event, task_of(self.state, event["uuid"]))

@@ -63,7 +63,7 @@ class Cluster:
         self.workers.update({name: SimpleNamespace(alive=True) for name in names})
 
     def send(self, name: str, kind: str = "worker-heartbeat") -> None:
-        self.discovery.on_events([{"hostname": name, "type": kind}])
+        self.discovery.on_event({"hostname": name, "type": kind})
 
     async def run(self) -> None:
         """Run the callbacks."""

@@ -91,11 +91,10 @@ class Types:
         self.types: list[str] = []
         self._fails = fails
 
-    def on_events(self, batch: Sequence[Mapping[str, Any]]) -> None:
-        for event in batch:
-            self.types.append(event["type"])
-            if self._fails and event["type"].startswith("task-"):
-                raise ValueError(event["type"])
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        self.types.append(event["type"])
+        if self._fails and event["type"].startswith("task-"):
+            raise ValueError(event["type"])
 
 
 # The buffer
@@ -299,8 +298,8 @@ class StateListener:
     def __init__(self) -> None:
         self.states: list[str] = []
 
-    def on_events(self, batch: Sequence[Mapping[str, Any]]) -> None:
-        self.states += [self.state.tasks.data[event["uuid"]].state for event in batch]
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        self.states.append(self.state.tasks.data[event["uuid"]].state)
 
 
 def test_listeners_see_the_state_right_after_each_event(idle_loop: Loop) -> None:
@@ -336,8 +335,8 @@ class Kept:
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
 
-    def on_events(self, batch: Sequence[Mapping[str, Any]]) -> None:
-        self.events += map(dict, batch)
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        self.events.append(dict(event))
 
 
 @settings(max_examples=settings().max_examples // 5)

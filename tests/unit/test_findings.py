@@ -282,7 +282,8 @@ TASK = {"type": "task-started", "hostname": "w1@host"}
 )
 def test_workers_without_task_events_are_detected(events: Sequence[Mapping[str, Any]], expected: bool | None) -> None:
     task_events = TaskEvents(max_workers=2)
-    task_events.on_events(events)
+    for event in events:
+        task_events.on_event(event)
     assert task_events.sends_task_events("w1@host") is expected
 
 

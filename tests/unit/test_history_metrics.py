@@ -49,7 +49,7 @@ class Cluster:
         if kind == "succeeded":
             event["runtime"] = 0.5 * (task + 1)
         self.state.event(event)
-        self.recorder.on_events([event])
+        self.recorder.on_event(event)
 
     def metric(self, name: str, label: str) -> Counter[tuple[str, str]]:
         """Return the values of a counter by the type of its events and a label."""

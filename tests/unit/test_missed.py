@@ -32,11 +32,16 @@ def heartbeat(processed: float | None, clock: int | None = None) -> list[dict[st
     return [{"type": "worker-heartbeat", "hostname": WORKER, "processed": processed, "clock": clock}]
 
 
+def feed(task_events: TaskEvents, events: Iterable[dict[str, Any]]) -> None:
+    for event in events:
+        task_events.on_event(event)
+
+
 def missed_after(*events: Iterable[dict[str, Any]]) -> int:
     """Return the number of missed tasks after events that follow the first task of a worker and two heartbeats."""
     task_events = TaskEvents(max_workers=1)
     begin = [*heartbeat(0), *starts(1), *heartbeat(1)]
-    task_events.on_events([*begin, *(event for part in events for event in part)])
+    feed(task_events, [*begin, *(event for part in events for event in part)])
     return task_events.missed(WORKER)
 
 
@@ -92,14 +97,14 @@ def test_a_worker_that_never_sends_task_events_misses_none() -> None:
     """A worker without -E sends heartbeats only."""
     task_events = TaskEvents(max_workers=1)
     for processed in (0, 5, 5, 10, 20, 20, 20):
-        task_events.on_events(heartbeat(processed))
+        feed(task_events, heartbeat(processed))
     assert task_events.missed(WORKER) == 0
 
 
 def test_the_count_begins_with_the_first_task_event() -> None:
     """flower-proxy asks workers without -E to send events, after which their earlier tasks are not missed."""
     task_events = TaskEvents(max_workers=1)
-    task_events.on_events([*heartbeat(0), *heartbeat(50), *starts(1), *heartbeat(80), *starts(1), *heartbeat(81)])
+    feed(task_events, [*heartbeat(0), *heartbeat(50), *starts(1), *heartbeat(80), *starts(1), *heartbeat(81)])
     assert task_events.missed(WORKER) == 0
 
 
@@ -107,24 +112,24 @@ def test_the_count_begins_with_the_first_task_event() -> None:
 def test_late_events_are_not_missed_and_lost_ones_are(intervals: list[tuple[int, int, bool]]) -> None:
     """Events may come after one heartbeat, at each heartbeat, between losses."""
     task_events = TaskEvents(max_workers=1)
-    task_events.on_events([*heartbeat(0, 0), *starts(1, 1), *heartbeat(1, 2)])
+    feed(task_events, [*heartbeat(0, 0), *starts(1, 1), *heartbeat(1, 2)])
     processed, lost, previous, late = 1, 0, 0, starts(0)
     for clock, (number, delayed, is_lost) in enumerate(intervals, 3):
         # At least one event arrives, so that the worker is known to send some
         arrived = starts(1, 2 * clock) if is_lost else starts(number + 1, 2 * clock)
-        task_events.on_events([*late, *arrived[delayed:]])
+        feed(task_events, [*late, *arrived[delayed:]])
         late = arrived[:delayed]
         processed, lost = processed + number + 1, lost + number * is_lost
-        task_events.on_events(heartbeat(processed, 2 * clock + 1))
+        feed(task_events, heartbeat(processed, 2 * clock + 1))
         assert previous <= task_events.missed(WORKER) <= lost
         previous = task_events.missed(WORKER)
-    task_events.on_events([*late, *starts(1, 100), *heartbeat(processed + 1, 101), *heartbeat(processed + 1, 102)])
+    feed(task_events, [*late, *starts(1, 100), *heartbeat(processed + 1, 101), *heartbeat(processed + 1, 102)])
     assert task_events.missed(WORKER) == lost
 
 
 def test_forgotten_workers_start_at_zero() -> None:
     task_events = TaskEvents(max_workers=1)
-    task_events.on_events([*starts(1), *heartbeat(1), *heartbeat(11), *heartbeat(11)])
+    feed(task_events, [*starts(1), *heartbeat(1), *heartbeat(11), *heartbeat(11)])
     assert task_events.missed(WORKER) == 10
     task_events.forget([WORKER])
     assert task_events.missed(WORKER) == 0

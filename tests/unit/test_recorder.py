@@ -137,7 +137,7 @@ class Cluster:
         for event in events:
             event = dated(event)
             self.state.event(event)
-            self.recorder.on_events([event])
+            self.recorder.on_event(event)
 
     def inspect(self, worker: str, *ids: str) -> None:
         """Inspect a worker that lists these tasks, a second later."""
