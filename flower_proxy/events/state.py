@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from flower_proxy._bounded import BoundedDict
@@ -15,6 +16,13 @@ from flower_proxy.events.worker_cache import WorkerCache
 
 _MAX_TASK_NAMES = 1000
 _MAX_EVENT_TYPES = 100
+
+
+@lru_cache(maxsize=_MAX_EVENT_TYPES)
+def _parts_of(kind: str) -> tuple[str, str]:
+    """Return the group of an event type, and the rest."""
+    group, _, subject = kind.partition("-")
+    return group, subject
 
 
 class State(EventsState):
@@ -62,7 +70,7 @@ class State(EventsState):
     def event(self, event: Mapping[str, Any]) -> None:
         """Process an event and mark its worker as the most recent one."""
         kind, name, counts = event["type"], event["hostname"], self.counter
-        group, _, subject = kind.partition("-")
+        group, subject = _parts_of(kind)
         self.event_count += 1
         if group == "task":
             self._on_task(subject, event)
@@ -95,8 +103,8 @@ class State(EventsState):
         if subject == "sent":
             task.client = shared(name)
         else:
-            task.worker = self._worker(name)
-            task.worker.on_task_event(event["local_received"])
+            worker = task.worker = self._worker(name)
+            worker.on_task_event(event["local_received"])
             if subject == "received":
                 self.task_count += 1
         task.on_event(subject, event)

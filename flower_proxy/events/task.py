@@ -13,7 +13,7 @@ from flower_proxy.events.worker import Worker
 
 _LINKS = ("root", "parent", "children")
 _STORED = tuple(name for name in celery_state.Task._fields if name not in _LINKS)
-_SETTABLE = frozenset((*_STORED, "queue")) - {"worker"}
+_SETTABLE = frozenset((*_STORED, "queue")) - {"worker", "uuid"}
 # Many tasks have the same values in these fields, and in others "None", "()" or "{}"
 _NAMES = frozenset(("name", "exchange", "routing_key", "queue"))
 _MAX_COMMON = 4  # characters
@@ -65,12 +65,14 @@ class Task:
     _fields = celery_state.Task._fields
 
     def __init__(self, uuid: str, tasks: Mapping[str, Task] | None = None, **fields: Any) -> None:
-        for name in _STORED:
-            setattr(self, name, None)
-        self.queue = None
+        # One by one, since a loop takes several times as long
+        self.name = self.args = self.kwargs = self.result = self.exception = self.traceback = None
+        self.timestamp = self.sent = self.received = self.started = self.succeeded = self.failed = None
+        self.retried = self.revoked = self.rejected = self.eta = self.expires = self.runtime = self.retries = None
+        self.worker = self.client = self.queue = self.exchange = self.routing_key = None
+        self.root_id = self.parent_id = self.child_ids = None
         self.uuid, self._tasks = uuid, {} if tasks is None else tasks
         self.state, self.clock = states.PENDING, 0
-        self.child_ids = None
         for name, value in fields.items():
             setattr(self, name, value)
 
@@ -108,7 +110,7 @@ class Task:
                         value = shared(value)
                 setattr(self, name, value)
         if not late:
-            self.state, self.timestamp = new, timestamp
+            self.state = new
 
     @property
     def children(self) -> list[Task]:

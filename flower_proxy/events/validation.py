@@ -76,16 +76,15 @@ def validate(message: object) -> dict[str, Any]:
         if name not in message:
             raise InvalidEventError(MISSING_FIELD, f"{name} is missing")
     event, unknown = message.copy(), 0
-    lengths, ranges = rules.lengths, rules.ranges
+    texts, numbers = rules.texts, rules.numbers
     for name, value in message.items():
         # Most fields are valid, so a hot path accepts these without a call
         kind = type(value)
         if kind is str:
-            if 0 < len(value) <= lengths.get(name, 0) and value.isascii():
+            if name in texts and value.isascii() and 0 < len(value) <= MAX_TEXT:
                 continue
         elif kind is float or kind is int:
-            low, high = ranges.get(name, _EMPTY_RANGE)
-            if low <= value <= high:
+            if name in numbers and 0 <= value <= _MAX_TIMESTAMP:
                 continue
         elif value is None and name in rules.optional:
             continue
@@ -110,24 +109,24 @@ class _Rules:
     :ivar required: names of the required fields.
     :ivar checks: checks of the documented fields by name.
     :ivar reserved: names that undocumented fields must not have.
-    :ivar lengths: by name, the length up to which ASCII strings need no check, unless they are empty.
-    :ivar ranges: by name, the lowest and the highest number that need no check.
+    :ivar texts: names of the fields whose ASCII strings of up to `MAX_TEXT` characters are valid, unless empty.
+    :ivar numbers: names of the fields whose numbers from 0 to the last timestamp are valid.
     :ivar optional: names of the fields that may be None.
     """
 
     required: tuple[str, ...]
     checks: Mapping[str, Check]
     reserved: frozenset[str]
-    lengths: Mapping[str, int]
-    ranges: Mapping[str, tuple[float, float]]
+    texts: frozenset[str]
+    numbers: frozenset[str]
     optional: frozenset[str]
 
 
 def _rules(required: tuple[str, ...], checks: Mapping[str, Check], reserved: frozenset[str] = frozenset()) -> _Rules:
-    lengths = {name: _LENGTHS[check] for name, check in checks.items() if check in _LENGTHS}
-    ranges = {name: _RANGES[check] for name, check in checks.items() if check in _RANGES}
-    optional = frozenset(name for name, check in checks.items() if check in _OPTIONAL)
-    return _Rules(required, checks, reserved, lengths, ranges, optional)
+    def checked_by(kinds: Collection[Check]) -> frozenset[str]:
+        return frozenset(name for name, check in checks.items() if check in kinds)
+
+    return _Rules(required, checks, reserved, checked_by(_TEXTS), checked_by(_NUMBERS), checked_by(_OPTIONAL))
 
 
 @lru_cache
@@ -236,14 +235,12 @@ def _size(name: str, value: Any, depth: int = 0) -> int:
     return 1
 
 
-_LENGTHS: dict[Check, int] = {_identifier: MAX_TEXT, _text: MAX_TEXT, _payload: MAX_PAYLOAD}
-_RANGES: dict[Check, tuple[float, float]] = {
-    **dict.fromkeys((_number, _optional_number), (0, _MAX_NUMBER)),
-    **dict.fromkeys((_timestamp, _optional_timestamp), (0, _MAX_TIMESTAMP)),
-    **dict.fromkeys((_offset, _optional_offset), (-_MAX_NUMBER, _MAX_NUMBER)),
-}
+_TEXTS: Collection[Check] = (_identifier, _text, _payload)
+_NUMBERS: Collection[Check] = (
+    *(_number, _optional_number, _timestamp, _optional_timestamp),
+    *(_offset, _optional_offset),
+)
 _OPTIONAL: Collection[Check] = (_text, _payload, _optional_number, _optional_timestamp, _optional_offset, _loads)
-_EMPTY_RANGE = (1.0, 0.0)
 
 _COMMON_FIELDS: dict[str, Check] = {
     "type": _identifier,

@@ -23,6 +23,7 @@ class Worker(state.Worker):
 
     ahead: float | None = None
     _last_event: float | None = None
+    _received: float | None = None
     _stopped = False
 
     @classmethod
@@ -58,7 +59,10 @@ class Worker(state.Worker):
 
     def on_task_event(self, local_received: float) -> None:
         """Record the time of a task event, in seconds since the epoch."""
-        self._set_last_event(local_received)
+        # The events of messages that have arrived together have the same time
+        if local_received != self._received:
+            self._received = local_received
+            self._set_last_event(local_received)
         self._stopped = False
 
     def _set_last_event(self, timestamp: float) -> None:

@@ -28,6 +28,8 @@ class WorkerCache(LRUCache):
 
         :returns: whether it exists.
         """
+        if next(reversed(self.data), None) == name:
+            return True
         with self.mutex:
             if name not in self.data:
                 return False
