@@ -35,6 +35,7 @@ class RedisSource(KombuSource):
                 return message
 
             decode, subscription = EnvelopeDecoder(message_of), channel.subclient
+            _silence(subscription.connection)
             while not self._is_stopping():
                 try:
                     messages = self._read(subscription)
@@ -69,3 +70,11 @@ class RedisSource(KombuSource):
             elif kind == b"pong":
                 subscription.health_check_response_counter = 0
         return messages
+
+
+def _silence(connection: Any) -> None:
+    """Prevent redis-py from formatting each message for its log, which takes 3 µs, even if nothing is logged."""
+    # The public way, an argument of PubSub, fails where the server or redis-py speaks RESP2
+    set_handler = getattr(connection._parser, "set_pubsub_push_handler", None)
+    if set_handler is not None:
+        set_handler(lambda message: message)
