@@ -178,7 +178,8 @@
         }
         const from = data.covered.length < SLOTS[data.range] ? 'Since ' + clock(data.first) : 'Last ' + SPANS[data.range];
         return {first: data.first, step: data.step, span: from, charts: found,
-            observed: data.covered.map((_, slot) => isObserved(slot)),
+            // A slot that has just begun is no gap
+            observed: data.covered.map((_, slot, all) => isObserved(slot) || slot === all.length - 1 && isObserved(slot - 1)),
             marks: data.marks.map(([time, kind, count]) => [time, MARKS[kind] + (count ? ' (' + count.toLocaleString() + ')' : '')])};
     }
 

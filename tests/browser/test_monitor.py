@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -13,15 +15,17 @@ import pytest
 from axe_selenium_python import Axe
 from celery import Celery
 from kombu.utils.uuid import uuid
-from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 from tests.support.browser import Browser
+from tests.support.monitor_page import MonitorPage
 from tests.support.processes import request, wait_until
-from tests.support.programs import CREDENTIALS, Broker, Flower, launch
+from tests.support.programs import Broker, Flower, launch, worker_process
+from tests.support.tasks import send_tasks
 
 INTERVAL = 5  # seconds
 TABS = 20
+LOAD = 500  # tasks
 HOSTILE = "<img src=x onerror=alert(1)>"
 OFFLINE = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
 HIDE = """
@@ -68,75 +72,15 @@ def run(
         dispatcher.send("worker-heartbeat", freq=2, active=1, processed=0)
 
 
-class Page:
-    """The Monitor page."""
-
-    def __init__(self, browser: Browser, flower: Flower) -> None:
-        self.browser = browser
-        self.url = f"http://localhost:{flower.address.port}/flower/monitor"
-        browser.open(self.url.replace("://", f"://{CREDENTIALS}@").replace("monitor", "workers?json=1"))
-        self.open()
-
-    def open(self, query: str = "") -> None:
-        self.browser.open(self.url + query)
-        self.see(lambda: self.status == "Live", "live data")
-        self.see(lambda: self.browser.find_all("#monitor-table tbody td"), "the table")
-
-    def see(self, condition: object, what: str) -> None:
-        self.browser.wait(condition, what=what)  # type: ignore[arg-type]
-
-    @property
-    def status(self) -> str:
-        return self.browser.text("#monitor-refresh-status")
-
-    def value(self, chart: int = 0) -> str:
-        """Return what a screen reader says of a chart's cursor."""
-        return str(
-            self.browser.find(f"#monitor-charts figure:nth-child({chart + 1}) svg.plot").get_attribute("aria-valuetext")
-        )
-
-    def press(self, *keys: str, chart: int = 0) -> None:
-        plot = self.browser.find(f"#monitor-charts figure:nth-child({chart + 1}) svg.plot")
-        self.browser.driver.execute_script("arguments[0].focus()", plot)
-        ActionChains(self.browser.driver).send_keys(*keys).perform()
-
-    def line(self) -> str:
-        """Return the path of the first chart's first line."""
-        script = "return document.querySelector('#monitor-charts .line.success:not(.forming)').getAttribute('d')"
-        return str(self.browser.driver.execute_script(script))
-
-    def counts(self, label: str) -> int:
-        """Return the sum of a column of the first chart's table."""
-        script = """
-        const table = document.querySelector('#monitor-charts figure .monitor-data'),
-            column = [...table.querySelectorAll('th')].findIndex(head => head.textContent === arguments[0]) + 1,
-            cells = [...table.querySelectorAll(`td:nth-child(${column})`)].map(cell => cell.textContent);
-        return cells.map(text => Number((/\\((.*)\\)/.exec(text) || [0, 0])[1])).reduce((sum, count) => sum + count, 0);
-        """
-        return int(self.browser.driver.execute_script(script, label))
-
-
 @pytest.fixture
-def page(browser: Browser, flower: Flower) -> Iterator[Page]:
+def page(browser: Browser, flower: Flower) -> Iterator[MonitorPage]:
     browser.timeout, patience = 4 * INTERVAL, browser.timeout
-    yield Page(browser, flower)
+    yield MonitorPage(browser, flower)
     browser.timeout = patience
     browser.driver.execute_cdp_cmd("Network.emulateNetworkConditions", {**OFFLINE, "offline": False})
 
 
-def test_charts_show_tasks_soon_after_they_have_ended(page: Page, quiet: Broker) -> None:
-    page.browser.click("#monitor-charts figure:nth-child(1) button")
-    before = page.counts("succeeded")
-    assert before >= 9
-    line = page.line()
-    run(quiet, "shop.mail", succeeded=4)
-    page.see(lambda: page.counts("succeeded") == before + 4, "the new tasks")
-    page.see(lambda: page.line() != line, "that the line moves")
-    fetches = sorted(sent.sent for sent in page.browser.traffic() if "/api/history?range=15m&since" in sent.url)
-    assert all(later - earlier >= INTERVAL for earlier, later in pairwise(fetches))
-
-
-def test_a_poll_is_small(page: Page) -> None:
+def test_a_poll_is_small(page: MonitorPage) -> None:
     page.browser.traffic()
     sizes: dict[str, int] = {}
 
@@ -151,7 +95,7 @@ def test_a_poll_is_small(page: Page) -> None:
     assert max(sizes.values()) <= 2048
 
 
-def test_keys_move_one_cursor_in_all_charts(page: Page) -> None:
+def test_keys_move_one_cursor_in_all_charts(page: MonitorPage) -> None:
     page.press(Keys.HOME)
     first = page.value().partition(" ")[0]
     assert page.value(1).startswith(first)
@@ -167,7 +111,7 @@ def test_keys_move_one_cursor_in_all_charts(page: Page) -> None:
     assert re.search(r"succeeded .*, retried .*, revoked .*, failed ", page.value())
 
 
-def test_enter_leads_to_the_failed_tasks(page: Page) -> None:
+def test_enter_leads_to_the_failed_tasks(page: MonitorPage) -> None:
     page.press(Keys.ENTER)
     page.see(lambda: "/flower/tasks" in page.browser.driver.current_url, "the tasks page")
     page.see(lambda: "to 4 of 4 tasks" in page.browser.text("#tasks-table_info"), "the failed tasks")
@@ -176,12 +120,12 @@ def test_enter_leads_to_the_failed_tasks(page: Page) -> None:
     assert {cell.text for cell in page.browser.find_all("#tasks-table tbody .badge")} == {"FAILURE"}
 
 
-def test_the_window_of_time_limits_the_tasks(page: Page) -> None:
+def test_the_window_of_time_limits_the_tasks(page: MonitorPage) -> None:
     page.browser.open(page.url.replace("monitor", "tasks?state=FAILURE&ended=1000..2000"))
     page.see(lambda: "No tasks" in page.browser.text("#tasks-table"), "no task")
 
 
-def test_scope_and_range_stand_in_the_address(page: Page) -> None:
+def test_scope_and_range_stand_in_the_address(page: MonitorPage) -> None:
     page.browser.click("shop.pay", by="link text")
     page.see(lambda: page.browser.text("#monitor-scope").startswith("Task shop.pay"), "the scope")
     page.see(lambda: page.status == "Live", "live data")
@@ -196,12 +140,12 @@ def test_scope_and_range_stand_in_the_address(page: Page) -> None:
     assert page.browser.text("#monitor-scope").startswith("Worker w1@h")
 
 
-def test_an_unknown_series_is_no_live_page(page: Page) -> None:
+def test_an_unknown_series_is_no_live_page(page: MonitorPage) -> None:
     page.browser.open(page.url + "?by=task&name=nothing")
     page.see(lambda: page.status == "No data", "that there is no data")
 
 
-def test_the_table_is_sorted(page: Page) -> None:
+def test_the_table_is_sorted(page: MonitorPage) -> None:
     def names() -> list[str]:
         # At once, since each answer replaces the rows
         script = (
@@ -220,14 +164,14 @@ def test_the_table_is_sorted(page: Page) -> None:
     page.see(lambda: set(names()) == {"w1@h", f"{HOSTILE}@h"}, "the workers")
 
 
-def test_hostile_names_stay_text(page: Page) -> None:
+def test_hostile_names_stay_text(page: MonitorPage) -> None:
     for query in ("", f"?by=task&name={HOSTILE}", f"?by=worker&name={HOSTILE}@h"):
         page.open(query)
         assert page.browser.find_all("#monitor img") == []
     assert [str(message) for message in page.browser.console()] == []
 
 
-def test_the_page_is_live_only_while_it_is_visible(page: Page) -> None:
+def test_the_page_is_live_only_while_it_is_visible(page: MonitorPage) -> None:
     page.browser.driver.execute_script(HIDE, True)
     page.browser.traffic()
     page.browser.driver.set_script_timeout(60)
@@ -237,7 +181,7 @@ def test_the_page_is_live_only_while_it_is_visible(page: Page) -> None:
     page.see(lambda: any("since" in sent.url for sent in page.browser.traffic()), "a request of the visible page")
 
 
-def test_pause_stops_the_updates(page: Page) -> None:
+def test_pause_stops_the_updates(page: MonitorPage) -> None:
     page.browser.click("#monitor-pause")
     assert page.status.startswith("Paused at ")
     page.browser.traffic()
@@ -249,7 +193,7 @@ def test_pause_stops_the_updates(page: Page) -> None:
     page.see(lambda: any("since" in sent.url for sent in page.browser.traffic()), "a request")
 
 
-def test_many_tabs_are_live(page: Page) -> None:
+def test_many_tabs_are_live(page: MonitorPage) -> None:
     """Browsers open at most six connections to a host over HTTP/1.1; a stream would hold one for each page."""
     driver = page.browser.driver
     first = driver.current_window_handle
@@ -268,7 +212,7 @@ def test_many_tabs_are_live(page: Page) -> None:
         driver.switch_to.window(first)
 
 
-def test_errors_say_since_when_the_page_is_not_live(page: Page) -> None:
+def test_errors_say_since_when_the_page_is_not_live(page: MonitorPage) -> None:
     page.browser.driver.execute_cdp_cmd("Network.emulateNetworkConditions", {**OFFLINE, "offline": True})
     page.see(lambda: re.fullmatch(r"Not live since \d\d:\d\d:\d\d", page.status), "the time")
     page.browser.driver.execute_cdp_cmd("Network.emulateNetworkConditions", {**OFFLINE, "offline": False})
@@ -276,9 +220,9 @@ def test_errors_say_since_when_the_page_is_not_live(page: Page) -> None:
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_axe_finds_nothing(page: Page, theme: str) -> None:
+def test_axe_finds_nothing(page: MonitorPage, theme: str) -> None:
     page.browser.driver.execute_script("document.documentElement.dataset.bsTheme = arguments[0]", theme)
-    page.browser.click("#monitor-charts figure:nth-child(1) button")
+    page.show_table()
     axe = Axe(page.browser.driver)
     axe.inject()
     found = axe.run("#monitor")
@@ -286,7 +230,7 @@ def test_axe_finds_nothing(page: Page, theme: str) -> None:
     assert len(found["passes"]) > 10
 
 
-def test_success_and_failure_differ_without_colours(page: Page) -> None:
+def test_success_and_failure_differ_without_colours(page: MonitorPage) -> None:
     dashes = [
         page.browser.style(f"#monitor-charts figure:nth-child(1) .line.{name}:not(.forming)", "strokeDasharray")
         for name in ("success", "danger")
@@ -300,7 +244,7 @@ def test_success_and_failure_differ_without_colours(page: Page) -> None:
 
 
 @pytest.mark.parametrize("width", [320, 1400])
-def test_no_page_scrolls_sideways(page: Page, width: int) -> None:
+def test_no_page_scrolls_sideways(page: MonitorPage, width: int) -> None:
     driver = page.browser.driver
     driver.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
@@ -320,7 +264,7 @@ def test_no_page_scrolls_sideways(page: Page, width: int) -> None:
         driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-def test_charts_follow_the_theme_without_a_reload(page: Page) -> None:
+def test_charts_follow_the_theme_without_a_reload(page: MonitorPage) -> None:
     colours = []
     for theme in ("light", "dark"):
         page.browser.driver.execute_script("document.documentElement.dataset.bsTheme = arguments[0]", theme)
@@ -328,8 +272,32 @@ def test_charts_follow_the_theme_without_a_reload(page: Page) -> None:
     assert colours[0] != colours[1]
 
 
-def test_an_unobserved_time_is_a_gap(page: Page) -> None:
+def test_an_unobserved_time_is_a_gap(page: MonitorPage) -> None:
     """The time before flower-proxy started, in the longest range."""
     page.open("?range=24h")
-    assert page.browser.find_all("#monitor-charts rect.gap")
+    assert page.gaps()
     assert page.line().count("M") == 1
+
+
+def test_a_slot_that_has_just_begun_is_no_gap(page: MonitorPage) -> None:
+    wait_until(lambda: time.time() % INTERVAL < 0.1, what="the beginning of a slot")
+    page.open()
+    (_, end) = page.line_parts()[-1]
+    assert [right for _, right in page.gaps() if right > end] == []
+
+
+def test_the_lines_move_under_the_load_of_a_worker(page: MonitorPage, quiet: Broker, tmp_path: Path) -> None:
+    page.show_table()
+
+    def load() -> None:
+        expected, line = page.counts("succeeded") + LOAD, page.line()
+        send_tasks(quiet, LOAD)
+        page.see(lambda: page.counts("succeeded") == expected, "the new tasks")
+        page.see(lambda: page.line() != line, "that the line moves")
+
+    with worker_process(quiet, tmp_path):
+        for _ in range(3):
+            load()
+    fetches = sorted(sent.sent for sent in page.browser.traffic() if "/api/history?range=15m&since" in sent.url)
+    assert len(fetches) >= 3
+    assert all(later - earlier >= INTERVAL for earlier, later in pairwise(fetches))
