@@ -250,16 +250,16 @@ class History:
             series.digest()
             yield
 
-    def settle(self, index: int = 0, of: Iterable[Series] | None = None) -> None:
+    def settle(self, indexes: Sequence[int] = (0,), of: Iterable[Series] | None = None) -> None:
         """Add what has been counted to the slots, so that they can be read.
 
-        :param index: of the range whose open slot will be read.
+        :param indexes: those of the ranges whose open slots will be read, ascending.
         :param of: the series that will be read; None for all.
         """
         self._add_covered()
         positions = self._positions()
         for series in self._all() if of is None else of:
-            series.settle(positions, index)
+            series.settle(positions, indexes)
 
     def _positions(self) -> list[int]:
         return [position_of(index, self._slot * _STEP // range_.step) for index, range_ in enumerate(RANGES)]
@@ -281,8 +281,7 @@ class History:
 
     def save(self) -> Saved:
         """Return a copy, for `restore`; the sketches of open slots are not in it."""
-        for index in range(len(RANGES)):
-            self.settle(index)
+        self.settle(range(len(RANGES)))
         series = [("", "", self.whole)]
         series += [(kind, name, one) for kind, group in self.groups.items() for name, one in group.items()]
         return Saved(

@@ -91,7 +91,7 @@ class Report:
         self._is_complete = not is_known
         if query.by and query.name is not None and query.name not in history.groups[query.by]:
             raise UnknownSeriesError(f"the history has no {query.by} {query.name[:200]!r}")
-        history.settle(query.index, self._read())
+        history.settle([query.index], self._read())
 
     def _read(self) -> Iterator[Series]:
         """Return the series of the answer."""

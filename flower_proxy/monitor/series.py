@@ -134,19 +134,21 @@ class Series:
                 sketches = merged
         self._ended.clear()
 
-    def settle(self, positions: Sequence[int], index: int) -> None:
-        """Add what has been counted to the slots, and set the quantiles of an open one.
+    def settle(self, positions: Sequence[int], indexes: Sequence[int]) -> None:
+        """Add what has been counted to the slots, and set the quantiles of open ones.
 
         :param positions: position of the open slot in each range.
-        :param index: that of the range with the open slot.
+        :param indexes: those of the ranges with these open slots, ascending.
         """
         self.digest()
         self._add(positions, self.counts, self.runtime)
         self.counts, self.runtime = [0] * len(_COUNTS), 0.0
         sketches = self.runtimes, self.waits
-        for longer in self._open[:index]:
-            sketches = _both_merged(longer, sketches)
-        self._set_quantiles(positions[index], sketches)
+        for index, position in enumerate(positions[: indexes[-1] + 1]):
+            if index:
+                sketches = _both_merged(self._open[index - 1], sketches)
+            if index in indexes:
+                self._set_quantiles(position, sketches)
 
     def _add(self, positions: Sequence[int], counts: Sequence[int], runtime: float) -> None:
         # The rest counts later, so that rounding errors do not add up

@@ -53,7 +53,7 @@ def clock(history: History) -> Clock:
 
 def numbers(history: History, name: str, index: int = 0, series: Series | None = None) -> dict[int, int]:
     """Return the numbers other than 0 of a column, by time relative to the start."""
-    history.settle(index)
+    history.settle([index])
     columns, step = (series or history.whole).columns, RANGES[index].step
     found = {moment: columns[name, position_of(index, moment // step)] for moment in history.times(index)}
     return {round(moment - START): number for moment, number in found.items() if number}
