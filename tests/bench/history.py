@@ -1,6 +1,7 @@
-"""Benchmark of the Monitor page's history: ``python -m tests.bench.history``. It has no assertions.
+"""Benchmark of the Monitor page: ``python -m tests.bench.history``. It has no assertions.
 
-Memory is that of a day with events of all types in every slot, by tracemalloc; times are CPU times.
+Memory is that of a day with events of all types in every slot, by tracemalloc; times are CPU times, except the one from
+sending a task of a few milliseconds until an open page shows that it has ended.
 """
 
 from __future__ import annotations
@@ -8,15 +9,23 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
+from statistics import median
 
 from flower_proxy.monitor.history import History
 from flower_proxy.monitor.history_file import encode
 from flower_proxy.monitor.report import Report, parse_query
 from flower_proxy.monitor.series import EVENTS, RANGES
 from flower_proxy.web.static import packaged_overrides
+from tests.support.browser import chromium
+from tests.support.monitor_page import MonitorPage
+from tests.support.processes import wait_until
+from tests.support.programs import Broker, launch, redis, worker
+from tests.support.tasks import send_tasks
 
 START = 1_800_000_000.0
 EVENTS_TIMED = 300_000
@@ -24,6 +33,9 @@ EVENTS_TIMED = 300_000
 SIZES = {(200, 100, 50): 8.0, (30, 10, 5): 1.5}
 PER_SLOT = 40
 BUSY_SLOT = 5000
+FRESH_TASKS = 30
+SECONDS = 600
+TYPES = [f"task-{event}" for event in EVENTS]
 
 
 class Day:
@@ -44,15 +56,34 @@ class Day:
         self.history.advance(self.now, self.now, is_covered=True)
 
     def run_tasks(self, number: int) -> None:
-        for _ in range(number):
-            task, worker, queue = (
-                f"{kind}.{self.random.randrange(names - 1)}"
-                for kind, names in zip(("shop.tasks", "worker@host", "queue"), self.names, strict=True)
+        self.count(self.tasks(number))
+
+    def tasks(self, number: int) -> list[tuple[list[str], float, float]]:
+        """Return the labels, run time and wait of some tasks."""
+        kinds = list(zip(("shop.tasks", "worker@host", "queue"), self.names, strict=True))
+        return [
+            (
+                [f"{kind}.{self.random.randrange(names - 1)}" for kind, names in kinds],
+                self.random.expovariate(0.2),
+                self.random.expovariate(2),
             )
-            for event in EVENTS:
-                self.history.count(f"task-{event}", task, worker, queue)
-            self.history.observe_runtime(self.random.expovariate(0.2), task, worker, queue)
-            self.history.observe_wait(self.random.expovariate(2), task, worker, queue)
+            for _ in range(number)
+        ]
+
+    def count(self, tasks: list[tuple[list[str], float, float]]) -> None:
+        for labels, runtime, wait in tasks:
+            for kind in TYPES:
+                self.history.count(kind, *labels)
+            self.history.observe_runtime(runtime, *labels)
+            self.history.observe_wait(wait, *labels)
+
+    def second(self, tasks: list[tuple[list[str], float, float]]) -> None:
+        """Do all that the history does in a second."""
+        self.count(tasks)
+        self.now += 1
+        self.history.advance(self.now, self.now, is_covered=True)
+        self.measure()
+        self.digest()
 
     def digest(self) -> None:
         for _ in self.history.digest():
@@ -70,6 +101,17 @@ def milliseconds(work: Callable[[], object]) -> float:
     return (time.process_time() - start) * 1000
 
 
+def share(names: tuple[int, int, int]) -> float:
+    """Return the percentage of a core at 1,000 events per second."""
+    day, spent = Day(names), 0.0
+    for _ in range(SECONDS):
+        tasks = day.tasks(1000 // len(TYPES))
+        begin = time.process_time()
+        day.second(tasks)
+        spent += time.process_time() - begin
+    return 100 * spent / SECONDS
+
+
 def memory(names: tuple[int, int, int]) -> tuple[float, Day]:
     """Return the MB of a day's history."""
     tracemalloc.start()
@@ -83,6 +125,29 @@ def memory(names: tuple[int, int, int]) -> tuple[float, Day]:
     used = tracemalloc.get_traced_memory()[0] / 1e6
     tracemalloc.stop()
     return used, day
+
+
+def freshness() -> list[float]:
+    """Return the seconds from sending a short task until an open page shows its end."""
+    with (
+        tempfile.TemporaryDirectory() as name,
+        redis(Path(name)) as broker,
+        worker(broker, Path(name)),
+        launch("ours", broker, Path(name) / "flower") as flower,
+        chromium(Path(name)) as browser,
+    ):
+        page = MonitorPage(browser, flower)
+        page.show_table()
+        return [seconds_until_shown(page, broker) for _ in range(FRESH_TASKS)]
+
+
+def seconds_until_shown(page: MonitorPage, broker: Broker) -> float:
+    """Send a task at a random moment between two polls."""
+    time.sleep(random.uniform(0, RANGES[0].step))
+    expected, sent = page.counts("succeeded") + 1, time.monotonic()
+    send_tasks(broker, 1)
+    wait_until(lambda: page.counts("succeeded") == expected, what="the task on the page")
+    return time.monotonic() - sent
 
 
 def main() -> None:
@@ -102,6 +167,7 @@ def main() -> None:
 
     show("an event", milliseconds(count) / EVENTS_TIMED * 1000, "us", 3)
     show("an end with its run time", milliseconds(end) / EVENTS_TIMED * 1000, "us", 3)
+    show("1,000 events/s, largest history", share(next(iter(SIZES))), "% ", 1)
     for names, bar in SIZES.items():
         used, day = memory(names)
         show(f"memory, {names[0]} task names, {names[1]} workers, {names[2]} queues", used, "MB", bar)
@@ -129,6 +195,9 @@ def main() -> None:
     cursor = Report(day.history, parse_query({})).json()["cursor"]
     poll = json.dumps(Report(day.history, parse_query({"since": cursor})).json()).encode()
     show("poll, gzip", len(gzip.compress(poll)) / 1000, "KB", 1)
+    seconds = freshness()
+    show(f"a task on an open page, median of {FRESH_TASKS}", median(seconds), "s")
+    show("  longest", max(seconds), "s", 6)
 
 
 if __name__ == "__main__":
