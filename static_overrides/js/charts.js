@@ -10,7 +10,7 @@
 const flowerCharts = (function () {
     "use strict";
 
-    const LEFT = 46, RIGHT = 66, TOP = 8, BOTTOM = 20, HEIGHT = 220, SUMMARIZED = 3, LABEL = 10,
+    const LEFT = 46, RIGHT = 66, TOP = 8, BOTTOM = 20, HEIGHT = 220, SUMMARIZED = 4, LABEL = 10,
         BASE = HEIGHT - BOTTOM,
         SVG = ['svg', 'path', 'line', 'rect', 'text', 'circle'];
 

@@ -243,6 +243,12 @@ def test_success_and_failure_differ_without_colours(page: MonitorPage) -> None:
     assert {"succeeded", "failed"} <= set(labels)
 
 
+def test_a_caption_summarizes_each_outcome(page: MonitorPage) -> None:
+    caption = page.browser.text("#monitor-charts figure:first-child figcaption")
+    figures = re.findall(r"(\w+): last [\d.]+/s, mean [\d.]+/s, peak [\d.]+/s", caption)
+    assert figures == ["succeeded", "retried", "revoked", "failed"], caption
+
+
 @pytest.mark.parametrize("width", [320, 1400])
 def test_no_page_scrolls_sideways(page: MonitorPage, width: int) -> None:
     driver = page.browser.driver
