@@ -86,7 +86,8 @@ def test_viewers_see_pages_without_control_buttons(site: Site, path: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/workers?json=1", "/tasks", "/broker", "/api/workers", "/api/tasks", "/metrics"]
+    "path",
+    ["/", "/workers?json=1", "/tasks", "/broker", "/monitor", "/api/workers", "/api/tasks", "/api/history", "/metrics"],
 )
 def test_viewers_have_read_access(site: Site, path: str) -> None:
     for method in ("GET", "HEAD"):
