@@ -159,7 +159,9 @@ class Journey:
         self._see("one worker online", lambda: self.browser.text("#workers-online") == "1")
 
     def _successes(self) -> str:
-        return " ".join(toast.text for toast in self.browser.find_all(".toast.text-bg-success"))
+        # At once, since Flower removes them meanwhile
+        script = "return [...document.querySelectorAll('.toast.text-bg-success')].map(one => one.textContent).join(' ')"
+        return str(self.browser.driver.execute_script(script))
 
     # Faults
 
