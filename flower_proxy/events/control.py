@@ -33,6 +33,9 @@ MAX_REPLY = 16 * 2**20
 MAX_REPLIES = 8 * MAX_REPLY
 """Maximum size of all replies to one command, in bytes."""
 
+# Celery's own second is too short for a busy worker, which may do what it is told without the user knowing
+_TIMEOUT = 5.0  # seconds
+
 # Each valid reply extends the wait by the timeout, up to this multiple of it
 _MAX_TIMEOUTS = 10
 
@@ -235,17 +238,23 @@ class CheckedControl(Control):
         destination: Collection[str] | None = None,
         connection: Any = None,
         reply: bool = False,
-        timeout: float = 1.0,
+        timeout: float | None = None,
         **options: Any,
     ) -> list[dict[str, Any]] | None:
         """Send a command to workers, with Celery's parameters.
 
+        :param timeout: seconds to wait for the next reply. Inspections have one; by default, as in control actions, the
+            workers of the destination have five, and those that do not reply are returned with an error.
         :param options: Celery's other parameters, used only without `reply`.
         :returns: ``{name: reply}`` for each worker whose reply is valid; None without `reply`.
         """
         if not reply:
-            super().broadcast(command, arguments, destination, connection, timeout=timeout, **options)
+            super().broadcast(command, arguments, destination, connection, **options)
             return None
+        unanswered: dict[str, Any] = {}
+        if timeout is None:
+            error = f"no reply within {_TIMEOUT:g} s; the worker may still do it"
+            timeout, unanswered = _TIMEOUT, {name: {"error": error} for name in destination or ()}
         with self.app.connection_or_acquire(connection) as acquired:
             replies = ask(
                 self.mailbox(acquired),
@@ -256,7 +265,7 @@ class CheckedControl(Control):
                 rejections=self._rejections,
                 accepts_from_all=self._accepts_from_all,
             )
-        return [{name: value} for name, value in replies.items()]
+        return [{name: value} for name, value in {**unanswered, **replies}.items()]
 
 
 class CheckedCelery:

@@ -305,9 +305,21 @@ def test_unknown_workers_are_evicted_first() -> None:
 def test_control_commands_return_only_valid_replies(worker: AnsweringWorker, checked: CheckedCelery) -> None:
     replies = [Answer({GOOD: "ok"}), Answer({BAD: {"ok": "x"}}), Answer(None)]
     worker.answers = lambda _: replies
-    assert checked.control.pool_grow(n=1, reply=True, destination=[GOOD]) == []
+    silent = {GOOD: {"error": "no reply within 5 s; the worker may still do it"}}
+    assert checked.control.pool_grow(n=1, reply=True, destination=[GOOD]) == [silent]
     replies.append(Answer({GOOD: {"ok": "grown"}}))
     assert checked.control.pool_grow(n=1, reply=True, destination=[GOOD]) == [{GOOD: {"ok": "grown"}}]
+
+
+def test_control_commands_wait_for_a_busy_worker(worker: AnsweringWorker, checked: CheckedCelery) -> None:
+    """Celery waits for one second, after which Flower reports a failure for an unknown reason."""
+
+    def answers(_: str) -> Iterator[Answer]:
+        threading.Event().wait(1.5)
+        yield Answer({GOOD: {"ok": "shrunk"}})
+
+    worker.answers = answers
+    assert checked.control.pool_shrink(n=1, reply=True, destination=[GOOD]) == [{GOOD: {"ok": "shrunk"}}]
 
 
 def test_broadcasts_without_reply_are_sent(worker: AnsweringWorker, checked: CheckedCelery) -> None:
